@@ -1,0 +1,74 @@
+"""Arrays from anywhere, in the one precision that a call computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Integers: TypeAlias = npt.NDArray[np.integer[Any]]
+Booleans: TypeAlias = npt.NDArray[np.bool_]
+Grads: TypeAlias = Mapping[str, Any]
+Pullback: TypeAlias = Callable[..., Grads]
+
+LOW_PRECISION = ("bfloat16", "float8_", "float6_", "float4_")
+
+
+def is_low_precision(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a floating type of ml_dtypes, which NumPy itself calls "void"."""
+    return dtype.names is None and dtype.name.startswith(LOW_PRECISION)
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a floating type, of NumPy or of ml_dtypes."""
+    return dtype.kind == "f" or is_low_precision(dtype)
+
+
+def working_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """The precision to compute in: float64, or longdouble where an argument has it."""
+    return np.result_type(np.float64, *(d for d in dtypes if not is_low_precision(d)))
+
+
+def as_array(x: Any, name: str = "argument") -> np.ndarray[Any, Any]:
+    """Any array-like as a plain NumPy array, without importing the library that made it.
+
+    Values are kept exactly: a format that NumPy cannot hold (a bfloat16 or float8 tensor) comes as float64.
+    """
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: pass its data, and what is valid as a boolean mask")
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)
+    if hasattr(x, "detach") and hasattr(x, "cpu"):
+        return _from_torch(x)
+    if hasattr(x, "__array__"):
+        return np.asarray(x)
+    if hasattr(x, "__dlpack__"):
+        return _from_dlpack(x, name)
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _from_torch(x: Any) -> np.ndarray[Any, Any]:
+    tensor = x.detach().cpu().resolve_conj().resolve_neg()
+    try:
+        return tensor.numpy()
+    except TypeError:  # NumPy has no such type; every format below float64 is a subset of it
+        return tensor.double().numpy()
+
+
+def _from_dlpack(x: Any, name: str) -> np.ndarray[Any, Any]:
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError):
+        pass
+    try:
+        return np.from_dlpack(x, device="cpu", copy=True)  # an array on a GPU
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {error}") from None

@@ -1,0 +1,1 @@
+"""Attention mechanisms, one family a folder."""

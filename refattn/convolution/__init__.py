@@ -1,0 +1,1 @@
+"""Convolution: a small filter slides over a sequence, an image or a volume."""

@@ -1,0 +1,223 @@
+"""Where a query may attend: boolean arrays, True = may. Compose them with ``&``, ``|`` and ``~``.
+
+>>> show(causal(4, 4) & sliding_window(4, 4, left=1))
+█···
+██··
+·██·
+··██
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from refattn._core.arrays import Booleans, Integers, as_array
+
+Align: TypeAlias = Literal["upper_left", "lower_right"]
+
+
+def causal(query_len: int, key_len: int, *, align: Align | None = None) -> Booleans:
+    """Each query sees its own position and those before it.
+
+    Parameters
+    ----------
+    query_len, key_len : int
+        Numbers of queries and keys.
+    align : {"upper_left", "lower_right"} or None, optional
+        Whether the first query sits at the first key, or the last query at the last key; needed where the numbers differ.
+
+    Returns
+    -------
+    bool array, shape (query_len, key_len)
+        True where the query may attend.
+
+    Examples
+    --------
+    >>> show(causal(2, 4, align="lower_right"))
+    ███·
+    ████
+    """
+    return distance(query_len, key_len, align=align) <= 0
+
+
+def sliding_window(
+    query_len: int, key_len: int, *, left: int | None = None, right: int | None = None, align: Align | None = None
+) -> Booleans:
+    """Each query sees `left` keys before and `right` keys after its own position; None is no limit.
+
+    Parameters
+    ----------
+    query_len, key_len : int
+        Numbers of queries and keys.
+    left, right : int or None, optional
+        Numbers of keys besides the diagonal.
+    align : {"upper_left", "lower_right"} or None, optional
+        As for `causal`.
+
+    Returns
+    -------
+    bool array, shape (query_len, key_len)
+        True where the query may attend.
+    """
+    for name, n in (("left", left), ("right", right)):
+        if n is not None and n < 0:
+            raise ValueError(f"{name} is {n}, but must be non-negative, or None for no limit")
+    away = distance(query_len, key_len, align=align)
+    return (away >= (-np.inf if left is None else -left)) & (away <= (np.inf if right is None else right))
+
+
+def padding(lengths: Any, key_len: int) -> Booleans:
+    """Each batch entry has its own number of keys.
+
+    Parameters
+    ----------
+    lengths : int array, shape (...)
+        How many keys count.
+    key_len : int
+        How many there are.
+
+    Returns
+    -------
+    bool array, shape (..., 1, 1, key_len)
+        True before each length.
+    """
+    counted = _integers("lengths", lengths)
+    if counted.size and not 0 <= counted.min() <= counted.max() <= key_len:
+        raise ValueError(f"lengths runs from {counted.min()} to {counted.max()}, but key_len is {key_len}")
+    return np.arange(key_len) < counted[..., None, None, None]
+
+
+def documents(query_ids: Any, key_ids: Any) -> Booleans:
+    """A query sees the keys of its own document.
+
+    Parameters
+    ----------
+    query_ids : int array, shape (..., query_len)
+        Document of each query.
+    key_ids : int array, shape (..., key_len)
+        Document of each key.
+
+    Returns
+    -------
+    bool array, shape (..., query_len, key_len)
+        True where the two agree.
+    """
+    return _integers("query_ids", query_ids)[..., :, None] == _integers("key_ids", key_ids)[..., None, :]
+
+
+def blocks(layout: Booleans, block: tuple[int, int]) -> Booleans:
+    """One entry of `layout` for each block of queries by keys.
+
+    Parameters
+    ----------
+    layout : bool array, shape (..., rows, columns)
+        Which blocks take part.
+    block : (int, int)
+        Queries and keys of one block.
+
+    Returns
+    -------
+    bool array, shape (..., rows * queries, columns * keys)
+        The mask.
+    """
+    return np.repeat(np.repeat(layout, block[0], axis=-2), block[1], axis=-1)
+
+
+def distance(query_len: int, key_len: int, *, align: Align | None = None) -> Integers:
+    """How many positions key j is after query i.
+
+    Parameters
+    ----------
+    query_len, key_len : int
+        Numbers of queries and keys.
+    align : {"upper_left", "lower_right"} or None, optional
+        As for `causal`.
+
+    Returns
+    -------
+    int array, shape (query_len, key_len)
+        Signed distances.
+    """
+    if align not in {None, "upper_left", "lower_right"}:
+        raise ValueError(f'align is {align!r}, but must be {{"upper_left", "lower_right"}} or None')
+    if align is None and query_len != key_len:
+        raise ValueError(
+            f"align is None, but query_len = {query_len} and key_len = {key_len} differ: say whether the first query sits "
+            'at the first key (align="upper_left") or the last query at the last key (align="lower_right")'
+        )
+    offset = key_len - query_len if align == "lower_right" else 0
+    return np.arange(key_len) - np.arange(query_len)[:, None] - offset
+
+
+class Summary(NamedTuple):
+    """How many blocks a kernel skips, computes without a mask, and computes with one.
+
+    Attributes
+    ----------
+    kinds : str array, shape (..., rows, columns)
+        ``"empty"``, ``"full"`` or ``"partial"``.
+    empty, full, partial : int
+        How many of each.
+    """
+
+    kinds: np.ndarray[Any, Any]
+    empty: int
+    full: int
+    partial: int
+
+
+def summary(mask: Booleans, block: tuple[int, int]) -> Summary:
+    """Blocks that are empty, full or partial; the last ones may be shorter.
+
+    Parameters
+    ----------
+    mask : bool array, shape (..., query_len, key_len)
+        Where queries may attend; neither length is 0.
+    block : (int, int)
+        Queries and keys of one block.
+
+    Returns
+    -------
+    Summary
+        The kind of each block, and how many there are.
+    """
+    rows, columns = (np.arange(0, n, b) for n, b in zip(mask.shape[-2:], block, strict=True))
+    some, every = (f.reduceat(f.reduceat(mask, rows, -2), columns, -1) for f in (np.logical_or, np.logical_and))
+    kinds = np.where(every, "full", np.where(some, "partial", "empty"))
+    return Summary(kinds, int((~some).sum()), int(every.sum()), int((some & ~every).sum()))
+
+
+def picture(mask: Booleans) -> str:
+    """One character for each pair of a query (down) and a key (across).
+
+    Parameters
+    ----------
+    mask : bool array, shape (query_len, key_len)
+        Where queries may attend.
+
+    Returns
+    -------
+    str
+        One line for each query.
+    """
+    return "\n".join("".join("·█"[int(seen)] for seen in row) for row in np.atleast_2d(mask))
+
+
+def show(mask: Booleans) -> None:
+    """Print `picture(mask)`.
+
+    Parameters
+    ----------
+    mask : bool array, shape (query_len, key_len)
+        Where queries may attend.
+    """
+    print(picture(mask))
+
+
+def _integers(name: str, x: Any) -> Integers:
+    array = as_array(x, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
+    return array

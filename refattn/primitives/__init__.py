@@ -1,0 +1,10 @@
+"""What the mechanisms are made of; each knows its own derivative.
+
+Read `softmax` and `linear` first: every other file has their shape.
+"""
+
+from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
+from refattn.primitives.linear import linear
+from refattn.primitives.softmax import log_softmax, logsumexp, softmax
+
+__all__ = ["dropout", "linear", "log_softmax", "logsumexp", "masked_softmax", "scaled", "softcap", "softmax"]
