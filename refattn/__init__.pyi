@@ -12,12 +12,20 @@ from refattn.attention.dot_product import scaled_dot_product_attention as scaled
 from refattn.attention.dot_product import scaled_dot_product_attention_with_lse as scaled_dot_product_attention_with_lse
 from refattn.attention.dot_product import scaled_dot_product_attention_with_weights as scaled_dot_product_attention_with_weights
 from refattn.primitives import dropout as dropout
+from refattn.primitives import erf as erf
+from refattn.primitives import erfc as erfc
+from refattn.primitives import gelu as gelu
 from refattn.primitives import linear as linear
 from refattn.primitives import log_softmax as log_softmax
 from refattn.primitives import logsumexp as logsumexp
 from refattn.primitives import masked_softmax as masked_softmax
+from refattn.primitives import relu as relu
 from refattn.primitives import scaled as scaled
+from refattn.primitives import sigmoid as sigmoid
+from refattn.primitives import silu as silu
 from refattn.primitives import softcap as softcap
 from refattn.primitives import softmax as softmax
+from refattn.primitives import softplus as softplus
+from refattn.primitives import tanh as tanh
 
 __version__: str
