@@ -8,9 +8,14 @@ from refattn._core.mechanism import Sample as Sample
 from refattn._core.mechanism import mechanisms as mechanisms
 from refattn._core.mechanism import using as using
 from refattn._core.shapes import ShapeError as ShapeError
+from refattn.attention.dot_product import merge_attention as merge_attention
 from refattn.attention.dot_product import scaled_dot_product_attention as scaled_dot_product_attention
+from refattn.attention.dot_product import scaled_dot_product_attention_rows as scaled_dot_product_attention_rows
 from refattn.attention.dot_product import scaled_dot_product_attention_with_lse as scaled_dot_product_attention_with_lse
 from refattn.attention.dot_product import scaled_dot_product_attention_with_weights as scaled_dot_product_attention_with_weights
+from refattn.convolution import conv1d as conv1d
+from refattn.convolution import conv2d as conv2d
+from refattn.convolution import conv3d as conv3d
 from refattn.primitives import dropout as dropout
 from refattn.primitives import erf as erf
 from refattn.primitives import erfc as erfc
@@ -19,6 +24,7 @@ from refattn.primitives import linear as linear
 from refattn.primitives import log_softmax as log_softmax
 from refattn.primitives import logsumexp as logsumexp
 from refattn.primitives import masked_softmax as masked_softmax
+from refattn.primitives import pad as pad
 from refattn.primitives import relu as relu
 from refattn.primitives import scaled as scaled
 from refattn.primitives import sigmoid as sigmoid

@@ -18,7 +18,9 @@ from refattn._core.arrays import Booleans, Integers, as_array
 Align: TypeAlias = Literal["upper_left", "lower_right"]
 
 
-def causal(query_len: int, key_len: int, *, align: Align | None = None) -> Booleans:
+def causal(
+    query_len: int, key_len: int, *, align: Align | None = None, rows: Integers | None = None, columns: Integers | None = None
+) -> Booleans:
     """Each query sees its own position and those before it.
 
     Parameters
@@ -27,6 +29,8 @@ def causal(query_len: int, key_len: int, *, align: Align | None = None) -> Boole
         Numbers of queries and keys.
     align : {"upper_left", "lower_right"} or None, optional
         Whether the first query sits at the first key, or the last query at the last key; needed where the numbers differ.
+    rows, columns : int array or None, optional
+        Only these queries and these keys.
 
     Returns
     -------
@@ -39,11 +43,18 @@ def causal(query_len: int, key_len: int, *, align: Align | None = None) -> Boole
     ███·
     ████
     """
-    return distance(query_len, key_len, align=align) <= 0
+    return distance(query_len, key_len, align=align, rows=rows, columns=columns) <= 0
 
 
 def sliding_window(
-    query_len: int, key_len: int, *, left: int | None = None, right: int | None = None, align: Align | None = None
+    query_len: int,
+    key_len: int,
+    *,
+    left: int | None = None,
+    right: int | None = None,
+    align: Align | None = None,
+    rows: Integers | None = None,
+    columns: Integers | None = None,
 ) -> Booleans:
     """Each query sees `left` keys before and `right` keys after its own position; None is no limit.
 
@@ -55,6 +66,8 @@ def sliding_window(
         Numbers of keys besides the diagonal.
     align : {"upper_left", "lower_right"} or None, optional
         As for `causal`.
+    rows, columns : int array or None, optional
+        Only these queries and these keys.
 
     Returns
     -------
@@ -64,7 +77,7 @@ def sliding_window(
     for name, n in (("left", left), ("right", right)):
         if n is not None and n < 0:
             raise ValueError(f"{name} is {n}, but must be non-negative, or None for no limit")
-    away = distance(query_len, key_len, align=align)
+    away = distance(query_len, key_len, align=align, rows=rows, columns=columns)
     return (away >= (-np.inf if left is None else -left)) & (away <= (np.inf if right is None else right))
 
 
@@ -125,7 +138,9 @@ def blocks(layout: Booleans, block: tuple[int, int]) -> Booleans:
     return np.repeat(np.repeat(layout, block[0], axis=-2), block[1], axis=-1)
 
 
-def distance(query_len: int, key_len: int, *, align: Align | None = None) -> Integers:
+def distance(
+    query_len: int, key_len: int, *, align: Align | None = None, rows: Integers | None = None, columns: Integers | None = None
+) -> Integers:
     """How many positions key j is after query i.
 
     Parameters
@@ -134,6 +149,8 @@ def distance(query_len: int, key_len: int, *, align: Align | None = None) -> Int
         Numbers of queries and keys.
     align : {"upper_left", "lower_right"} or None, optional
         As for `causal`.
+    rows, columns : int array or None, optional
+        Only these queries and these keys.
 
     Returns
     -------
@@ -148,7 +165,8 @@ def distance(query_len: int, key_len: int, *, align: Align | None = None) -> Int
             'at the first key (align="upper_left") or the last query at the last key (align="lower_right")'
         )
     offset = key_len - query_len if align == "lower_right" else 0
-    return np.arange(key_len) - np.arange(query_len)[:, None] - offset
+    queries, keys = (np.arange(n) if some is None else some for n, some in ((query_len, rows), (key_len, columns)))
+    return keys - (queries[:, None] + offset)
 
 
 class Summary(NamedTuple):

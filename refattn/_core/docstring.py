@@ -22,7 +22,7 @@ ARRAY = re.compile(
 )
 EQUATION = re.compile(r"\.\. math::\n\n((?:[ ]+.*\n?|\n(?= ))+)")
 SIZES = re.compile(r"^Sizes: (.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
-RELATION = re.compile(r"``([^`]+?) (=|>=) ([^`]+)``")
+RELATION = re.compile(r"``([^`]+?) (=|>=|:=) ([^`]+)``")
 REFERENCE = re.compile(r"^\.\. \[(\d+)\] (.+?)$(?=\n\.\.|\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 

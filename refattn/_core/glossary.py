@@ -37,6 +37,7 @@ GLOSSARY = {
     "out_length": "positions of the output sequence",
     "out_positions": "the spatial axes of the output, of any number",
     "out_width": "positions of the output along the horizontal axis",
+    "parts": "sets into which the keys of an attention are divided",
     "picked": "axes of an array of indices",
     "positions": "the spatial axes, of any number",
     "query_dim": "features of a query that differ in number from those of a key",

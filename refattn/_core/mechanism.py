@@ -335,11 +335,16 @@ def _checked_pullback(spec: Spec, given: Mapping[str, Any], made: tuple[Array, .
             filled.append(d if nested else hook.passed(path, "cotangent", name[2:], d.astype(dtype, copy=False)))
         token = hook.PATH.set(path)
         try:
-            grads = pullback(*filled)
+            grads = dict(pullback(*filled))
         finally:
             hook.PATH.reset(token)
-        kept = {a: _hooked(path, "gradient", a, g) for a, g in grads.items() if a in wanted}
-        return kept if nested else {a: tree.map_leaves(lambda g: np.array(g, subok=False), g) for a, g in kept.items()}
+        kept = {}
+        for a in list(grads):
+            g = grads.pop(a)  # so that no more than one large gradient is held twice
+            if a in wanted:
+                g = _hooked(path, "gradient", a, g)
+                kept[a] = g if nested else tree.map_leaves(lambda leaf: np.array(leaf, subok=False), g)
+        return kept
 
     return checked
 

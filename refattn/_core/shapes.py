@@ -96,9 +96,9 @@ class Unifier:
         if not dims.names(right) <= self.sizes.keys():
             return
         want = dims.value(right, self.sizes)
-        if sign == "=":
+        if sign == "=" or (sign == ":=" and left not in self.sizes):  # ":=" is the size of what no argument tells
             self._same(left, want, "the options")
-        elif dims.names(left) <= self.sizes.keys() and (n := dims.value(left, self.sizes)) < want:
+        elif sign == ">=" and dims.names(left) <= self.sizes.keys() and (n := dims.value(left, self.sizes)) < want:
             self._fail(f"{left} is {n}, but must be at least {right}", set(), left)
 
     def _broadcastable(self, arg: str, leaf: Leaf, shape: tuple[int, ...]) -> None:

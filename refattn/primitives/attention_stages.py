@@ -239,10 +239,10 @@ def masked_matmul(weights: Array, x: Array, mask: Booleans) -> Array:
     Only rows of `x` that hold such a value cost more than a matrix product.
     """
     finite = np.isfinite(x)
+    if finite.all():
+        return weights @ x
     clean = np.where(finite, x, 0)
     product = weights @ clean
-    if finite.all():
-        return product
     allowed = np.broadcast_to(mask, weights.shape)
     for j in np.unique(np.nonzero(~finite)[-2]):
         with np.errstate(invalid="ignore"):

@@ -72,3 +72,38 @@ def scaled_dot_product_attention_with_lse(*args, **options):
 def scaled_dot_product_attention_with_weights(*args, **options):
     output, _, weights = _attended(*args, **options)
     return output, weights
+
+
+def merge_attention(outputs, lses):
+    output, lse = np.zeros(outputs.shape[1:]), np.full(lses.shape[1:], -math.inf)
+    for at in np.ndindex(lse.shape):
+        there = [p for p in range(len(lses)) if lses[(p, *at)] != -math.inf]
+        if there:
+            largest = max(lses[(p, *at)] for p in there)
+            total = sum(math.exp(lses[(p, *at)] - largest) for p in there)
+            lse[at] = largest + math.log(total)
+            for d in range(outputs.shape[-1]):
+                output[(*at, d)] = sum(math.exp(lses[(p, *at)] - largest) / total * outputs[(p, *at, d)] for p in there)
+    return output, lse
+
+
+def scaled_dot_product_attention_rows(
+    query, key, value, bias=None, sinks=None, *, rows=None, mask=None, scale=None, keep=None, block_size=None, **options
+):
+    # Row by row: each is the last of a problem that has the same positions and this row's mask, bias, scale and keep.
+    *lead, heads, query_len, _ = query.shape
+    key_len = key.shape[-2]
+    chosen = range(query_len) if rows is None else [int(r) for r in rows]
+
+    def only(x, i):
+        return None if x is None else np.broadcast_to(x, (*lead, heads, len(chosen), key_len))[..., i : i + 1, :]
+
+    results = [
+        _attended(query, key, value, only(bias, i), sinks, mask=only(mask, i), scale=only(scale, i), keep=only(keep, i), **options)
+        for i in range(len(chosen))
+    ]
+    output = np.zeros((*lead, heads, len(chosen), value.shape[-1]))
+    lse = np.zeros((*lead, heads, len(chosen)))
+    for i, row in enumerate(chosen):
+        output[..., i, :], lse[..., i] = results[i][0][..., row, :], results[i][1][..., row]
+    return output, lse

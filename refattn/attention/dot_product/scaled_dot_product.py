@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn import masks
-from refattn._core import Array, BadCall, Booleans, Grads, Pullback, Random, Sample, mechanism, unbroadcast
+from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, mechanism, unbroadcast
 from refattn.primitives.attention_stages import MaskedRows, dropout, masked_matmul, masked_softmax, matmul, scaled
 from refattn.primitives.attention_stages import softcap as softcapped
 
@@ -57,6 +57,26 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("heads that do not divide", {**inputs, "query": random.normal((2, 3, 3, 5))}, ValueError, r"kv_heads \* group is 3")
 
 
+def within_reach(
+    query_len: int,
+    key_len: int,
+    *,
+    causal: bool,
+    window: tuple[int | None, int | None] | None,
+    align: masks.Align | None,
+    rows: Integers | None = None,
+    columns: Integers | None = None,
+) -> Booleans:
+    """Where the positions of a query and a key let it attend; of some rows and columns only, where they are given."""
+    allowed = np.asarray(True)
+    if causal:
+        allowed = allowed & masks.causal(query_len, key_len, align=align, rows=rows, columns=columns)
+    if window is not None:
+        left, right = window
+        allowed = allowed & masks.sliding_window(query_len, key_len, left=left, right=right, align=align, rows=rows, columns=columns)
+    return allowed
+
+
 def attend(
     query: Array,
     key: Array,
@@ -79,15 +99,12 @@ def attend(
     kv_heads, key_len = key.shape[-3:-1]
     group = heads // max(kv_heads, 1)
 
-    allowed = np.broadcast_to(True if mask is None else mask, (*lead, heads, query_len, key_len))
-    if causal:
-        allowed = allowed & masks.causal(query_len, key_len, align=align)
-    if window is not None:
-        allowed = allowed & masks.sliding_window(query_len, key_len, left=window[0], right=window[1], align=align)
+    given = np.broadcast_to(True if mask is None else mask, (*lead, heads, query_len, key_len))
+    allowed = given & within_reach(query_len, key_len, causal=causal, window=window, align=align)
     if bias is not None:
         allowed = allowed & ~np.isneginf(bias)
 
-    keys, values = key.repeat(group, axis=-3), value.repeat(group, axis=-3)
+    keys, values = (x if group == 1 else x.repeat(group, axis=-3) for x in (key, value))
     products = np.where(allowed, matmul(query, keys.swapaxes(-1, -2)), 0)
     scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(head_dim) if scale is None else scale)
     capped, softcap_pullback = softcapped.vjp(scores, cap=softcap)
