@@ -7,6 +7,7 @@ from refattn.primitives.activation import gelu, relu, sigmoid, silu, softplus, t
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
 from refattn.primitives.erf import erf, erfc
 from refattn.primitives.linear import linear
+from refattn.primitives.padding import pad
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "masked_softmax",
+    "pad",
     "relu",
     "scaled",
     "sigmoid",

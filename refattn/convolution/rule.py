@@ -1,0 +1,181 @@
+"""What all convolutions share: options for each axis, padding, and one product with three faces.
+
+A convolution is linear in its input and in its kernel, so one trilinear form holds all of it::
+
+    sum over examples, channels o and c, positions p and taps t of   d_output[o, p] * weight[o, c, t] * x[c, stride * p + dilation * t]
+
+Leave out one of the three and the rest is its partial derivative: `correlate` leaves out d_output, `spread` x, and
+`weight_gradient` the weight. A convolution is the first, and its pullback the other two; a transposed convolution is the
+second, and its pullback the other two. Each is a matrix product for every tap, over all positions at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refattn._core import Array, Grads, Pullback
+from refattn.primitives.padding import PaddingMode, pad
+
+Axes: TypeAlias = tuple[int, ...]
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+PerAxis: TypeAlias = int | tuple[int, ...]
+Padding: TypeAlias = str | int | tuple[int, ...] | Pairs
+Correlation: TypeAlias = Callable[[Array, Array, Axes, Axes], tuple[Array, Callable[[Array], tuple[Array, Array]]]]
+"""From padded input, kernel, stride and dilation to the output, and from its cotangent to theirs; groups are an axis."""
+
+BLOCK = 2**18  # elements of a block of examples: small enough for a core's cache, large enough for one call of a matrix product
+
+
+def convolve(
+    correlation: Correlation,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+    padding_mode: PaddingMode = "zeros",
+) -> tuple[Array, Pullback]:
+    """Pad, correlate each group of channels, add the bias."""
+    size, kernel = x.shape[2:], weight.shape[2:]
+    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
+    pairs = border(padding, size, kernel, steps, gaps)
+    padded, pad_pullback = pad.vjp(x, padding=pairs, mode=padding_mode)
+    refuse_small(padded.shape[2:], kernel, gaps)
+    split, kernels = in_groups(padded, groups, axis=1), in_groups(weight, groups, axis=0)
+    product, correlation_pullback = correlation(split, kernels, steps, gaps)
+    output = joined(product, axis=1)
+    if bias is not None:
+        output = output + bias.reshape(-1, *(1,) * len(size))
+
+    def pullback(dy: Array) -> Grads:
+        d_split, d_kernels = correlation_pullback(in_groups(dy, groups, axis=1))
+        return {
+            "x": pad_pullback(joined(d_split, axis=1))["x"],
+            "weight": joined(d_kernels, axis=0),
+            "bias": bias_gradient(dy),
+        }
+
+    return output, pullback
+
+
+def by_taps(x: Array, weight: Array, stride: Axes, dilation: Axes) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    """The correlation that convolutions use: no array is larger than the input, the kernel and the output."""
+    size, kernel = x.shape[3:], weight.shape[3:]
+    y = correlate(x, weight, stride, dilation)
+    return y, lambda dy: (spread(dy, weight, size, stride, dilation), weight_gradient(x, dy, kernel, stride, dilation))
+
+
+def correlate(x: Array, weight: Array, stride: Axes, dilation: Axes) -> Array:
+    """From x (batch, groups, c, *size) and weight (groups, o, c, *kernel) to (batch, groups, o, *out)."""
+    kernel, out = weight.shape[3:], out_size(x.shape[3:], weight.shape[3:], stride, dilation)
+    y = np.zeros_like(x, shape=(*x.shape[:2], weight.shape[1], *out))
+    matrices = _by_tap(weight)
+    for block in _blocks(x):
+        total = flat(y[block])
+        for matrix, seen in zip(matrices, taps(kernel, out, stride, dilation), strict=True):
+            total = total + matrix @ flat(x[block][seen])
+        y[block] = total.reshape(y[block].shape)
+    return y
+
+
+def spread(dy: Array, weight: Array, size: Axes, stride: Axes, dilation: Axes) -> Array:
+    """From dy (batch, groups, o, *out) and weight to (batch, groups, c, *size): each position gives to all that it saw."""
+    x = np.zeros_like(dy, shape=(*dy.shape[:2], weight.shape[2], *size))
+    matrices = _by_tap(weight).swapaxes(-1, -2)
+    for block in _blocks(dy):
+        for matrix, seen in zip(matrices, taps(weight.shape[3:], dy.shape[3:], stride, dilation), strict=True):
+            window = x[block][seen]
+            window += (matrix @ flat(dy[block])).reshape(window.shape)
+    return x
+
+
+def weight_gradient(x: Array, dy: Array, kernel: Axes, stride: Axes, dilation: Axes) -> Array:
+    """From x (batch, groups, c, *size) and dy (batch, groups, o, *out) to (groups, o, c, *kernel)."""
+    windows = list(taps(kernel, dy.shape[3:], stride, dilation))
+    d_matrices = np.zeros_like(x, shape=(len(windows), x.shape[1], dy.shape[2], x.shape[2]))
+    for block in _blocks(x):
+        for i, seen in enumerate(windows):
+            d_matrices[i] += (flat(dy[block]) @ flat(x[block][seen]).swapaxes(-1, -2)).sum(axis=0)
+    return np.moveaxis(d_matrices, 0, -1).reshape(*d_matrices.shape[1:], *kernel)
+
+
+def bias_gradient(dy: Array) -> Array:
+    """The sum over examples and positions."""
+    return dy.sum(axis=(0, *range(2, dy.ndim)))
+
+
+def taps(kernel: Axes, out: Axes, stride: Axes, dilation: Axes) -> Iterator[tuple[Any, ...]]:
+    """For each tap of a kernel, in row-major order: the slice of the input that it is multiplied with."""
+    for t in itertools.product(*map(range, kernel)):
+        yield (..., *(slice(i * d, i * d + s * (n - 1) + 1, s) for i, n, s, d in zip(t, out, stride, dilation, strict=True)))
+
+
+def flat(x: Array) -> Array:
+    """All spatial axes, which follow the channels, as one."""
+    return x.reshape(*x.shape[:3], math.prod(x.shape[3:]))
+
+
+def in_groups(x: Array, groups: int, *, axis: int) -> Array:
+    """The channels as two axes, groups first."""
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+
+def joined(x: Array, *, axis: int) -> Array:
+    """The two axes of `in_groups` as one again."""
+    return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+
+
+def out_size(size: Axes, kernel: Axes, stride: Axes, dilation: Axes) -> Axes:
+    """How many places a kernel has within each axis."""
+    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True))
+
+
+def per_axis(name: str, value: PerAxis, axes: int) -> Axes:
+    """One number for each axis; ValueError where there are more or fewer."""
+    numbers = (value,) * axes if isinstance(value, int) else value
+    if len(numbers) != axes:
+        raise ValueError(f"{name} is {value}, but must have {axes} {'numbers' if axes > 1 else 'number'}")
+    return numbers
+
+
+def border(padding: Padding, size: Axes, kernel: Axes, stride: Axes, dilation: Axes) -> Pairs:
+    """How many positions stand before and after each axis."""
+    if padding == "same":
+        out = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+        short = [(o - 1) * s + d * (k - 1) + 1 - n for o, s, d, k, n in zip(out, stride, dilation, kernel, size, strict=True)]
+        return tuple((max(m, 0) // 2, (max(m, 0) + 1) // 2) for m in short)
+    return pairs_of(0 if isinstance(padding, str) else padding, len(size))
+
+
+def pairs_of(padding: int | tuple[int, ...] | Pairs, axes: int) -> Pairs:
+    """One pair for each axis; ValueError where there are more or fewer."""
+    if isinstance(padding, tuple) and len(padding) != axes:
+        raise ValueError(f"padding is {padding}, but must have {axes} {'entries' if axes > 1 else 'entry'}")
+    entries = padding if isinstance(padding, tuple) else (padding,) * axes
+    return tuple(p if isinstance(p, tuple) else (p, p) for p in entries)
+
+
+def refuse_small(size: Axes, kernel: Axes, dilation: Axes) -> None:
+    """ValueError where a kernel does not fit."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    if any(n < r for n, r in zip(size, reach, strict=True)):
+        raise ValueError(f"weight reaches over {reach} positions, but the padded x has {size}")
+
+
+def _by_tap(weight: Array) -> Array:
+    """One matrix for each tap, in memory order."""
+    return np.moveaxis(weight.reshape(*weight.shape[:3], math.prod(weight.shape[3:])), -1, 0).copy()
+
+
+def _blocks(x: Array) -> list[slice]:
+    """The examples in blocks that fit a cache."""
+    step = max(1, BLOCK * len(x) // max(x.size, 1))
+    return [slice(i, i + step) for i in range(0, len(x), step)]

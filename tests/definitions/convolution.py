@@ -1,0 +1,76 @@
+"""Convolutions, index by index: each output is a sum over the taps of a kernel, each tap looks up one position."""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def _source(p, size, mode):
+    """The position of the input that stands at position p of an axis that goes on at both ends; None for a zero."""
+    if 0 <= p < size:
+        return p
+    if mode == "zeros":
+        return None
+    if mode == "replicate":
+        return 0 if p < 0 else size - 1
+    if mode == "circular":
+        return p % size
+    return -p if p < 0 else 2 * (size - 1) - p
+
+
+def pad(x, *, padding, mode="zeros"):
+    pairs = [(0, 0)] * (x.ndim - len(padding)) + list(padding)
+    y = np.zeros([before + n + after for n, (before, after) in zip(x.shape, pairs, strict=True)])
+    for at in np.ndindex(y.shape):
+        source = [_source(p - before, n, mode) for p, n, (before, _) in zip(at, x.shape, pairs, strict=True)]
+        if None not in source:
+            y[at] = x[tuple(source)]
+    return y
+
+
+def _numbers(option, axes):
+    return [option] * axes if isinstance(option, int) else list(option)
+
+
+def _before_and_out(padding, size, kernel, stride, dilation):
+    """How many positions one axis has before the input, and how many outputs."""
+    reach = dilation * (kernel - 1) + 1
+    if padding == "same":
+        out = math.ceil(size / stride)
+        added = max((out - 1) * stride + reach - size, 0)
+        return added // 2, out
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    return before, (before + size + after - reach) // stride + 1
+
+
+def _conv(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros"):
+    batch, _, *size = x.shape
+    out_channels, in_group, *kernel = weight.shape
+    axes = len(size)
+    strides, dilations = _numbers(stride, axes), _numbers(dilation, axes)
+    paddings = [padding] * axes if padding == "same" else _numbers(0 if padding == "valid" else padding, axes)
+    borders = [_before_and_out(*each) for each in zip(paddings, size, kernel, strides, dilations, strict=True)]
+    y = np.zeros((batch, out_channels, *(out for _, out in borders)))
+    for b, o, *p in np.ndindex(y.shape):
+        group = o // (out_channels // groups)
+        total = 0.0 if bias is None else bias[o]
+        for c in range(in_group):
+            for t in itertools.product(*map(range, kernel)):
+                seen = [_source(strides[i] * p[i] + dilations[i] * t[i] - borders[i][0], size[i], padding_mode) for i in range(axes)]
+                if None not in seen:
+                    total += weight[(o, c, *t)] * x[(b, group * in_group + c, *seen)]
+        y[(b, o, *p)] = total
+    return y
+
+
+def conv1d(*args, **options):
+    return _conv(*args, **options)
+
+
+def conv2d(*args, **options):
+    return _conv(*args, **options)
+
+
+def conv3d(*args, **options):
+    return _conv(*args, **options)
