@@ -1,10 +1,12 @@
 """Attention by inner products.
 
-A query is compared with every key by an inner product; the softmax of the comparisons weighs the values. Attentions over
-parts of the keys merge exactly, so that some rows can be computed over any number of keys.
+A query is compared with every key by an inner product; the softmax of the comparisons weighs the values. In
+several heads it does so for several projections at once. Attentions over parts of the keys merge exactly, so that some rows
+can be computed over any number of keys.
 """
 
 from refattn.attention.dot_product.merge import merge_attention
+from refattn.attention.dot_product.multi_head import multi_head_attention
 from refattn.attention.dot_product.rows import scaled_dot_product_attention_rows
 from refattn.attention.dot_product.scaled_dot_product import (
     scaled_dot_product_attention,
@@ -14,6 +16,7 @@ from refattn.attention.dot_product.scaled_dot_product import (
 
 __all__ = [
     "merge_attention",
+    "multi_head_attention",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_rows",
     "scaled_dot_product_attention_with_lse",
