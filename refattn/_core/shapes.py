@@ -109,7 +109,8 @@ class Unifier:
             self._fail(f"{arg} {shape} does not broadcast to {full}", {arg}, *leaf.dims)
 
     def _indices(self, arg: str, leaf: Leaf, x: Any) -> None:
-        if x.size and not leaf.lowest <= (low := int(np.min(x))) <= (high := int(np.max(x))) < self.sizes[leaf.indexing]:
+        low, high = (int(np.min(x)), int(np.max(x))) if x.size else (0, -1)
+        if low < leaf.lowest or high >= self.sizes[leaf.indexing]:
             self._fail(f"{arg} runs from {low} to {high}, but indexes {leaf.indexing} = {self.sizes[leaf.indexing]}", {arg}, leaf.indexing)
 
     def _fail(self, what: str, arguments: set[str], *about: str) -> NoReturn:

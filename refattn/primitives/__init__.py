@@ -6,22 +6,34 @@ Read `softmax` and `linear` first: every other file has their shape.
 from refattn.primitives.activation import gelu, relu, sigmoid, silu, softplus, tanh
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
 from refattn.primitives.erf import erf, erfc
+from refattn.primitives.indexing import embedding, gather, padded_embedding, scatter_add, segment_softmax, segment_sum
 from refattn.primitives.linear import linear
 from refattn.primitives.padding import pad
+from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_over, mean_over
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
     "dropout",
+    "embedding",
     "erf",
     "erfc",
+    "gather",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
     "linear",
     "log_softmax",
     "logsumexp",
     "masked_softmax",
+    "max_over",
+    "mean_over",
     "pad",
+    "padded_embedding",
     "relu",
     "scaled",
+    "scatter_add",
+    "segment_softmax",
+    "segment_sum",
     "sigmoid",
     "silu",
     "softcap",
