@@ -106,7 +106,7 @@ def parse_docstring(name: str, doc: str, parameters: Mapping[str, Any], returns:
         options=options,
         outputs=outputs,
         relations=relations,
-        equation=" ".join(m[1].split()) if (m := EQUATION.search(doc)) else "",
+        equation="\n".join(" ".join(m[1].split()) for m in EQUATION.finditer(doc)),
         references=tuple(" ".join(m[2].split()) for m in REFERENCE.finditer(doc)),
     )
     _refuse_unknown_words(name, facts)

@@ -1,0 +1,106 @@
+"""Aligned tables and a progress bar: coloured by `rich` where it is installed and a person looks on, plain text otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
+
+NUMBER = re.compile(r"[+-]?(\d+)(\.\d*)?(e[+-]?\d+)?|[+-]?inf|nan")
+
+
+def is_coloured(file: TextIO) -> bool:
+    """Whether `rich` may draw here: it is installed, this is a terminal, and NO_COLOR is unset or empty."""
+    return file.isatty() and not os.environ.get("NO_COLOR") and importlib.util.find_spec("rich") is not None
+
+
+def number(x: float) -> str:
+    """Three digits; what is very large or small in powers of ten."""
+    return f"{x:.0f}" if float(x).is_integer() and abs(x) < 1e6 else f"{x:.3g}"
+
+
+class Table:
+    """Rows of cells under named columns; a column of numbers has its decimal points below each other.
+
+    Parameters
+    ----------
+    columns : str
+        The headings.
+
+    Examples
+    --------
+    >>> table = Table("what", "error")
+    >>> table.row("query", 12.5)
+    >>> table.row("key", 0.25)
+    >>> print(table)
+    what   error
+    query  12.5
+    key     0.25
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self.columns = columns
+        self.rows: list[tuple[str, ...]] = []
+        self.styles: list[str] = []
+
+    def row(self, *cells: Any, style: str = "") -> None:
+        """Add one row; None is an empty cell, `style` is one of rich ("red", "bold green", ...)."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"the table has {len(self.columns)} columns, the row {len(cells)} cells")
+        self.rows.append(tuple("" if c is None else number(c) if isinstance(c, float) else str(c) for c in cells))
+        self.styles.append(style)
+
+    def lines(self, width: int | None = None) -> list[str]:
+        """The heading and the rows, without trailing blanks; with `width`, longer lines end in an ellipsis."""
+        columns = [_aligned(heading, [row[i] for row in self.rows]) for i, heading in enumerate(self.columns)]
+        joined = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+        return [line if width is None or len(line) <= width else line[: width - 1] + "…" for line in joined]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def print(self, file: TextIO | None = None) -> None:
+        """Write to a file, standard output by default; cut to its width where that is a terminal."""
+        out = sys.stdout if file is None else file
+        lines = self.lines(shutil.get_terminal_size().columns if out.isatty() else None)
+        if not is_coloured(out):
+            out.write("\n".join(lines) + "\n")
+            return
+        from rich.console import Console  # noqa: PLC0415  # an extra
+        from rich.text import Text  # noqa: PLC0415
+
+        console = Console(file=out)
+        for line, style in zip(lines, ["bold", *self.styles], strict=True):
+            console.print(Text(line, style), soft_wrap=True)
+
+
+def _aligned(heading: str, cells: list[str]) -> list[str]:
+    """The cells of one column at one width."""
+    filled = [c for c in cells if c]
+    if not filled or not all(NUMBER.fullmatch(c) for c in filled):
+        width = max(map(len, [heading, *cells]))
+        return [c.ljust(width) for c in (heading, *cells)]
+    whole = [re.match(r"[+-]?\d*", c) for c in cells]
+    before = [m.end() if m and m.end() else len(c) for m, c in zip(whole, cells, strict=True)]
+    left = max(before)
+    shifted = [" " * (left - n) + c for n, c in zip(before, cells, strict=True)]
+    width = max(map(len, [heading, *shifted]))
+    body = max(map(len, shifted))
+    return [heading.rjust(width), *(" " * (width - body) + c.ljust(body) for c in shifted)]
+
+
+def progress(items: Iterable[T], total: int, description: str = "") -> Iterator[T]:
+    """The items, with a bar on standard error while they are worked through, where a person looks on."""
+    if not is_coloured(sys.stderr):
+        yield from items
+        return
+    from rich.console import Console  # noqa: PLC0415  # an extra
+    from rich.progress import track  # noqa: PLC0415
+
+    yield from track(items, description, total, console=Console(stderr=True), transient=True)
