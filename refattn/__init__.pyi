@@ -1,3 +1,4 @@
+from refattn import interop as interop
 from refattn import masks as masks
 from refattn import testing as testing
 from refattn._core.hook import Result as Result
@@ -17,6 +18,15 @@ from refattn.attention.dot_product import scaled_dot_product_attention_with_weig
 from refattn.convolution import conv1d as conv1d
 from refattn.convolution import conv2d as conv2d
 from refattn.convolution import conv3d as conv3d
+from refattn.primitives import adaptive_avg_pool1d as adaptive_avg_pool1d
+from refattn.primitives import adaptive_avg_pool2d as adaptive_avg_pool2d
+from refattn.primitives import adaptive_avg_pool3d as adaptive_avg_pool3d
+from refattn.primitives import adaptive_max_pool1d as adaptive_max_pool1d
+from refattn.primitives import adaptive_max_pool2d as adaptive_max_pool2d
+from refattn.primitives import adaptive_max_pool3d as adaptive_max_pool3d
+from refattn.primitives import avg_pool1d as avg_pool1d
+from refattn.primitives import avg_pool2d as avg_pool2d
+from refattn.primitives import avg_pool3d as avg_pool3d
 from refattn.primitives import dropout as dropout
 from refattn.primitives import embedding as embedding
 from refattn.primitives import erf as erf
@@ -30,6 +40,9 @@ from refattn.primitives import log_softmax as log_softmax
 from refattn.primitives import logsumexp as logsumexp
 from refattn.primitives import masked_softmax as masked_softmax
 from refattn.primitives import max_over as max_over
+from refattn.primitives import max_pool1d as max_pool1d
+from refattn.primitives import max_pool2d as max_pool2d
+from refattn.primitives import max_pool3d as max_pool3d
 from refattn.primitives import mean_over as mean_over
 from refattn.primitives import pad as pad
 from refattn.primitives import padded_embedding as padded_embedding

@@ -4,15 +4,34 @@ Read `softmax` and `linear` first: every other file has their shape.
 """
 
 from refattn.primitives.activation import gelu, relu, sigmoid, silu, softplus, tanh
+from refattn.primitives.adaptive_pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+)
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
+from refattn.primitives.average_pooling import avg_pool1d, avg_pool2d, avg_pool3d
 from refattn.primitives.erf import erf, erfc
 from refattn.primitives.indexing import embedding, gather, padded_embedding, scatter_add, segment_softmax, segment_sum
 from refattn.primitives.linear import linear
+from refattn.primitives.max_pooling import max_pool1d, max_pool2d, max_pool3d
 from refattn.primitives.padding import pad
 from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_over, mean_over
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "dropout",
     "embedding",
     "erf",
@@ -26,6 +45,9 @@ __all__ = [
     "logsumexp",
     "masked_softmax",
     "max_over",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
     "mean_over",
     "pad",
     "padded_embedding",
