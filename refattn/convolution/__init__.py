@@ -10,8 +10,32 @@ with a kernel of one tap channels alone (`pointwise_conv2d`), and `separable_con
 by products of spectra, and with fewer multiplications.
 """
 
+from refattn.convolution.causal import causal_conv1d
 from refattn.convolution.conv1d import conv1d
 from refattn.convolution.conv2d import conv2d
 from refattn.convolution.conv3d import conv3d
+from refattn.convolution.conv_transpose1d import conv_transpose1d
+from refattn.convolution.conv_transpose2d import conv_transpose2d
+from refattn.convolution.conv_transpose3d import conv_transpose3d
+from refattn.convolution.depthwise import depthwise_conv2d
+from refattn.convolution.fft import conv2d_fft
+from refattn.convolution.im2col import conv2d_im2col
+from refattn.convolution.pointwise import pointwise_conv2d
+from refattn.convolution.separable import separable_conv2d
+from refattn.convolution.winograd import conv2d_winograd
 
-__all__ = ["conv1d", "conv2d", "conv3d"]
+__all__ = [
+    "causal_conv1d",
+    "conv1d",
+    "conv2d",
+    "conv2d_fft",
+    "conv2d_im2col",
+    "conv2d_winograd",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "depthwise_conv2d",
+    "pointwise_conv2d",
+    "separable_conv2d",
+]

@@ -14,7 +14,8 @@ def _inputs(random: Random) -> dict[str, Any]:
     return {"x": random.normal((2, 4, 5, 6)), "weight": random.normal((6, 2, 3, 2)), "groups": 2}
 
 
-def _samples(random: Random) -> Iterator[Sample]:
+def samples(random: Random) -> Iterator[Sample]:
+    """All options, for this and for the other ways to compute it."""
     inputs = _inputs(random)
     yield Sample("groups", inputs)
     yield Sample("bias and stride", {**inputs, "bias": random.normal(6), "stride": (2, 1), "padding": 1})
@@ -29,7 +30,8 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("no examples", {**inputs, "x": random.normal((0, 4, 5, 6)), "bias": random.normal(6)})
 
 
-def _bad_calls(random: Random) -> Iterator[BadCall]:
+def bad_calls(random: Random) -> Iterator[BadCall]:
+    """What each way to compute it refuses."""
     inputs = _inputs(random)
     yield BadCall("three strides", {**inputs, "stride": (1, 1, 1)}, ValueError, r"stride is \(1, 1, 1\), but must have 2 numbers")
     yield BadCall("one dilation", {**inputs, "dilation": (2,)}, ValueError, r"dilation is \(2,\), but must have 2 numbers")
@@ -58,7 +60,7 @@ def _benchmark(random: Random) -> dict[str, Any]:
     return {"x": random.normal((8, 64, 56, 56)), "weight": random.normal((64, 64, 3, 3)), "padding": 1}
 
 
-@mechanism(tags={"convolution"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
+@mechanism(tags={"convolution"}, samples=samples, bad_calls=bad_calls, benchmark=_benchmark)
 def conv2d(
     x: Array,
     weight: Array,

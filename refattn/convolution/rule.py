@@ -53,7 +53,7 @@ def convolve(
     product, correlation_pullback = correlation(split, kernels, steps, gaps)
     output = joined(product, axis=1)
     if bias is not None:
-        output = output + bias.reshape(-1, *(1,) * len(size))
+        output = output + over_positions(bias, size)
 
     def pullback(dy: Array) -> Grads:
         d_split, d_kernels = correlation_pullback(in_groups(dy, groups, axis=1))
@@ -66,21 +66,57 @@ def convolve(
     return output, pullback
 
 
+def convolve_transposed(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: int | tuple[int, ...] | Pairs = 0,
+    output_padding: PerAxis = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+) -> tuple[Array, Pullback]:
+    """Spread each group of channels, cut off the padding, add the bias."""
+    size, kernel = x.shape[2:], weight.shape[2:]
+    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
+    more, pairs = per_axis("output_padding", output_padding, len(size)), pairs_of(padding, len(size))
+    if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
+        raise ValueError(f"output_padding is {output_padding}, but must be below stride {steps} or dilation {gaps}")
+    full = tuple((n - 1) * s + d * (k - 1) + 1 + m for n, s, d, k, m in zip(size, steps, gaps, kernel, more, strict=True))
+    if any(before + after >= n for (before, after), n in zip(pairs, full, strict=True)):
+        raise ValueError(f"padding is {padding}, which cuts off all of {full}")
+    inner = (..., *(slice(before, n - after) for (before, after), n in zip(pairs, full, strict=True)))
+    split, kernels = in_groups(x, groups, axis=1), in_groups(weight, groups, axis=0)
+    output = joined(spread(split, kernels, full, steps, gaps), axis=1)[inner]
+    if bias is not None:
+        output = output + over_positions(bias, size)
+
+    def pullback(dy: Array) -> Grads:
+        d_full = in_groups(pad(dy, padding=pairs), groups, axis=1)
+        return {
+            "x": joined(correlate(d_full, kernels, size, steps, gaps), axis=1),
+            "weight": joined(weight_gradient(d_full, split, kernel, steps, gaps), axis=0),
+            "bias": bias_gradient(dy),
+        }
+
+    return output, pullback
+
+
 def by_taps(x: Array, weight: Array, stride: Axes, dilation: Axes) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """The correlation that convolutions use: no array is larger than the input, the kernel and the output."""
     size, kernel = x.shape[3:], weight.shape[3:]
-    y = correlate(x, weight, stride, dilation)
+    y = correlate(x, weight, out_size(size, kernel, stride, dilation), stride, dilation)
     return y, lambda dy: (spread(dy, weight, size, stride, dilation), weight_gradient(x, dy, kernel, stride, dilation))
 
 
-def correlate(x: Array, weight: Array, stride: Axes, dilation: Axes) -> Array:
+def correlate(x: Array, weight: Array, out: Axes, stride: Axes, dilation: Axes) -> Array:
     """From x (batch, groups, c, *size) and weight (groups, o, c, *kernel) to (batch, groups, o, *out)."""
-    kernel, out = weight.shape[3:], out_size(x.shape[3:], weight.shape[3:], stride, dilation)
     y = np.zeros_like(x, shape=(*x.shape[:2], weight.shape[1], *out))
     matrices = _by_tap(weight)
     for block in _blocks(x):
         total = flat(y[block])
-        for matrix, seen in zip(matrices, taps(kernel, out, stride, dilation), strict=True):
+        for matrix, seen in zip(matrices, taps(weight.shape[3:], out, stride, dilation), strict=True):
             total = total + matrix @ flat(x[block][seen])
         y[block] = total.reshape(y[block].shape)
     return y
@@ -105,6 +141,11 @@ def weight_gradient(x: Array, dy: Array, kernel: Axes, stride: Axes, dilation: A
         for i, seen in enumerate(windows):
             d_matrices[i] += (flat(dy[block]) @ flat(x[block][seen]).swapaxes(-1, -2)).sum(axis=0)
     return np.moveaxis(d_matrices, 0, -1).reshape(*d_matrices.shape[1:], *kernel)
+
+
+def over_positions(bias: Array, size: Axes) -> Array:
+    """The bias of each channel, so that it broadcasts over the spatial axes."""
+    return bias.reshape(len(bias), *(1,) * len(size))
 
 
 def bias_gradient(dy: Array) -> Array:

@@ -74,3 +74,82 @@ def conv2d(*args, **options):
 
 def conv3d(*args, **options):
     return _conv(*args, **options)
+
+
+def _conv_transpose(x, weight, bias=None, *, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
+    batch, in_channels, *size = x.shape
+    _, out_group, *kernel = weight.shape
+    axes = len(size)
+    strides, dilations, more = _numbers(stride, axes), _numbers(dilation, axes), _numbers(output_padding, axes)
+    pairs = [(p, p) if isinstance(p, int) else p for p in _numbers(padding, axes)]
+    out = [
+        (n - 1) * s - sum(pair) + d * (k - 1) + m + 1
+        for n, s, pair, d, k, m in zip(size, strides, pairs, dilations, kernel, more, strict=True)
+    ]
+    y = np.zeros((batch, groups * out_group, *out))
+    if bias is not None:
+        for o in range(groups * out_group):
+            y[:, o] = bias[o]
+    for b, c, *p in np.ndindex(x.shape):
+        group = c // (in_channels // groups)
+        for o, *t in np.ndindex(out_group, *kernel):
+            q = [strides[i] * p[i] + dilations[i] * t[i] - pairs[i][0] for i in range(axes)]
+            if all(0 <= q[i] < out[i] for i in range(axes)):
+                y[(b, group * out_group + o, *q)] += weight[(c, o, *t)] * x[(b, c, *p)]
+    return y
+
+
+def conv_transpose1d(*args, **options):
+    return _conv_transpose(*args, **options)
+
+
+def conv_transpose2d(*args, **options):
+    return _conv_transpose(*args, **options)
+
+
+def conv_transpose3d(*args, **options):
+    return _conv_transpose(*args, **options)
+
+
+def conv2d_im2col(*args, **options):
+    return _conv(*args, **options)
+
+
+def conv2d_fft(*args, **options):
+    return _conv(*args, **options)
+
+
+def conv2d_winograd(*args, tile=4, **options):
+    return _conv(*args, **options)
+
+
+def depthwise_conv2d(x, weight, bias=None, **options):
+    y = [_conv(x[:, [c]], kernels, **options) for c, kernels in enumerate(np.split(weight, x.shape[1]))]
+    return np.concatenate(y, axis=1) + (0 if bias is None else np.reshape(bias, (-1, 1, 1)))
+
+
+def pointwise_conv2d(x, weight, bias=None):
+    y = np.zeros((len(x), len(weight), *x.shape[2:]))
+    for b, o, i, j in np.ndindex(y.shape):
+        y[b, o, i, j] = sum(weight[o, c, 0, 0] * x[b, c, i, j] for c in range(x.shape[1])) + (0 if bias is None else bias[o])
+    return y
+
+
+def separable_conv2d(x, w_depthwise, w_pointwise, bias=None, **options):
+    return pointwise_conv2d(depthwise_conv2d(x, w_depthwise, **options), w_pointwise, bias)
+
+
+def causal_conv1d(x, weight, bias=None, state=None):
+    batch, channels, length = x.shape
+    taps = weight.shape[1]
+    past = np.zeros((batch, channels, taps - 1)) if state is None else state
+
+    def at(b, c, p):
+        return x[b, c, p] if p >= 0 else past[b, c, p + taps - 1]
+
+    y, new = np.zeros(x.shape), np.zeros(past.shape)
+    for b, c, p in np.ndindex(y.shape):
+        y[b, c, p] = sum(weight[c, t] * at(b, c, p + t - (taps - 1)) for t in range(taps)) + (0 if bias is None else bias[c])
+    for b, c, p in np.ndindex(new.shape):
+        new[b, c, p] = at(b, c, length + p - (taps - 1))
+    return y, new
