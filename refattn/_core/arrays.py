@@ -44,23 +44,27 @@ def as_array(x: Any, name: str = "argument") -> np.ndarray[Any, Any]:
     if isinstance(x, np.ndarray):
         return np.asarray(x)
     if hasattr(x, "detach") and hasattr(x, "cpu"):
-        return _from_torch(x)
-    if hasattr(x, "__array__"):
-        return np.asarray(x)
-    if hasattr(x, "__dlpack__"):
+        return _from_torch(x, name)
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return _from_dlpack(x, name)
     try:
         return np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except (ValueError, TypeError) as error:
+        if hasattr(x, "__dlpack__"):  # an array on a GPU that leaves no library by itself
+            return _from_dlpack(x, name)
+        raise type(error)(f"{name}: {error}") from None
 
 
-def _from_torch(x: Any) -> np.ndarray[Any, Any]:
+def _from_torch(x: Any, name: str) -> np.ndarray[Any, Any]:
     tensor = x.detach().cpu().resolve_conj().resolve_neg()
     try:
         return tensor.numpy()
     except TypeError:  # NumPy has no such type; every format below float64 is a subset of it
+        pass
+    try:
         return tensor.double().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {error}") from None
 
 
 def _from_dlpack(x: Any, name: str) -> np.ndarray[Any, Any]:

@@ -69,7 +69,9 @@ def _solve(tree: ast.expr, size: int, sizes: Mapping[str, int]) -> tuple[str, in
         case ast.Name(id=name):
             return (name, size) if size >= 0 else None
         case ast.BinOp(left, op, right):
-            unknown_left = any(isinstance(n, ast.Name) and n.id not in sizes for n in ast.walk(left))
+            unknown_left, unknown_right = (any(isinstance(n, ast.Name) and n.id not in sizes for n in ast.walk(t)) for t in (left, right))
+            if unknown_left and unknown_right:
+                return None
             part, other = (left, _value(right, sizes)) if unknown_left else (right, _value(left, sizes))
             match op:
                 case ast.Add():

@@ -99,7 +99,7 @@ def parse_docstring(name: str, doc: str, parameters: Mapping[str, Any], returns:
         raise ValueError(f"{name}: the docstring states {documented}, the parameters are {list(parameters)}")
     if tuple(outputs) != returns:
         raise ValueError(f"{name}: the docstring returns {tuple(outputs)}, the function {returns}")
-    relations = tuple(r for m in SIZES.finditer(doc) for r in RELATION.findall(" ".join(m[1].split())))
+    relations = tuple(r for m in SIZES.finditer(doc) for r in _relations(name, " ".join(m[1].split())))
     facts = Facts(
         summary=doc.split("\n", 1)[0],
         arguments=arguments,
@@ -111,6 +111,14 @@ def parse_docstring(name: str, doc: str, parameters: Mapping[str, Any], returns:
     )
     _refuse_unknown_words(name, facts)
     return facts
+
+
+def _relations(name: str, text: str) -> list[tuple[str, str, str]]:
+    """The relations of one paragraph of sizes; what is between them is prose."""
+    found = RELATION.findall(text)
+    if not found or "`" in RELATION.sub("", text) or any(sign != ">=" and not left.isidentifier() for left, sign, _ in found):
+        raise ValueError(f"{name}: cannot read the sizes {text!r}")
+    return found
 
 
 def with_parameters_of(doc: str, other: str) -> str:
@@ -167,8 +175,11 @@ def _leaf(where: str, text: str) -> Leaf:
     if m is None:
         raise ValueError(f"{where}: cannot read {text!r}")
     parts = tuple(d.strip() for d in m["dims"].split(",")) if m["dims"] else ()
-    for dim in parts:
-        dims.names(dim)
+    try:
+        for dim in parts:
+            dims.names(dim)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return Leaf((m["kind"] or "").strip(), parts, m["exact"] == "shape", bool(m["absent"]), m["indexing"] or "", -1 if m["lowest"] else 0)
 
 

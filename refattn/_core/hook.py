@@ -70,5 +70,10 @@ def passed(path: tuple[str, ...], kind: Kind, name: str, value: Any) -> Any:
     hook = CURRENT.get()
     if hook is None or value is None:
         return value
-    replaced = hook(Result(path, kind, name, value))
+    outside = CURRENT.set(None), PATH.set(())  # a hook may itself call mechanisms: these are no part of the call
+    try:
+        replaced = hook(Result(path, kind, name, value))
+    finally:
+        CURRENT.reset(outside[0])
+        PATH.reset(outside[1])
     return value if replaced is None else replaced

@@ -119,8 +119,8 @@ class Spec:
             if name in arrays:
                 given[name] = arrays[name] if nested else _cast(arrays[name], dtype)
             else:
-                self.facts.options[name].check(f"{self.name}: {name}", x)
                 given[name] = _plain(x)
+                self.facts.options[name].check(f"{self.name}: {name}", given[name])
         self.sizes(given)
         return given
 

@@ -78,7 +78,7 @@ def _alternative(where: str, text: str) -> Accepts:
     if text in ATOMS:
         return ATOMS[text]
     if text.startswith("{"):
-        choices = ast.literal_eval(text)
+        choices = _choices(where, text)
         return lambda x: isinstance(x, str) and x in choices
     if text.startswith("tuple of "):
         item = _alternative(where, text.removeprefix("tuple of "))
@@ -87,6 +87,16 @@ def _alternative(where: str, text: str) -> Accepts:
         items = [parse_option(where, part).accepts for part in _split(text[1:-1], ", ")]
         return lambda x: isinstance(x, (tuple, list)) and len(x) == len(items) and all(item(v) for item, v in zip(items, x, strict=True))
     raise ValueError(f"{where}: cannot read {text!r}")
+
+
+def _choices(where: str, text: str) -> set[str]:
+    try:
+        choices = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        choices = None
+    if not isinstance(choices, set) or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f"{where}: cannot read {text!r}")
+    return choices
 
 
 @functools.cache

@@ -43,6 +43,7 @@ class Unifier:
             later = [t for t in later if t not in ready]
         for left, sign, right in self.relations:
             self._relation(left, sign, right)
+        self._together()
         for arg, leaf, x in self.found:
             if not leaf.exact:
                 self._broadcastable(arg, leaf, x.shape)
@@ -51,14 +52,19 @@ class Unifier:
         return self.sizes
 
     def _new_groups(self, leaf: Leaf) -> list[str]:
-        return [d for d in leaf.dims if dims.is_group(d) and d not in self.sizes]
+        """Groups that may have any number of axes; an integer option of the same name says how many a group has."""
+        return [d for d in leaf.dims if dims.is_group(d) and d not in self.sizes and d.lstrip("*") not in self.sizes]
+
+    def _axes(self, dim: str) -> int:
+        """How many axes a dimension stands for, where that is known."""
+        return 1 if not dims.is_group(dim) else len(self.sizes[dim]) if dim in self.sizes else self.sizes[dim.lstrip("*")]
 
     def _pair(self, arg: str, leaf: Leaf, shape: tuple[int, ...]) -> list[tuple[str, str, int]]:
         """Sizes of plain words and groups; what is arithmetic is returned for later."""
         free = self._new_groups(leaf)
         if len(free) > 1:
             raise ValueError(f"{self.name}: {arg} has more than one group of unknown length: {leaf}")
-        lengths = [0 if d in free else len(self.sizes[d]) if dims.is_group(d) else 1 for d in leaf.dims]
+        lengths = [0 if d in free else self._axes(d) for d in leaf.dims]
         spare = len(shape) - sum(lengths)
         if spare < 0 or (spare and not free):
             self._fail(f"{arg} has {len(shape)} axes, but needs {'at least ' * bool(free)}{sum(lengths)}", {arg})
@@ -100,6 +106,15 @@ class Unifier:
             self._same(left, want, "the options")
         elif sign == ">=" and dims.names(left) <= self.sizes.keys() and (n := dims.value(left, self.sizes)) < want:
             self._fail(f"{left} is {n}, but must be at least {right}", set(), left)
+
+    def _together(self) -> None:
+        """Arrays that broadcast to each other tell the leading shape that none of them has by itself."""
+        shapes = {arg: x.shape for arg, leaf, x in self.found if leaf.dims == ("...",) and not leaf.exact}
+        if shapes and "..." not in self.sizes:
+            try:
+                self.sizes["..."] = np.broadcast_shapes(*shapes.values())
+            except ValueError:
+                self._fail(f"{' and '.join(shapes)} do not broadcast to each other", set(shapes))
 
     def _broadcastable(self, arg: str, leaf: Leaf, shape: tuple[int, ...]) -> None:
         full: tuple[int, ...] = ()
