@@ -40,6 +40,7 @@ from refattn.primitives import avg_pool2d as avg_pool2d
 from refattn.primitives import avg_pool3d as avg_pool3d
 from refattn.primitives import batch_norm as batch_norm
 from refattn.primitives import batch_norm_training as batch_norm_training
+from refattn.primitives import cross_entropy as cross_entropy
 from refattn.primitives import dropout as dropout
 from refattn.primitives import embedding as embedding
 from refattn.primitives import erf as erf
@@ -61,10 +62,13 @@ from refattn.primitives import max_pool1d as max_pool1d
 from refattn.primitives import max_pool2d as max_pool2d
 from refattn.primitives import max_pool3d as max_pool3d
 from refattn.primitives import mean_over as mean_over
+from refattn.primitives import mean_squared_error as mean_squared_error
 from refattn.primitives import multiply as multiply
 from refattn.primitives import pad as pad
 from refattn.primitives import padded_embedding as padded_embedding
 from refattn.primitives import relu as relu
+from refattn.primitives import resize_bilinear as resize_bilinear
+from refattn.primitives import resize_nearest as resize_nearest
 from refattn.primitives import rms_norm as rms_norm
 from refattn.primitives import scaled as scaled
 from refattn.primitives import scatter_add as scatter_add

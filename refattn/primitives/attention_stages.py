@@ -251,7 +251,7 @@ def masked_matmul(weights: Array, x: Array, mask: Booleans) -> Array:
     return product
 
 
-def matmul(a: Array, b: Array) -> Array:
+def silent_matmul(a: Array, b: Array) -> Array:
     """``a @ b``, whose infinities may meet zeros in silence: the pairs outside the mask are dropped next."""
     with np.errstate(invalid="ignore"):
         return a @ b

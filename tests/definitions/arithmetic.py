@@ -1,0 +1,27 @@
+"""Sums and products, index by index."""
+
+import numpy as np
+
+
+def _elementwise(function, a, b):
+    y = np.zeros(np.broadcast_shapes(a.shape, b.shape))
+    left, right = np.broadcast_to(a, y.shape), np.broadcast_to(b, y.shape)
+    for at in np.ndindex(y.shape):
+        y[at] = function(left[at], right[at])
+    return y
+
+
+def add(a, b):
+    return _elementwise(lambda x, y: x + y, a, b)
+
+
+def multiply(a, b):
+    return _elementwise(lambda x, y: x * y, a, b)
+
+
+def matmul(a, b):
+    y = np.zeros((*a.shape[:-1], b.shape[-1]))
+    for at in np.ndindex(y.shape):
+        *lead, i, j = at
+        y[at] = sum(a[(*lead, i, k)] * b[(*lead, k, j)] for k in range(a.shape[-1]))
+    return y
