@@ -1,5 +1,30 @@
-"""The oracle: sample calls, gradients by differences, and the check of somebody's kernel."""
+"""The oracle: point it at a kernel, and be told whether it is right.
 
+`check` runs a callable on a mechanism's samples and on inputs under which wrong kernels cannot pass, and compares every
+element of every output and gradient with a budget of its own. `assert_matches` does so for arrays that you have already.
+"""
+
+from refattn.testing.arithmetic import rounding
+from refattn.testing.battery import Case, cases
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
+from refattn.testing.checking import Candidate, Unsupported, assert_matches, check
+from refattn.testing.report import RefattnAssertionError, Report, Result
 
-__all__ = ["cotangents", "directional_errors", "gradient_leaves", "in_precision", "numerical_gradients", "samples"]
+__all__ = [
+    "Candidate",
+    "Case",
+    "RefattnAssertionError",
+    "Report",
+    "Result",
+    "Unsupported",
+    "assert_matches",
+    "cases",
+    "check",
+    "cotangents",
+    "directional_errors",
+    "gradient_leaves",
+    "in_precision",
+    "numerical_gradients",
+    "rounding",
+    "samples",
+]

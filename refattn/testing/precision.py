@@ -1,0 +1,88 @@
+"""Floating-point formats, and rounding to them without a library that has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refattn._core import Array
+
+
+@dataclass(frozen=True)
+class Format:
+    """One floating-point format, and the precision in which kernels accumulate it.
+
+    Attributes
+    ----------
+    name : str
+        As NumPy, torch and jax spell it.
+    digits : int
+        Bits of the significand, the leading one included.
+    lowest : int
+        Binary exponent of the smallest normal number.
+    largest : float
+        Largest finite number.
+    accumulator : float
+        Unit roundoff of sums: float32's for all formats up to float32.
+    """
+
+    name: str
+    digits: int
+    lowest: int
+    largest: float
+    accumulator: float
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff: the largest relative error of rounding to nearest."""
+        return 2.0**-self.digits
+
+    @property
+    def floor(self) -> float:
+        """An absolute error that underflow may cause: kernels may flush subnormal numbers, except in float16."""
+        return 2.0 ** (self.lowest - self.digits + 1) if self.name == "float16" else 2.0**self.lowest
+
+    def round(self, x: Any) -> Array:
+        """The nearest numbers of this format, ties to even, as float64 (longdouble stays so)."""
+        x = np.asarray(x)
+        _, exponent = np.frexp(np.where(np.isfinite(x), x, 0))
+        step = np.ldexp(np.ones_like(x), np.maximum(exponent, self.lowest + 1) - self.digits)
+        with np.errstate(over="ignore", invalid="ignore"):
+            nearest = np.where(np.isfinite(x), np.round(x / step) * step, x)
+        return np.where(np.isfinite(nearest) & (np.abs(nearest) > self.largest), np.copysign(np.inf, nearest), nearest)
+
+    def array(self, x: Array) -> np.ndarray[Any, Any]:
+        """The same values in this format; bfloat16 needs ml_dtypes."""
+        return x.astype(self.numpy_dtype)
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """NumPy's own type, or that of ml_dtypes."""
+        if self.name != "bfloat16":
+            return np.dtype(self.name)
+        try:
+            import ml_dtypes  # noqa: PLC0415  # an extra
+        except ImportError:
+            raise TypeError("dtype='bfloat16' in NumPy arrays needs the package ml_dtypes: pip install 'refattn[test]'") from None
+        return np.dtype(ml_dtypes.bfloat16)
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("float64", 53, -1022, float(np.finfo(np.float64).max), 2.0**-53),
+        Format("float32", 24, -126, float(np.finfo(np.float32).max), 2.0**-24),
+        Format("float16", 11, -14, 65504.0, 2.0**-24),
+        Format("bfloat16", 8, -126, (2 - 2.0**-7) * 2.0**127, 2.0**-24),
+    )
+}
+
+
+def named_format(dtype: Any) -> Format:
+    """The format of this name or NumPy type; ValueError where there is none."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or np.dtype(dtype).name
+    if name not in FORMATS:
+        raise ValueError(f"dtype is {name!r}, but must be one of {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,0 +1,164 @@
+"""The check accepts no wrong kernel and refuses no honest one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import refattn
+from refattn import testing
+from refattn.testing.precision import named_format
+from refattn.testing.report import compare
+from tests.enumeration import EACH
+from tests.tiled_kernel import FAULTS, TiledAttention
+
+pytest.importorskip("ml_dtypes")
+ATTENTION = refattn.scaled_dot_product_attention
+HALVES = ["float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_planted_fault_is_found(fault, dtype):
+    assert len(FAULTS) == 16
+    report = testing.check(TiledAttention(dtype, fault=fault), ATTENTION, dtype=dtype)
+    assert report.failures
+    assert max(r.error_over_budget for r in report.failures) > 2  # not by a hair
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+@pytest.mark.parametrize(("tile", "options"), [(16, {}), (64, {}), (128, {"round_weights": False}), (64, {"reverse": True})])
+def test_honest_kernels_pass(dtype, tile, options):
+    report = testing.check(TiledAttention(dtype, tile, **options), ATTENTION, dtype=dtype)
+    report.raise_if_wrong()
+    assert max(r.error_over_budget for r in report.results if r.passed) < 0.95
+    assert {r.reason for r in report.results if r.status == "skipped"} == {
+        "dropout_rate, keep: not supported",
+        "mask, masked_rows: not supported".replace("mask, ", ""),
+    }
+
+
+def test_a_wrong_gradient_is_found():
+    def wrong(d_output, **arguments):
+        _, pullback = refattn.scaled_dot_product_attention.vjp(**arguments)
+        grads = dict(pullback(d_output))
+        return {**grads, "key": grads["key"] * 1.02}
+
+    report = testing.check(refattn.scaled_dot_product_attention, ATTENTION, gradients=wrong, dtype="float32")
+    assert {r.what for r in report.failures} == {"d_key"}
+
+
+@pytest.mark.parametrize("m", EACH)
+def test_the_reference_passes_its_own_check(m):
+    testing.check(m, m, dtype="float32").raise_if_wrong()
+
+
+def test_a_missing_gradient_is_a_failure():
+    report = testing.check(refattn.softmax, refattn.softmax, gradients=lambda _, x: {}, dtype="float64")
+    assert {r.reason for r in report.failures} == {"no such gradient was returned"}
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def test_an_exception_is_a_failure_and_not_implemented_is_skipped():
+    def broken(x):
+        raise RuntimeError("no kernel image")
+
+    def partial(x):
+        raise NotImplementedError("only on Tuesdays")
+
+    assert {r.reason for r in testing.check(broken, refattn.softmax).failures} == {"raised RuntimeError: no kernel image"}
+    skipped = testing.check(partial, refattn.softmax)
+    assert {(r.status, r.reason) for r in skipped.results} == {("skipped", "only on Tuesdays")}
+    with pytest.raises(testing.RefattnAssertionError, match="nothing was compared: only on Tuesdays"):
+        skipped.raise_if_wrong()
+
+
+def test_wrong_shapes_and_counts_are_failures():
+    assert "has shape (5,)" in testing.check(lambda x: softmax(x).ravel()[:5], refattn.softmax).failures[0].reason
+    lse = refattn.scaled_dot_product_attention_with_lse
+    found = testing.check(ATTENTION, lse, gradients=lambda *_: {})
+    assert {r.reason for r in found.failures} == {"returned 1 outputs, expected 2"}
+
+
+def test_the_message_names_the_worst_element():
+    def off(x):
+        y = softmax(x)
+        y[..., -1] *= 1.5
+        return y
+
+    with pytest.raises(testing.RefattnAssertionError) as caught:
+        testing.check(off, refattn.softmax, dtype="float64").raise_if_wrong()
+    text = str(caught.value)
+    assert "softmax, plain, float64: output differs at 6 of 30 elements" in text
+    assert "worst at (" in text
+    assert ", expected " in text
+
+
+def test_names_and_layout_are_converted():
+    def theirs(q, k, v, sm_scale=None):
+        q, k, v = (np.moveaxis(x, 1, 2) for x in (q, k, v))
+        return np.moveaxis(refattn.scaled_dot_product_attention(q, k, v, scale=sm_scale), 1, 2).astype(q.dtype)
+
+    names = {"q": "query", "k": "key", "v": "value", "sm_scale": "scale"}
+    report = testing.check(theirs, ATTENTION, arguments=names, layout="bshd")
+    report.raise_if_wrong()
+    assert not testing.check(theirs, ATTENTION, arguments=names).passed
+
+
+def test_bad_calls_of_check():
+    with pytest.raises(TypeError, match="candidate is a int, but must be callable"):
+        testing.check(3, refattn.softmax)
+    with pytest.raises(ValueError, match="dtype is 'int8', but must be one of"):
+        testing.check(softmax, refattn.softmax, dtype="int8")
+    with pytest.raises(ValueError, match="layout is 'xyz'"):
+        testing.check(softmax, refattn.softmax, layout="xyz")
+    with pytest.raises(ValueError, match="framework is 'caffe'"):
+        testing.check(softmax, refattn.softmax, framework="caffe")
+    with pytest.raises(ValueError, match=r"arguments names \['y'\], which softmax does not have"):
+        testing.check(softmax, refattn.softmax, arguments={"x": "y"})
+    with pytest.raises(ValueError, match="level is 'most'"):
+        testing.check(softmax, refattn.softmax, level="most")
+
+
+def test_assert_matches():
+    x = np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32)
+    d = np.ones((3, 4), np.float32) * np.arange(4, dtype=np.float32)
+    y, pullback = refattn.softmax.vjp(x)
+    grads = {"x": pullback(d)["x"].astype(np.float32)}
+    testing.assert_matches(softmax(x), refattn.softmax, {"x": x}, gradients=grads, cotangents=d)
+    with pytest.raises(testing.RefattnAssertionError, match="output differs at 12 of 12"):
+        testing.assert_matches(softmax(x) * 1.001, refattn.softmax, {"x": x})
+    with pytest.raises(testing.RefattnAssertionError, match="d_x differs"):
+        testing.assert_matches(y, refattn.softmax, {"x": x}, gradients={"x": -grads["x"]}, cotangents=d)
+    with pytest.raises(ValueError, match="cotangents is None"):
+        testing.assert_matches(y, refattn.softmax, {"x": x}, gradients=grads)
+
+
+def test_nan_and_infinity_are_compared():
+    exact, budget = np.array([1.0, np.nan, np.inf, -np.inf]), np.full(4, 0.5)
+    assert compare(exact.copy(), exact, budget)["status"] == "pass"
+    for i, other in ((0, np.nan), (0, np.inf), (1, 1.0), (2, np.nan), (2, -np.inf), (3, 1e300)):
+        got = exact.copy()
+        got[i] = other
+        fields = compare(got, exact, budget)
+        assert (fields["status"], fields["wrong"], fields["worst_index"]) == ("fail", 1, (i,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rounding_is_that_of_the_library(dtype):
+    import ml_dtypes
+
+    theirs = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    bits = np.random.default_rng(0).integers(0, 2**64, 20000, dtype=np.uint64).view(np.float64)
+    near = np.random.default_rng(1).normal(size=20000) * 2.0 ** np.random.default_rng(2).integers(-30, 20, 20000)
+    for x in (bits, near, np.array([0.0, -0.0, np.inf, np.nan, 65504, 65519.99, 65520, 2**-24, 2**-25, 1.5 * 2**-24])):
+        near_range = ~(np.abs(x) > 1e38) | np.isinf(x)
+        with np.errstate(invalid="ignore"):  # ml_dtypes goes through float32, so it is given numbers of float32
+            given = x[near_range].astype(np.float32) if dtype == "bfloat16" else x
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            want = given.astype(theirs).astype(np.float64)
+        np.testing.assert_array_equal(named_format(dtype).round(given.astype(float)), want)
