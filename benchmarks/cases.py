@@ -1,0 +1,46 @@
+"""What is measured: suites of cases, each of which makes calls that compute the same thing.
+
+A new suite is a module that calls `suite`; `SUITES` names the module, so that nothing is imported before it is measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table.
+
+    `make` draws the inputs and returns a call for each contender, our own first; one that is not installed is left out. All
+    calls return arrays, or tuples of arrays, that must agree to `tolerance`, relative to the largest element.
+    """
+
+    name: str
+    make: Callable[[], Mapping[str, Call]]
+    tolerance: float = 1e-9
+
+
+SUITES = {
+    "reference": "benchmarks.reference",
+    "smoke": "benchmarks.smoke",
+}
+"""Suite to module; the module has ``CASES``."""
+
+
+def suite(name: str) -> Sequence[Case]:
+    """The cases of a suite; imports its module."""
+    return importlib.import_module(SUITES[name]).CASES
+
+
+def installed(module: str) -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
