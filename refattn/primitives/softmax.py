@@ -132,8 +132,8 @@ def logsumexp(x: Array) -> tuple[Array, Pullback]:
     Examples
     --------
     >>> import numpy as np, refattn
-    >>> refattn.logsumexp(np.full(8, 1000.0)) - 1000 == np.log(8)
-    np.True_
+    >>> refattn.logsumexp(np.full(8, 1000.0)).round(6)
+    np.float64(1002.079442)
     """
     shifted, shift = _shifted(x)
     exp = np.exp(shifted)
