@@ -251,6 +251,11 @@ def masked_matmul(weights: Array, x: Array, mask: Booleans) -> Array:
     return product
 
 
+def zero_unless(used: Booleans, x: Array) -> Array:
+    """Rows of `x` that no pair reads become 0, so that what stands there reaches no gradient of a weight (0 * NaN is NaN)."""
+    return np.where(used[..., None], x, 0)
+
+
 def silent_matmul(a: Array, b: Array) -> Array:
     """``a @ b``, whose infinities may meet zeros in silence: the pairs outside the mask are dropped next."""
     with np.errstate(invalid="ignore"):

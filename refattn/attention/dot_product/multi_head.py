@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from refattn import masks
 from refattn._core import Array, BadCall, Booleans, Grads, Pullback, Random, Sample, mechanism
-from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
-from refattn.primitives.attention_stages import MaskedRows
+from refattn.attention.dot_product.scaled_dot_product import allowed_pairs, scaled_dot_product_attention
+from refattn.primitives.attention_stages import MaskedRows, zero_unless
 from refattn.primitives.linear import linear
 
 
@@ -181,9 +183,12 @@ def multi_head_attention(
            [2., 1.]])
     """
     kv_heads = len(w_key) * num_heads // len(w_query)
+    pairs = (*query.shape[:-2], num_heads, query.shape[-2], key.shape[-2])
+    allowed = allowed_pairs(pairs, bias, mask=mask, causal=causal, align=align, window=window)
+    used = np.asarray(allowed.any(axis=(-3, -2)))
     queries, query_pullback = linear.vjp(query, w_query, b_query)
-    keys, key_pullback = linear.vjp(key, w_key, b_key)
-    values, value_pullback = linear.vjp(value, w_value, b_value)
+    keys, key_pullback = linear.vjp(zero_unless(used, key), w_key, b_key)
+    values, value_pullback = linear.vjp(value if masked_rows == "uniform" else zero_unless(used, value), w_value, b_value)
     attended, attention_pullback = scaled_dot_product_attention.vjp(
         split_heads(queries, num_heads),
         split_heads(keys, kv_heads),

@@ -77,6 +77,21 @@ def within_reach(
     return allowed
 
 
+def allowed_pairs(
+    shape: tuple[int, ...],
+    bias: Array | None,
+    *,
+    mask: Booleans | None,
+    causal: bool,
+    align: masks.Align | None,
+    window: tuple[int | None, int | None] | None,
+) -> Booleans:
+    """Every reason for which a query may not attend to a key, in one mask of a shape (..., heads, query_len, key_len)."""
+    near = within_reach(shape[-2], shape[-1], causal=causal, window=window, align=align)
+    allowed = np.broadcast_to(True if mask is None else mask, shape) & near
+    return allowed if bias is None else allowed & ~np.isneginf(bias)
+
+
 def attend(
     query: Array,
     key: Array,
@@ -99,10 +114,8 @@ def attend(
     kv_heads, key_len = key.shape[-3:-1]
     group = heads // max(kv_heads, 1)
 
-    given = np.broadcast_to(True if mask is None else mask, (*lead, heads, query_len, key_len))
-    allowed = given & within_reach(query_len, key_len, causal=causal, window=window, align=align)
-    if bias is not None:
-        allowed = allowed & ~np.isneginf(bias)
+    pairs = (*lead, heads, query_len, key_len)
+    allowed = allowed_pairs(pairs, bias, mask=mask, causal=causal, align=align, window=window)
 
     keys, values = (x if group == 1 else x.repeat(group, axis=-3) for x in (key, value))
     products = np.where(allowed, silent_matmul(query, keys.swapaxes(-1, -2)), 0)

@@ -1,0 +1,8 @@
+"""Attention over the positions of a feature map.
+
+Every position of an image or a video is compared with all the others, however far.
+"""
+
+from refattn.attention.spatial.non_local import non_local
+
+__all__ = ["non_local"]
