@@ -46,6 +46,7 @@ class BadCall:
     match: str
 
 
+Precision: TypeAlias = Callable[..., np.dtype[Any]]
 Samples: TypeAlias = Callable[[Random], Iterator[Sample]]
 BadCalls: TypeAlias = Callable[[Random], Iterator[BadCall]]
 
@@ -110,10 +111,10 @@ class Spec:
         """Default values of the options."""
         return {n: p.default for n, p in self.signature.parameters.items() if p.default is not inspect.Parameter.empty}
 
-    def accept(self, bound: Mapping[str, Any], *, nested: bool = False) -> dict[str, Any]:
+    def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision = working_dtype) -> dict[str, Any]:
         """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError."""
         arrays = {a: _arrays(f"{self.name}: {a}", f, bound[a]) for a, f in self.facts.arguments.items() if a in bound}
-        dtype = working_dtype(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
+        dtype = precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
         given = {}
         for name, x in bound.items():
             if name in arrays:
@@ -267,8 +268,8 @@ def mechanism(
     return decorate
 
 
-def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]]) -> Any:
-    """The function that users call: it accepts arguments as `spec` states, and has `rule` compute."""
+def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision: Precision = working_dtype) -> Any:
+    """The function that users call: it accepts arguments as `spec` states, and has `rule` compute in one precision."""
 
     @functools.wraps(rule)
     def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
@@ -285,7 +286,7 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]]) -> Any:
         token = hook.PATH.set(path)
         try:
             try:
-                given = spec.accept(bound, nested=bool(outer))
+                given = spec.accept(bound, nested=bool(outer), precision=precision)
             except (ValueError, TypeError) as error:
                 raise error.with_traceback(None) from None
             if not outer and hook.CURRENT.get() is not None:

@@ -229,7 +229,8 @@ class Backward:
         return (np.sqrt(square) + total.sum(axis=(*range(error.ndim - 2), -1))).reshape(shape)
 
     def _own_scores(self) -> Array:
-        return (self.own + 4 * self.target.accumulator * np.abs(self.d_scores)) * self.slope * self.scale
+        curve = 0.0 if self.arguments.get("softcap") is None else 4 * self.target.accumulator  # of 1 - tanh**2, however small that is
+        return np.sqrt((self.own * self.slope) ** 2 + (curve * self.d_scores) ** 2) * self.scale
 
     def _d_raw(self) -> Array:
         return self.d_scores * self.slope * self.scale

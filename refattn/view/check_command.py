@@ -1,16 +1,93 @@
-"""``refattn check``: a table of what a check found."""
+"""``refattn check``: a table of what a check found, the worst result of each mechanism first."""
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from refattn._core import Mechanism
+from refattn.testing import adapters
+from refattn.testing.battery import Case, cases
+from refattn.testing.checking import Candidate, compare_case
+from refattn.testing.precision import FORMATS, named_format
+from refattn.testing.report import Report, Result
+from refattn.view.table import Table, progress
+
+STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of ``refattn check``."""
-    parser.add_argument("target", metavar="TARGET", nargs="?", help="a package, or module:callable")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism")
+    known = ", ".join(adapters.ADAPTERS)
+    parser.add_argument("target", metavar="TARGET", nargs="?", help=f"{known}, or module:callable; default: what is installed of these")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism; what a callable should be")
+    parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32 and float64")
+    parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many sizes and seeds")
+    parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
 
 
 def run_check(args: Namespace) -> int:
     """Check a target; the exit status is 0 where it is right, 1 where it is wrong."""
-    raise LookupError(f"no adapter knows {args.target!r}")
+    sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    names = [args.target] if args.target else list(adapters.targets())
+    if not names:
+        raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
+    reports = {name: _checked(name, args) for name in names}
+    every = [r for report in reports.values() for r in report.results]
+    if args.json:
+        print(Report(every).to_json())
+    else:
+        for name, report in reports.items():
+            _print(name, report, args.verbose)
+    if not any(r.passed for r in every) and not any(report.failures for report in reports.values()):
+        print("refattn: nothing was compared", file=sys.stderr)
+        return 2
+    return 1 if any(report.failures for report in reports.values()) else 0
+
+
+def _checked(target: str, args: Namespace) -> Report:
+    dtypes = [named_format(d) for d in args.dtype or ("float32", "float64")]
+    work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
+        (m, candidate, case, dtype)
+        for m, candidate in adapters.resolve(target, args.name)
+        for dtype in dtypes
+        for case in cases(m, args.level)
+    ]
+    results: list[Result] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a candidate's own warnings are not what was asked
+        for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
+            results += compare_case(candidate, m, case, dtype)
+    return Report(results)
+
+
+def _print(target: str, report: Report, verbose: bool) -> None:
+    shown = [r for r in report.results if verbose or r.status in {"fail", "known_difference"}]
+    if shown:
+        details = Table("status", "mechanism", "case", "what", "dtype", "error", "error/budget", "reason")
+        for r in shown:
+            reason = r.reason or (f"{r.wrong} of {r.elements} wrong, worst at {r.worst_index}" if r.status == "fail" else "")
+            cells = (r.status, r.mechanism, r.case, r.what, r.dtype, r.worst_error, r.error_over_budget, reason)
+            details.row(*cells, style=STYLES[r.status])
+        details.print()
+        print()
+    summary = Table(target, "dtype", "right", "known difference", "wrong", "skipped", "worst error/budget")
+    for mechanism, dtype in dict.fromkeys((r.mechanism, r.dtype) for r in report.results):
+        part = Report([r for r in report.results if (r.mechanism, r.dtype) == (mechanism, dtype)])
+        counts = part.counts
+        worst = max((r.error_over_budget for r in part.results if r.error_over_budget is not None), default=None)
+        style = STYLES["fail" if counts["fail"] else "pass" if counts["pass"] else "skipped"]
+        cells = (counts["pass"], counts["known_difference"], counts["fail"], counts["skipped"])
+        summary.row(mechanism, dtype, *cells, None if worst is None else round(worst, 3), style=style)
+    summary.print()
+    reasons = sorted({r.reason for r in report.results if r.status == "skipped"})
+    if reasons:
+        print(f"\nskipped: {'; '.join(reasons)}")
+    verdict = "wrong" if report.failures else "right" if report.passed else "not compared"
+    print(f"\n{target}: {verdict}\n")

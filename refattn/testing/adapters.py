@@ -1,0 +1,283 @@
+"""Known peers: their functions under our names, their differences by the convention's name.
+
+An adapter is a module-like mapping from mechanisms to candidates. It maps names, layouts and options, and raises `Unsupported`
+for what the peer does not offer; it never computes anything itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import refattn
+from refattn import masks
+from refattn._core import Mechanism
+from refattn.testing import frameworks
+from refattn.testing.checking import Candidate, Unsupported, as_candidate
+
+Candidates = dict[str, Candidate]
+
+
+def targets() -> dict[str, Callable[[], Candidates]]:
+    """The known peers whose packages are installed.
+
+    Returns
+    -------
+    dict of str to callable
+        Each returns its candidates by the names of mechanisms.
+    """
+    return {name: make for name, (package, make) in ADAPTERS.items() if importlib.util.find_spec(package) is not None}
+
+
+def resolve(target: str, name: str | None = None) -> list[tuple[Mechanism[..., Any], Candidate]]:
+    """The candidates that a target names: a known peer, or ``module:callable``.
+
+    Parameters
+    ----------
+    target : str
+        ``"torch"``, ``"jax"``, ``"onnx"``, ``"refattn_numba"``, or an importable ``module:callable``.
+    name : str or None, optional
+        Only this mechanism; for a callable the default is its own name.
+
+    Returns
+    -------
+    list of (mechanism, Candidate)
+        What to check.
+    """
+    known = {m.__name__: m for m in refattn.mechanisms()}
+    if ":" in target:
+        module, _, path = target.partition(":")
+        made: Any = importlib.import_module(module)
+        for part in path.split("."):
+            made = getattr(made, part)
+        asked = name or path.rpartition(".")[2]
+        if asked not in known:
+            raise LookupError(f"no mechanism is named {asked!r}: say which one {target} should be")
+        return [(known[asked], as_candidate(made, known[asked]))]
+    if target not in ADAPTERS:
+        raise LookupError(f"no adapter is named {target!r}: known are {', '.join(ADAPTERS)}, or give module:callable")
+    package, make = ADAPTERS[target]
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{target} is not installed")
+    found = make()
+    if name is not None and name not in found:
+        raise LookupError(f"{target} has no {name}: it has {', '.join(found)}")
+    return [(known[n], c) for n, c in found.items() if name in {None, n}]
+
+
+def twin() -> Candidates:
+    """Every function of `refattn_numba`."""
+    fast = importlib.import_module("refattn_numba").twins()
+    return {name: as_candidate(f, f) for name, f in fast.items()}
+
+
+def torch() -> Candidates:
+    """Attention and convolutions of ``torch.nn.functional``."""
+    library = importlib.import_module("torch")
+    functional = library.nn.functional
+    made = {"scaled_dot_product_attention": _TorchAttention(library)}
+    for n in (1, 2, 3):
+        made[f"conv{n}d"] = _TorchConvolution(functional, n)
+        made[f"conv_transpose{n}d"] = getattr(functional, f"conv_transpose{n}d")
+    frame = frameworks.framework("torch")
+    return {name: Candidate(call, frame) for name, call in made.items()}
+
+
+def allowed_pairs(query: Any, key: Any, mask: Any, causal: bool, align: Any, window: Any) -> np.ndarray[Any, Any]:
+    """One boolean mask for `causal`, `window` and a boolean mask given as a NumPy array."""
+    query_len, key_len = query.shape[-2], key.shape[-2]
+    allowed = np.ones((query_len, key_len), bool)
+    if causal:
+        allowed = allowed & masks.causal(query_len, key_len, align=align)
+    if window is not None:
+        allowed = allowed & masks.sliding_window(query_len, key_len, left=window[0], right=window[1], align=align)
+    return allowed if mask is None else allowed & mask
+
+
+def _refuse(**options: Any) -> None:
+    """Raise `Unsupported` for the options that are given."""
+    given = [n for n, x in options.items() if x is not None and x is not False]
+    if given:
+        raise Unsupported(f"{', '.join(given)}: not supported")
+
+
+class _TorchAttention:
+    """``torch.nn.functional.scaled_dot_product_attention``; a window and a lower-right causal mask as boolean masks."""
+
+    def __init__(self, library: Any) -> None:
+        self.torch = library
+
+    def __call__(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        bias: Any = None,
+        sinks: Any = None,
+        *,
+        mask: Any = None,
+        causal: bool = False,
+        align: Any = None,
+        window: Any = None,
+        scale: Any = None,
+        softcap: Any = None,
+        keep: Any = None,
+        dropout_rate: float = 0.0,
+        masked_rows: str = "zero",
+    ) -> Any:
+        _refuse(sinks=sinks, softcap=softcap, keep=keep, dropout_rate=dropout_rate or None)
+        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
+        plain = mask is None and window is None and bias is None
+        as_torch = plain and causal and (align == "upper_left" or query.shape[-2] == key.shape[-2])
+        bound = None
+        if not as_torch and (causal or not plain):
+            bound = self.torch.from_numpy(allowed_pairs(query, key, None if mask is None else mask.numpy(), causal, align, window))
+            if bias is not None:
+                bound = self.torch.where(bound, bias, -self.torch.inf).to(query.dtype)
+        function = self.torch.nn.functional.scaled_dot_product_attention
+        grouped = query.shape[-3] != key.shape[-3]
+        return function(query, key, value, attn_mask=bound, is_causal=as_torch, scale=scale, enable_gqa=grouped)
+
+
+class _TorchConvolution:
+    """``torch.nn.functional.conv1d`` to ``conv3d``; asymmetric padding and padding modes by ``pad`` before it."""
+
+    def __init__(self, functional: Any, axes: int) -> None:
+        self.functional, self.axes, self.convolve = functional, axes, getattr(functional, f"conv{axes}d")
+
+    def __call__(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> Any:
+        strides = (stride,) * self.axes if isinstance(stride, int) else stride
+        if padding == "same" and any(s > 1 for s in strides):
+            raise Unsupported("padding='same' with a stride: not supported")
+        symmetric = isinstance(padding, (int, str)) or all(isinstance(p, int) for p in padding)
+        if padding_mode == "zeros" and symmetric:
+            return self.convolve(x, weight, bias, stride, padding, dilation, groups)
+        x = self.functional.pad(x, self._pads(weight, padding, dilation), mode={"zeros": "constant"}.get(padding_mode, padding_mode))
+        return self.convolve(x, weight, bias, stride, 0, dilation, groups)
+
+    def _pads(self, weight: Any, padding: Any, dilation: Any) -> list[int]:
+        """Numbers before and after, the last axis first."""
+        if padding == "same":
+            dilations = (dilation,) * self.axes if isinstance(dilation, int) else dilation
+            totals = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+            pairs = [(t // 2, t - t // 2) for t in totals]
+        else:
+            each = [0] * self.axes if padding == "valid" else [padding] * self.axes if isinstance(padding, int) else padding
+            pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in each]
+        return [n for pair in reversed(pairs) for n in pair]
+
+
+def _mean_of_values(what: str, arguments: Mapping[str, Any]) -> str:
+    """JAX gives a row without keys the mean of all values, our ``masked_rows="uniform"``."""
+    query, key = arguments["query"], arguments["key"]
+    names = ("mask", "causal", "align", "window")
+    allowed = allowed_pairs(query, key, *(arguments.get(n, False if n == "causal" else None) for n in names))
+    bias = arguments.get("bias")
+    reached = (allowed if bias is None else allowed & ~np.isneginf(bias)).any(axis=-1)
+    return "" if reached.all() else 'masked_rows: a row that may attend nowhere is "uniform"'
+
+
+def jax() -> Candidates:
+    """``jax.nn.dot_product_attention``, whose layout is (batch, length, heads, head_dim)."""
+    library = importlib.import_module("jax")
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        bias: Any = None,
+        sinks: Any = None,
+        *,
+        mask: Any = None,
+        causal: bool = False,
+        align: Any = None,
+        window: Any = None,
+        scale: Any = None,
+        softcap: Any = None,
+        keep: Any = None,
+        dropout_rate: float = 0.0,
+        masked_rows: str = "zero",
+    ) -> Any:
+        _refuse(sinks=sinks, softcap=softcap, keep=keep, dropout_rate=dropout_rate or None)
+        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
+        if not query.shape[-2] or not key.shape[-2]:
+            raise Unsupported("empty lengths: not supported")
+        full = (*query.shape[:-1], key.shape[-2])
+        bound = None
+        if causal or window is not None or mask is not None:
+            bound = allowed_pairs(query, key, None if mask is None else np.asarray(mask), causal, align, window)
+            bound = np.broadcast_to(bound, full)
+        spread = None if bias is None else library.numpy.broadcast_to(bias, full)
+        q, k, v = (x.swapaxes(-2, -3) for x in (query, key, value))
+        return library.nn.dot_product_attention(q, k, v, bias=spread, mask=bound, scale=scale).swapaxes(-2, -3)
+
+    candidate = Candidate(attention, frameworks.framework("jax"), known_difference=_mean_of_values)
+    return {"scaled_dot_product_attention": candidate}
+
+
+def onnx() -> Candidates:
+    """The Attention operator of ONNX, by its reference evaluator; it has no gradients."""
+    evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator
+    helper = importlib.import_module("onnx.helper")
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        bias: Any = None,
+        sinks: Any = None,
+        *,
+        mask: Any = None,
+        causal: bool = False,
+        align: Any = None,
+        window: Any = None,
+        scale: Any = None,
+        softcap: Any = None,
+        keep: Any = None,
+        dropout_rate: float = 0.0,
+        masked_rows: str = "zero",
+    ) -> Any:
+        _refuse(sinks=sinks, keep=keep, dropout_rate=dropout_rate or None)
+        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
+        if not query.shape[-2] or not key.shape[-2]:
+            raise Unsupported("empty lengths: not supported")
+        inputs = {"Q": query, "K": key, "V": value}
+        if causal or window is not None or mask is not None:
+            inputs["attn_mask"] = allowed_pairs(query, key, mask, causal, align, window)
+        if bias is not None:
+            if "attn_mask" in inputs:
+                inputs["attn_mask"] = np.where(inputs["attn_mask"], bias, -np.inf).astype(query.dtype)
+            else:
+                inputs["attn_mask"] = np.broadcast_to(bias, (*query.shape[:-1], key.shape[-2])).astype(query.dtype)
+        attributes = {n: float(x) for n, x in (("scale", scale), ("softcap", softcap)) if x is not None}
+        types = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for n, x in inputs.items()]
+        output = helper.make_tensor_value_info("Y", helper.np_dtype_to_tensor_dtype(query.dtype), None)
+        node = helper.make_node("Attention", list(inputs), ["Y"], **attributes)
+        graph = helper.make_graph([node], "attention", types, [output])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
+        return evaluator(model).run(None, inputs)[0]
+
+    return {"scaled_dot_product_attention": Candidate(attention)}
+
+
+ADAPTERS: dict[str, tuple[str, Callable[[], Candidates]]] = {
+    "refattn_numba": ("numba", twin),
+    "torch": ("torch", torch),
+    "jax": ("jax", jax),
+    "onnx": ("onnx", onnx),
+}

@@ -1,0 +1,33 @@
+"""How the CPU kernels are compiled.
+
+Only kernels are cached on disk; they carry the compiled code of all that they call. Numba looks at a kernel's own file alone
+to see whether its cache is stale: after editing what kernels call, delete ``__pycache__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# NaN and infinities keep their meaning under each set of flags: a row of NaN has to stay one.
+EXACT = {"contract", "nsz", "arcp"}
+REORDERED = {*EXACT, "reassoc"}
+
+
+def compiled(function: Function) -> Function:
+    """A helper whose sums run in the order in which they are written."""
+    return cast(Function, njit(fastmath=EXACT, error_model="numpy")(function))
+
+
+def reordered(function: Function) -> Function:
+    """A helper whose sums may be taken in any order, as a matrix product's are."""
+    return cast(Function, njit(fastmath=REORDERED, error_model="numpy")(function))
+
+
+def kernel(function: Function) -> Function:
+    """What Python calls, on several threads at once (`threads.run`)."""
+    return cast(Function, njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function))

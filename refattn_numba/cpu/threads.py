@@ -1,0 +1,52 @@
+"""Kernels on all cores.
+
+A kernel's last arguments are ``share, shares``: it does the tasks that fall to one share, which write nothing that another
+share reads or writes. Results do not depend on the number of threads, then. Threads are Python's, as kernels release the
+lock: with ``prange`` Numba optimizes a kernel's code four times more, some of its thread layers end the process after a fork
+or when two threads call, and OpenMP's threads and those of NumPy's own products slow each other down.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numba
+
+SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
+SMALL = 1_000_000  # multiplications that take less time than waking a thread
+
+
+@cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, "refattn")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> None:
+    """Call ``kernel(*arguments, share, shares)`` for each share; `cost` is the number of multiplications in all."""
+    threads = min(numba.get_num_threads(), tasks) if cost > SMALL else 1
+    if threads <= 1:
+        kernel(*arguments, 0, 1)
+        return
+    shares = min(tasks, threads * SHARES)
+    waiting = deque(range(shares))
+
+    def work() -> None:
+        while True:
+            try:
+                share = waiting.popleft()
+            except IndexError:
+                return
+            kernel(*arguments, share, shares)
+
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
