@@ -1,4 +1,4 @@
-"""Records of arrays: nested named tuples and tuples, walked leaf by leaf."""
+"""Records of arrays: nested named tuples, tuples and mappings, walked leaf by leaf."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def map_leaves(function: Callable[..., Any], tree: T, *others: T) -> T:
     """The same record with `function` applied to each leaf."""
+    if isinstance(tree, Mapping):
+        named = cast("tuple[Mapping[str, Any], ...]", others)
+        return cast("T", {name: map_leaves(function, part, *(other[name] for other in named)) for name, part in tree.items()})
     if isinstance(tree, tuple):
         parts = [map_leaves(function, *group) for group in zip(tree, *cast("tuple[Any, ...]", others), strict=True)]
         return cast("T", type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts))

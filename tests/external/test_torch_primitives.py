@@ -77,7 +77,7 @@ def batch_norm_training(x, running_mean, running_var, scale=None, shift=None, mo
 
 
 def group_norm(x, scale=None, shift=None, num_groups=1, eps=1e-5):
-    """The backward pass of PyTorch 2.13 fails on vectors where there is a shift without a scale."""
+    """Autograd of PyTorch 2.13 fails where there is a shift without a scale ("tensor does not have a device")."""
     return functional.group_norm(x, num_groups, torch.ones(x.shape[1], dtype=x.dtype) if scale is None else scale, shift, eps)
 
 
@@ -140,7 +140,7 @@ PEERS = {
     "max_pool2d": each_axis(functional.max_pool2d),
     "max_pool3d": each_axis(functional.max_pool3d),
     "mean_over": lambda x, axes, keepdims=False: x.mean(axes, keepdim=keepdims),
-    "mean_squared_error": lambda prediction, target: functional.mse_loss(prediction, target),
+    "mean_squared_error": lambda **given: functional.mse_loss(*given.values()),
     "relu": torch.relu,
     "resize_bilinear": resized("bilinear"),
     "resize_nearest": resized("nearest"),
@@ -149,7 +149,7 @@ PEERS = {
     "segment_softmax": segment_softmax,
     "segment_sum": segment_sum,
     "sigmoid": torch.sigmoid,
-    "silu": lambda x: functional.silu(x),
+    "silu": lambda **given: functional.silu(given["x"]),
     "softmax": lambda x: torch.softmax(x, -1),
     "softplus": lambda x, beta=1.0: functional.softplus(x, beta=beta),
     "tanh": torch.tanh,
@@ -249,3 +249,13 @@ def test_every_bin_of_adaptive_pooling():
         for out in range(1, 20):
             theirs = functional.adaptive_avg_pool1d(torch.tensor(x[None]), out)[0]
             np.testing.assert_allclose(refattn.adaptive_avg_pool1d(x, output_size=out), theirs, rtol=1e-14)
+
+
+def test_nearest_position_is_a_ratio_of_whole_numbers():
+    """PyTorch multiplies by a rounded scale, in float32 for float32 maps: position 87 of 145 then reads 482, not 87 * 805 / 145."""
+    x = np.arange(805.0)
+    ours = refattn.resize_nearest(x[None], output_size=(1, 145))[0]
+    double, single = (functional.interpolate(torch.tensor(x[None, None], dtype=d), 145)[0, 0] for d in (torch.float64, torch.float32))
+    np.testing.assert_array_equal(ours, double)
+    assert ours[87] == 483
+    assert single[87] == 482
