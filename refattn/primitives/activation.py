@@ -195,7 +195,7 @@ def silu(x: Array) -> tuple[Array, Pullback]:
     References
     ----------
     .. [1] Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units for Neural Network Function Approximation in Reinforcement
-       Learning", 2017, section 2. arXiv:1702.03118.
+       Learning", 2017. arXiv:1702.03118.
 
     Examples
     --------

@@ -144,7 +144,7 @@ def layer_norm(
 
     References
     ----------
-    .. [1] Ba, Kiros, Hinton, "Layer Normalization", 2016, eqs. (3) and (4). arXiv:1607.06450.
+    .. [1] Ba, Kiros, Hinton, "Layer Normalization", 2016, eq. (3). arXiv:1607.06450.
 
     Examples
     --------
