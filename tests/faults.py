@@ -19,9 +19,11 @@ from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
+import refattn
 from refattn.view.table import Table, progress
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(refattn.__file__).parent
 PROCESSES = 2
 TESTS = ("tests/test_mechanisms.py", "tests/test_definitions.py")
 
@@ -132,8 +134,8 @@ def tested(copy: Path, mechanisms: str) -> tuple[int, str]:
 
 def copied(folder: Path) -> Path:
     """The package and its tests in another folder."""
-    for part in ("refattn", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in (PACKAGE, ROOT / "tests"):
+        shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 

@@ -603,13 +603,20 @@ def test_a_shape_error_prints_declared_and_actual():
     )
 
 
-def test_an_error_inside_a_composite_names_the_chain():
-    random = Random(0)
-    x, w = random.normal((2, 3, 4)), random.normal((4, 4))
-    weights = dict.fromkeys(("w_query", "w_key", "w_value", "w_output"), w)
-    _, error = frames(lambda: refattn.multi_head_attention(x, x[:, :2], x[:, :2], **weights, num_heads=2, causal=True))
-    assert "align is None, but query_len = 3" in str(error)
-    assert error.__notes__ == ["in multi_head_attention"]
+def test_an_error_inside_a_composite_names_the_chain(registry):
+    def inner(x: Array) -> tuple[Array, Pullback]:
+        return refattn.linear.vjp(x, np.ones((2, 9)))
+
+    def outer(x: Array) -> tuple[Array, Pullback]:
+        return parts[0].vjp(x)
+
+    parts = []
+    for rule in (inner, outer):
+        rule.__doc__ = DOUBLE
+        parts.append(mechanism(samples=no_samples)(rule))
+    _, error = frames(lambda: parts[1](np.ones(3)))
+    assert str(error).startswith("linear: in_features is 9 in weight, but 3 in x")
+    assert error.__notes__ == ["in inner", "in outer"]
 
 
 def test_an_error_at_the_outermost_has_no_notes():
