@@ -30,6 +30,7 @@ def scaled_dot_product_attention(
     dropout_rate: float = 0.0,
     masked_rows: MaskedRows = "zero",
 ) -> tuple[Array, Pullback]:
+    """The docstring is the reference's."""
     attended, pullback = attend(
         query, key, value, bias, sinks, mask, causal, align, window, scale, softcap, keep, dropout_rate, masked_rows
     )
@@ -54,6 +55,7 @@ def scaled_dot_product_attention_with_lse(
     dropout_rate: float = 0.0,
     masked_rows: MaskedRows = "zero",
 ) -> tuple[AttendedWithLse, Pullback]:
+    """The docstring is the reference's."""
     attended, pullback = attend(
         query, key, value, bias, sinks, mask, causal, align, window, scale, softcap, keep, dropout_rate, masked_rows
     )

@@ -79,10 +79,10 @@ def torch() -> Candidates:
     """Attention and convolutions of ``torch.nn.functional``."""
     library = importlib.import_module("torch")
     functional = library.nn.functional
-    made = {"scaled_dot_product_attention": _TorchAttention(library)}
+    made: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": _TorchAttention(library)}
     for n in (1, 2, 3):
         made[f"conv{n}d"] = _TorchConvolution(functional, n)
-        made[f"conv_transpose{n}d"] = getattr(functional, f"conv_transpose{n}d")
+        made[f"conv_transpose{n}d"] = _torch_transposed(getattr(functional, f"conv_transpose{n}d"))
     frame = frameworks.framework("torch")
     return {name: Candidate(call, frame) for name, call in made.items()}
 
@@ -182,14 +182,24 @@ class _TorchConvolution:
         return [n for pair in reversed(pairs) for n in pair]
 
 
-def _mean_of_values(what: str, arguments: Mapping[str, Any]) -> str:
-    """JAX gives a row without keys the mean of all values, our ``masked_rows="uniform"``."""
+def _torch_transposed(convolve: Callable[..., Any]) -> Callable[..., Any]:
+    def call(x: Any, weight: Any, bias: Any = None, *, padding: Any = 0, **options: Any) -> Any:
+        if not isinstance(padding, int) and not all(isinstance(p, int) for p in padding):
+            raise Unsupported("asymmetric padding of a transposed convolution: not supported")
+        return convolve(x, weight, bias, padding=padding, **options)
+
+    return call
+
+
+def _known_of_jax(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
+    """JAX gives a row without keys the mean of all values, and has float32 inside whatever it is given."""
     query, key = arguments["query"], arguments["key"]
     names = ("mask", "causal", "align", "window")
     allowed = allowed_pairs(query, key, *(arguments.get(n, False if n == "causal" else None) for n in names))
     bias = arguments.get("bias")
-    reached = (allowed if bias is None else allowed & ~np.isneginf(bias)).any(axis=-1)
-    return "" if reached.all() else 'masked_rows: a row that may attend nowhere is "uniform"'
+    if not (allowed if bias is None else allowed & ~np.isneginf(bias)).any(axis=-1).all():
+        return 'masked_rows: a row that may attend nowhere is "uniform"'
+    return "dtype: scores and softmax are float32 for float64 inputs" if dtype == "float64" and what != "all" else ""
 
 
 def jax() -> Candidates:
@@ -217,6 +227,8 @@ def jax() -> Candidates:
         _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
         if not query.shape[-2] or not key.shape[-2]:
             raise Unsupported("empty lengths: not supported")
+        if value.shape[-1] != key.shape[-1]:
+            raise Unsupported("value_dim that is not head_dim: not supported")
         full = (*query.shape[:-1], key.shape[-2])
         bound = None
         if causal or window is not None or mask is not None:
@@ -226,7 +238,7 @@ def jax() -> Candidates:
         q, k, v = (x.swapaxes(-2, -3) for x in (query, key, value))
         return library.nn.dot_product_attention(q, k, v, bias=spread, mask=bound, scale=scale).swapaxes(-2, -3)
 
-    candidate = Candidate(attention, frameworks.framework("jax"), known_difference=_mean_of_values)
+    candidate = Candidate(attention, frameworks.framework("jax"), known_difference=_known_of_jax)
     return {"scaled_dot_product_attention": candidate}
 
 
@@ -272,7 +284,11 @@ def onnx() -> Candidates:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
         return evaluator(model).run(None, inputs)[0]
 
-    return {"scaled_dot_product_attention": Candidate(attention)}
+    def known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
+        rounded = dtype == "float64" and what == "output" and arguments.get("scale") is not None
+        return "scale: the attribute is float32, and so is its square root, which multiplies queries and keys" if rounded else ""
+
+    return {"scaled_dot_product_attention": Candidate(attention, known_difference=known)}
 
 
 ADAPTERS: dict[str, tuple[str, Callable[[], Candidates]]] = {

@@ -26,7 +26,7 @@ class Unsupported(NotImplementedError):  # noqa: N818  # it is an answer, not an
     """Raised by a candidate for what it does not offer: the case is listed as skipped."""
 
 
-def _none_known(what: str, arguments: Mapping[str, Any]) -> str:
+def _none_known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
     return ""
 
 
@@ -45,14 +45,15 @@ class Candidate:
     supports : collection of str or None
         Optional arguments that it takes; None is all.
     known_difference : callable
-        Takes what is compared and the arguments; returns the name of a convention where it is known to differ.
+        Takes what is compared, the arguments and the dtype's name; returns the name of a convention where it is known to
+        differ, else "".
     """
 
     call: Callable[..., Any]
     framework: NumPy = field(default_factory=NumPy)
     vjp: Callable[..., Any] | None = None
     supports: Collection[str] | None = None
-    known_difference: Callable[[str, Mapping[str, Any]], str] = _none_known
+    known_difference: Callable[[str, Mapping[str, Any], str], str] = _none_known
 
 
 def check(
@@ -210,7 +211,7 @@ def compare_case(
     spec, about = mechanism.spec, (mechanism.spec.name, case.name)
 
     def result(what: str, fields: Mapping[str, Any]) -> Result:
-        known = candidate.known_difference(what, case.arguments) if fields["status"] == "fail" else ""
+        known = candidate.known_difference(what, case.arguments, target.name) if fields["status"] == "fail" else ""
         named = {"status": "known_difference", "reason": known} if known else {}
         return Result(*about, what, target.name, **{**fields, **named})
 
