@@ -1,7 +1,7 @@
 """Convolution as one matrix product: what each output position sees becomes a column of a matrix.
 
-`by_taps`, the rule of `conv2d`, adds up one product for each tap of the kernel and holds no such matrix, which is as many
-times larger than the input as the kernel has taps.
+`by_taps`, the rule of `conv2d`, goes half of this way: it stacks the taps of one row of the kernel, and adds up one product
+for each row. The matrix here is as many times larger than the input as the kernel has taps.
 """
 
 from __future__ import annotations
