@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
 import pkgutil
 import re
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,43 @@ def test_examples_of_documents(block):
     test = doctest.DocTestParser().get_doctest(block, {}, "document", None, None)
     assert test.examples
     assert wrong_examples([test]) == ""
+
+
+def test_the_tests_of_the_readme_are_right(monkeypatch):
+    """The kernel there is somebody's; here it is the reference, in his precision."""
+
+    def backward(d_output, **arguments):
+        return refattn.scaled_dot_product_attention.vjp(**arguments)[1](d_output)
+
+    def forward(query, key, value, *, scale=None):
+        return refattn.scaled_dot_product_attention(query, key, value, scale=scale)
+
+    (block,) = blocks(ROOT / "README.md", "python")
+    package = types.ModuleType("my_package")
+    package.flash_attention, package.flash_attention_backward = forward, backward
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    found = {}
+    exec(block, found)
+    found["test_flash_attention"]()
+    package.flash_attention = lambda query, key, value: 1.01 * forward(query, key, value)
+    exec(block, found)
+    with pytest.raises(refattn.testing.RefattnAssertionError, match="scaled_dot_product_attention"):
+        found["test_flash_attention"]()
+
+
+def test_the_walk_through_is_right(monkeypatch):
+    monkeypatch.setattr(sys.modules["refattn._core.mechanism"], "_REGISTRY", {})
+    rule, definition = blocks(ROOT / "docs" / "design.md", "python")
+    made = {"__name__": "refattn.primitives.scaled_tanh"}
+    defined = {"np": np, "math": math}
+    exec(rule, made)
+    exec(definition, defined)
+    m = made["scaled_tanh"]
+    monkeypatch.setattr(refattn, "scaled_tanh", m, raising=False)
+    for sample in refattn.testing.samples(m):
+        given = refattn.testing.in_precision(m, sample.arguments, np.longdouble)
+        y, pullback = m.vjp(**given)
+        ds = refattn.testing.cotangents(y)
+        assert max(refattn.testing.directional_errors(m, given, ds, pullback(*ds)).values()) < 1e-7
+        np.testing.assert_allclose(m(**sample.arguments), defined["scaled_tanh"](**sample.arguments), rtol=1e-14)
+    assert wrong_examples(doctest.DocTestFinder(recurse=False).find(m.spec.rule, "scaled_tanh", globs={})) == ""
