@@ -6,6 +6,7 @@ for what the peer does not offer; it never computes anything itself.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -52,8 +53,10 @@ def resolve(target: str, name: str | None = None) -> list[tuple[Mechanism[..., A
     if ":" in target:
         module, _, path = target.partition(":")
         made: Any = importlib.import_module(module)
-        for part in path.split("."):
-            made = getattr(made, part)
+        try:
+            made = functools.reduce(getattr, path.split("."), made)
+        except AttributeError as error:
+            raise LookupError(str(error)) from None
         asked = name or path.rpartition(".")[2]
         if asked not in known:
             raise LookupError(f"no mechanism is named {asked!r}: say which one {target} should be")

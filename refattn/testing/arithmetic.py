@@ -120,8 +120,8 @@ def rounding(dtype: Any) -> Iterator[None]:
     --------
     >>> import numpy as np, refattn
     >>> with refattn.testing.rounding("bfloat16"):
-    ...     refattn.softmax(np.log([1.0, 2.0, 5.0]))
-    array([0.125, 0.25 , 0.625])
+    ...     refattn.linear(np.array([1.0, 0.001]), np.ones((1, 2)))
+    array([1.])
     """
     target = named_format(dtype)
 
