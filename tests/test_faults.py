@@ -13,5 +13,5 @@ def test_every_planted_fault_is_caught(capsys):
 
 def test_at_least_twenty_faults_stand_ready():
     assert len(faults.FAULTS) >= 20
-    for fault in faults.FAULTS:
-        assert (faults.PACKAGE / fault.file).read_text("utf-8").count(fault.old) == 1, fault.what
+    astray = [f.what for f in faults.FAULTS if (faults.PACKAGE / f.file).read_text("utf-8").count(f.old) != 1]
+    assert astray == []
