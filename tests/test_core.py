@@ -54,12 +54,26 @@ class RefusesArray(OnlyDLPack):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
 
+class OnAnotherDevice(RefusesArray):
+    """Leaves its device only where it is asked to."""
+
+    def __dlpack__(self, *, dl_device=None, copy=None, **options):
+        if dl_device != (1, 0) or not copy:
+            raise BufferError("not in main memory")
+        return self.x.__dlpack__()
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
 class NoDLPackEither(RefusesArray):
     def __dlpack__(self, **options):
         raise BufferError("not on this machine")
 
 
-@pytest.mark.parametrize("wrap", [list, tuple, OnlyArray, OnlyDLPack, RefusesArray, memoryview, lambda x: list(map(np.float32, x))])
+@pytest.mark.parametrize(
+    "wrap", [list, tuple, OnlyArray, OnlyDLPack, RefusesArray, OnAnotherDevice, memoryview, lambda x: list(map(np.float32, x))]
+)
 def test_arrays_of_other_kinds(wrap):
     x = np.array(VALUES)
     np.testing.assert_array_equal(refattn.relu(wrap(x)), [0.5, 0, 3, 0])

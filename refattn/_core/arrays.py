@@ -14,6 +14,9 @@ Booleans: TypeAlias = npt.NDArray[np.bool_]
 Grads: TypeAlias = Mapping[str, Any]
 Pullback: TypeAlias = Callable[..., Grads]
 
+CPU = (1, 0)
+"""Main memory, as DLPack numbers devices."""
+
 LOW_PRECISION = ("bfloat16", "float8_", "float6_", "float4_")
 
 
@@ -67,12 +70,24 @@ def _from_torch(x: Any, name: str) -> np.ndarray[Any, Any]:
         raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {error}") from None
 
 
+class _CopyOnCpu:
+    """An array on a GPU, which is asked for a copy in main memory."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.x.__dlpack__(**{**options, "dl_device": CPU, "copy": True})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CPU
+
+
 def _from_dlpack(x: Any, name: str) -> np.ndarray[Any, Any]:
-    try:
-        return np.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError):
-        pass
-    try:
-        return np.from_dlpack(x, device="cpu", copy=True)  # an array on a GPU
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {error}") from None
+    errors = []
+    for source in (x, _CopyOnCpu(x)):
+        try:
+            return np.from_dlpack(source)
+        except (BufferError, RuntimeError, TypeError) as error:
+            errors.append(error)
+    raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {errors[-1]}")
