@@ -208,7 +208,8 @@ def adamw(
 
     Notes
     -----
-    The decay is multiplied by the learning rate, as in PyTorch; the paper's schedule multiplier is part of it.
+    The decay is multiplied by the whole learning rate, as in PyTorch; the paper multiplies it by the schedule alone, and not by
+    the step size of Adam.
 
     .. math::
 

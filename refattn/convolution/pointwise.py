@@ -54,7 +54,7 @@ def pointwise_conv2d(x: Array, weight: Array, bias: Array | None = None) -> tupl
 
     References
     ----------
-    .. [1] Lin, Chen, Yan, "Network in Network", ICLR 2014. arXiv:1312.4400.
+    .. [1] Lin, Chen, Yan, "Network In Network", ICLR 2014. arXiv:1312.4400.
 
     Examples
     --------

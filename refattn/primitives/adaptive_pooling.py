@@ -114,7 +114,7 @@ def _benchmark(random: Random) -> Mapping[str, Any]:
 
 @mechanism(tags={"pooling"}, samples=_samples2, benchmark=_benchmark)
 def adaptive_avg_pool2d(x: Array, *, output_size: PerAxis) -> tuple[Array, Pullback]:
-    r"""Mean of each of a given number of bins of a image.
+    r"""Mean of each of a given number of bins of an image.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def adaptive_avg_pool2d(x: Array, *, output_size: PerAxis) -> tuple[Array, Pullb
 
 @mechanism(tags={"pooling"}, samples=_samples2, benchmark=_benchmark)
 def adaptive_max_pool2d(x: Array, *, output_size: PerAxis) -> tuple[Array, Pullback]:
-    r"""Largest element of each of a given number of bins of a image.
+    r"""Largest element of each of a given number of bins of an image.
 
     Parameters
     ----------

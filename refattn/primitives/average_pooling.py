@@ -119,7 +119,7 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> tuple[Array, Pullback]:
-    r"""Mean of each window of a image.
+    r"""Mean of each window of an image.
 
     Parameters
     ----------

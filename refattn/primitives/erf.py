@@ -78,7 +78,8 @@ def erf(x: Array) -> tuple[Array, Pullback]:
     References
     ----------
     .. [1] NIST Digital Library of Mathematical Functions, eqs. (7.2.1) and (7.6.1).
-    .. [2] Chiarella, Reichel, "On the Evaluation of Integrals Related to the Error Function", Mathematics of Computation 22, 1968.
+    .. [2] Al Azah, Chandler-Wilde, "Computation of the Complex Error Function Using Modified Trapezoidal Rules", SIAM Journal on
+       Numerical Analysis 59, 2021: the trapezoidal rule, corrected for poles. arXiv:2010.05659.
 
     Examples
     --------
@@ -118,7 +119,8 @@ def erfc(x: Array) -> tuple[Array, Pullback]:
     References
     ----------
     .. [1] NIST Digital Library of Mathematical Functions, eq. (7.2.2).
-    .. [2] Chiarella, Reichel, "On the Evaluation of Integrals Related to the Error Function", Mathematics of Computation 22, 1968.
+    .. [2] Al Azah, Chandler-Wilde, "Computation of the Complex Error Function Using Modified Trapezoidal Rules", SIAM Journal on
+       Numerical Analysis 59, 2021: the trapezoidal rule, corrected for poles. arXiv:2010.05659.
 
     Examples
     --------

@@ -101,7 +101,7 @@ def _benchmark(random: Random) -> Mapping[str, Any]:
 def max_pool2d(
     x: Array, *, kernel_size: PerAxis, stride: PerAxis | None = None, padding: PerAxis = 0, dilation: PerAxis = 1, ceil_mode: bool = False
 ) -> tuple[Array, Pullback]:
-    r"""Largest element of each window of a image.
+    r"""Largest element of each window of an image.
 
     Parameters
     ----------

@@ -169,7 +169,8 @@ def rms_norm(x: Array, scale: Array | None = None, *, normalized: int = 1, eps: 
     normalized : positive int, optional
         How many of the last axes are normalised together.
     eps : non-negative float, optional
-        Added to the mean square, inside the root. PyTorch's default is the machine epsilon of the input.
+        Added to the mean square, inside the root. PyTorch's default is the machine epsilon of the precision in which it computes:
+        float32 for half precision.
 
     Returns
     -------

@@ -202,7 +202,7 @@ def global_max_pool(x: Array) -> tuple[Array, Pullback]:
 
     References
     ----------
-    .. [1] Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, channel attention. arXiv:1807.06521.
+    .. [1] Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, section 3. arXiv:1807.06521.
 
     Examples
     --------

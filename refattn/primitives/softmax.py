@@ -45,7 +45,8 @@ def softmax(x: Array) -> tuple[Array, Pullback]:
 
     References
     ----------
-    .. [1] Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990.
+    .. [1] Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs, with Relationships to Statistical
+       Pattern Recognition", 1990.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def log_softmax(x: Array) -> tuple[Array, Pullback]:
 
     References
     ----------
-    .. [1] Blanchard, Higham, Higham, "Accurately Computing the Log-Sum-Exp and Softmax Functions", 2021, eq. (1.3).
+    .. [1] Blanchard, Higham, Higham, "Accurately Computing the Log-Sum-Exp and Softmax Functions", 2021: the exponent in eq. (1.5).
 
     Examples
     --------

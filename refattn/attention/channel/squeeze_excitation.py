@@ -69,7 +69,7 @@ def squeeze_excitation(
     w_expand : array, shape (channels, reduced)
         The paper's second layer.
     b_reduce : array or None, shape (reduced), optional
-        Bias of the first layer; the paper leaves both out.
+        Bias of the first layer; the paper's equation has neither.
     b_expand : array or None, shape (channels), optional
         Bias of the second layer.
 

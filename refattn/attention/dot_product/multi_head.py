@@ -123,7 +123,8 @@ def multi_head_attention(
     b_query : array or None, shape (num_heads * head_dim), optional
         Added to the queries.
     b_key : array or None, shape (kv_heads * head_dim), optional
-        Added to the keys: the same number for all keys of a query, so without effect where there is neither softcap nor sink.
+        Added to the keys: the same number for all keys of a query, so without effect where there is neither softcap nor sink, and
+        all keys have the same scale.
     b_value : array or None, shape (kv_heads * value_dim), optional
         Added to the values.
     b_output : array or None, shape (out_features), optional
@@ -172,7 +173,8 @@ def multi_head_attention(
     References
     ----------
     .. [1] Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2. arXiv:1706.03762.
-    .. [2] Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", EMNLP 2023, section 2.2. arXiv:2305.13245.
+    .. [2] Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", EMNLP 2023,
+       section 2.2. arXiv:2305.13245.
 
     Examples
     --------
