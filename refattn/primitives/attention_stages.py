@@ -219,7 +219,7 @@ def dropout(x: Array, *, keep: Booleans | None, rate: float = 0.0) -> tuple[Arra
 
     References
     ----------
-    .. [1] Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 2014, section 10.
+    .. [1] Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 2014.
 
     Examples
     --------

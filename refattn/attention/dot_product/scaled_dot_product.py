@@ -209,7 +209,8 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pull
     References
     ----------
     .. [1] Vaswani et al., "Attention Is All You Need", NeurIPS 2017, eq. (1). arXiv:1706.03762.
-    .. [2] Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", EMNLP 2023, section 2.2. arXiv:2305.13245.
+    .. [2] Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", EMNLP 2023,
+       section 2.2. arXiv:2305.13245.
 
     Examples
     --------
@@ -255,7 +256,8 @@ def scaled_dot_product_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[At
 
     References
     ----------
-    .. [1] Dao, "FlashAttention-2", ICLR 2024, section 3.1. arXiv:2307.08691.
+    .. [1] Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", ICLR 2024, section 3.1.
+       arXiv:2307.08691.
 
     Examples
     --------

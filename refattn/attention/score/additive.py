@@ -71,7 +71,7 @@ def additive_attention(
     w_score : array, shape (hidden_dim)
         The paper's v.
     b_hidden : array or None, shape (hidden_dim), optional
-        Added before the tanh; the paper has none.
+        Added before the tanh; the paper's equation has none.
     mask : bool array or None, broadcastable to (..., query_len, key_len), optional
         True where the query may attend.
     masked_rows : {"zero", "nan", "uniform"}, optional
