@@ -34,7 +34,14 @@ def targets() -> dict[str, Callable[[], Candidates]]:
     return {name: make for name, (package, make) in ADAPTERS.items() if importlib.util.find_spec(package) is not None}
 
 
-def resolve(target: str, name: str | None = None) -> list[tuple[Mechanism[..., Any], Candidate]]:
+def resolve(
+    target: str,
+    name: str | None = None,
+    *,
+    framework: str = "numpy",
+    layout: str | None = None,
+    arguments: Mapping[str, str] | None = None,
+) -> list[tuple[Mechanism[..., Any], Candidate]]:
     """The candidates that a target names: a known peer, or ``module:callable``.
 
     Parameters
@@ -43,6 +50,8 @@ def resolve(target: str, name: str | None = None) -> list[tuple[Mechanism[..., A
         ``"torch"``, ``"jax"``, ``"onnx"``, ``"refattn_numba"``, or an importable ``module:callable``.
     name : str or None, optional
         Only this mechanism; for a callable the default is its own name.
+    framework, layout, arguments : optional
+        Of a callable, as for `refattn.testing.check`.
 
     Returns
     -------
@@ -60,7 +69,8 @@ def resolve(target: str, name: str | None = None) -> list[tuple[Mechanism[..., A
         asked = name or path.rpartition(".")[2]
         if asked not in known:
             raise LookupError(f"no mechanism is named {asked!r}: say which one {target} should be")
-        return [(known[asked], as_candidate(made, known[asked]))]
+        candidate = as_candidate(made, known[asked], framework=framework, layout=layout, arguments=arguments)
+        return [(known[asked], candidate)]
     if target not in ADAPTERS:
         raise LookupError(f"no adapter is named {target!r}: known are {', '.join(ADAPTERS)}, or give module:callable")
     package, make = ADAPTERS[target]

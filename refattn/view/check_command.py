@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from refattn._core import Mechanism
 from refattn.testing import adapters
 from refattn.testing.battery import Case, cases
 from refattn.testing.checking import Candidate, compare_case
+from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
 from refattn.view.table import Table, progress
@@ -27,6 +29,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism; what a callable should be")
     parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32 and float64")
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many sizes and seeds")
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")
+    parser.add_argument("--layout", help="bshd for (batch, length, heads, head_dim), nhwc for channels last")
+    parser.add_argument("--argument", metavar="THEIRS=OURS", action="append", default=[], help="a callable's own name of an argument")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
@@ -55,7 +60,9 @@ def _checked(target: str, args: Namespace) -> Report:
     dtypes = [named_format(d) for d in args.dtype or ("float32", "float64")]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, candidate, case, dtype)
-        for m, candidate in adapters.resolve(target, args.name)
+        for m, candidate in adapters.resolve(
+            target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument)
+        )
         for dtype in dtypes
         for case in cases(m, args.level)
     ]
@@ -65,6 +72,13 @@ def _checked(target: str, args: Namespace) -> Report:
         for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
             results += compare_case(candidate, m, case, dtype)
     return Report(results)
+
+
+def _names(pairs: list[str]) -> dict[str, str]:
+    """From ``q=query`` to a mapping."""
+    if wrong := [pair for pair in pairs if pair.count("=") != 1]:
+        raise ValueError(f"--argument is {wrong[0]!r}, but must be THEIRS=OURS")
+    return {theirs: ours for theirs, _, ours in (pair.partition("=") for pair in pairs)}
 
 
 def _print(target: str, report: Report, verbose: bool) -> None:
@@ -81,13 +95,18 @@ def _print(target: str, report: Report, verbose: bool) -> None:
     for mechanism, dtype in dict.fromkeys((r.mechanism, r.dtype) for r in report.results):
         part = Report([r for r in report.results if (r.mechanism, r.dtype) == (mechanism, dtype)])
         counts = part.counts
-        worst = max((r.error_over_budget for r in part.results if r.error_over_budget is not None), default=None)
+        compared = (r for r in part.results if r.status in {"pass", "fail"})
+        worst = max((r.error_over_budget for r in compared if r.error_over_budget is not None), default=None)
         style = STYLES["fail" if counts["fail"] else "pass" if counts["pass"] else "skipped"]
         cells = (counts["pass"], counts["known_difference"], counts["fail"], counts["skipped"])
         summary.row(mechanism, dtype, *cells, None if worst is None else round(worst, 3), style=style)
     summary.print()
-    reasons = sorted({r.reason for r in report.results if r.status == "skipped"})
+    reasons = Counter(r.reason for r in report.results if r.status == "skipped")
     if reasons:
-        print(f"\nskipped: {'; '.join(reasons)}")
+        print()
+        skipped = Table("skipped", "because")
+        for reason, count in reasons.most_common():
+            skipped.row(count, reason, style=STYLES["skipped"])
+        skipped.print()
     verdict = "wrong" if report.failures else "right" if report.passed else "not compared"
     print(f"\n{target}: {verdict}\n")
