@@ -71,6 +71,11 @@ class NoDLPackEither(RefusesArray):
         raise BufferError("not on this machine")
 
 
+class FailsToRead(OnlyArray):
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("the file is gone")
+
+
 @pytest.mark.parametrize(
     "wrap", [list, tuple, OnlyArray, OnlyDLPack, RefusesArray, OnAnotherDevice, memoryview, lambda x: list(map(np.float32, x))]
 )
@@ -84,6 +89,8 @@ def test_an_array_that_cannot_be_read_is_named():
         refattn.relu(NoDLPackEither(np.array(VALUES)))
     with pytest.raises(ValueError, match="relu: x: setting an array element"):
         refattn.relu([[1.0], [1.0, 2.0]])
+    with pytest.raises(TypeError, match="relu: x: the file is gone"):
+        refattn.relu(FailsToRead([1.0]))
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,9 @@ def test_torch_tensors_of_every_kind():
     assert negative.is_neg()
     np.testing.assert_array_equal(as_array(negative), [-1, -2, -3])
     np.testing.assert_array_equal(as_array(torch.tensor([True, False])), [True, False])
-    with pytest.raises(TypeError, match=r"relu: x is a torch\.Tensor that NumPy cannot read"):
-        refattn.relu(torch.eye(2).to_sparse())
+    for unreadable in (torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
+        with pytest.raises(TypeError, match=r"relu: x is a torch\.Tensor that NumPy cannot read"):
+            refattn.relu(unreadable)
 
 
 def test_jax_arrays():

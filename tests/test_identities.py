@@ -242,6 +242,18 @@ def test_a_query_that_sees_a_poisoned_key_does_not_spoil_the_others(poison):
 
 
 @POISON
+@pytest.mark.parametrize("spoilt", ["query", "key", "value"])
+def test_what_a_row_sees_spoils_no_pair_behind_its_mask(spoilt, poison):
+    given = {**qkv(), "mask": np.arange(7) < 5}
+    given[spoilt] = np.full_like(given[spoilt], poison)
+    output, pullback = refattn.scaled_dot_product_attention_with_weights.vjp(**given)
+    assert np.isnan(pullback(np.cos(np.arange(output.output.size)).reshape(output.output.shape))["key"][..., :5, :]).any()
+    assert (output.weights[..., 5:] == 0).all()
+    for name in ("key", "value"):
+        assert (pullback(np.ones_like(output.output))[name][..., 5:, :] == 0).all()
+
+
+@POISON
 def test_padding_of_tokens_reaches_no_gradient_of_multi_head_attention(poison):
     random = Random(11)
     clean = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -208,6 +209,37 @@ def test_axes_that_disagree_are_refused(m, name):
     if leaf.exact and not groups:
         with pytest.raises(refattn.ShapeError, match=f"{m.__name__}: {name} has {x.ndim + 1} axes, but needs {x.ndim}"):
             m(**{**given, name: x[None]})
+
+
+@pytest.mark.parametrize("m", EACH)
+def test_an_empty_axis_is_computed_or_refused(m):
+    for sample in testing.samples(m):
+        given = frozen({a: x for a, x in sample.arguments.items() if x is not None})
+        stated = {a: f.dims for a, f in m.spec.facts.arguments.items() if isinstance(given.get(a), np.ndarray) and isinstance(f, Leaf)}
+        for word in {d for dims_of in stated.values() for d in dims_of if d.isidentifier()}:
+            axes = {a: dims_of.index(word) - len(dims_of) for a, dims_of in stated.items() if word in dims_of}
+            empty = {a: given[a].take([], axis) for a, axis in axes.items() if -axis <= given[a].ndim and given[a].shape[axis] != 1}
+            try:
+                y, pullback = m.vjp(**{**given, **empty})
+            except ValueError:
+                continue
+            grads = testing.gradient_leaves(pullback(*testing.cotangents(y)))
+            assert {a: grads[a].shape for a in empty if a in grads} == {a: empty[a].shape for a in empty if a in grads}
+
+
+EXTREME = [np.nan, np.inf, -np.inf, 1e300, 1e-300, -1e-310]
+
+
+@pytest.mark.parametrize("m", EACH)
+def test_no_number_is_an_error(m):
+    sample = next(testing.samples(m))
+    real = [a for a, f in m.spec.facts.arguments.items() if isinstance(f, Leaf) and f.is_real and hasattr(sample.arguments.get(a), "dtype")]
+    for name, number in itertools.product(real, EXTREME):
+        extreme = np.copy(sample.arguments[name])
+        extreme.flat[0] = number
+        with np.errstate(all="raise"):
+            y, pullback = m.vjp(**{**sample.arguments, name: extreme})
+            pullback(*(np.full_like(x, number) for x in outputs(y)))
 
 
 @pytest.mark.parametrize("m", EACH)

@@ -52,20 +52,19 @@ def as_array(x: Any, name: str = "argument") -> np.ndarray[Any, Any]:
         return _from_dlpack(x, name)
     try:
         return np.asarray(x)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever the library that made it raises
         if hasattr(x, "__dlpack__"):  # an array on a GPU that leaves no library by itself
             return _from_dlpack(x, name)
-        raise type(error)(f"{name}: {error}") from None
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{name}: {error}") from None
 
 
 def _from_torch(x: Any, name: str) -> np.ndarray[Any, Any]:
-    tensor = x.detach().cpu().resolve_conj().resolve_neg()
     try:
-        return tensor.numpy()
-    except TypeError:  # NumPy has no such type; every format below float64 is a subset of it
-        pass
-    try:
-        return tensor.double().numpy()
+        tensor = x.detach().cpu().resolve_conj().resolve_neg()
+        try:
+            return tensor.numpy()
+        except TypeError:  # NumPy has no such type; every format below float64 is a subset of it
+            return tensor.double().numpy()
     except (TypeError, RuntimeError) as error:
         raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__name__} that NumPy cannot read: {error}") from None
 

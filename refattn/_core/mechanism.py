@@ -46,6 +46,9 @@ class BadCall:
     match: str
 
 
+SILENT = functools.partial(np.errstate, all="ignore")
+"""In bodies, NaN and infinity are numbers like others, whatever the caller has NumPy do about them: the result tells."""
+
 Precision: TypeAlias = Callable[..., np.dtype[Any]]
 Samples: TypeAlias = Callable[[Random], Iterator[Sample]]
 BadCalls: TypeAlias = Callable[[Random], Iterator[BadCall]]
@@ -114,7 +117,10 @@ class Spec:
     def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision = working_dtype) -> dict[str, Any]:
         """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError."""
         arrays = {a: _arrays(f"{self.name}: {a}", f, bound[a]) for a, f in self.facts.arguments.items() if a in bound}
-        dtype = precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
+        try:
+            dtype = precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
         given = {}
         for name, x in bound.items():
             if name in arrays:
@@ -285,13 +291,14 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision
         path = (*outer, spec.name)
         token = hook.PATH.set(path)
         try:
-            try:
-                given = spec.accept(bound, nested=bool(outer), precision=precision)
-            except (ValueError, TypeError) as error:
-                raise error.with_traceback(None) from None
-            if not outer and hook.CURRENT.get() is not None:
-                given = {a: _hooked(path, "argument", a, x) if a in spec.facts.arguments else x for a, x in given.items()}
-            y, pullback = rule(**given)
+            with SILENT():
+                try:
+                    given = spec.accept(bound, nested=bool(outer), precision=precision)
+                except (ValueError, TypeError) as error:
+                    raise error.with_traceback(None) from None
+                if not outer and hook.CURRENT.get() is not None:
+                    given = {a: _hooked(path, "argument", a, x) if a in spec.facts.arguments else x for a, x in given.items()}
+                y, pullback = rule(**given)
         except (ValueError, TypeError) as error:
             if outer:
                 error.add_note(f"in {outer[-1]}")
@@ -333,10 +340,13 @@ def _checked_pullback(spec: Spec, given: Mapping[str, Any], made: tuple[Array, .
             d = np.zeros(shape, dtype) if given_d is None else given_d if nested else _real(f"{spec.name}: {name}", given_d)
             if np.shape(d) != shape:
                 raise ValueError(f"{spec.name}: {name} has shape {np.shape(d)}, but {name[2:]} has {shape}")
-            filled.append(d if nested else hook.passed(path, "cotangent", name[2:], d.astype(dtype, copy=False)))
+            with SILENT():
+                d = d if nested else d.astype(dtype, copy=False)
+            filled.append(d if nested else hook.passed(path, "cotangent", name[2:], d))
         token = hook.PATH.set(path)
         try:
-            grads = dict(pullback(*filled))
+            with SILENT():
+                grads = dict(pullback(*filled))
         finally:
             hook.PATH.reset(token)
         kept = {}

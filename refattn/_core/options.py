@@ -43,7 +43,7 @@ def _flat(kinds: tuple[Any, ...]) -> list[type]:
 
 
 def _is_int(x: Any) -> bool:
-    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and abs(int(x)) < 2**63
 
 
 def _is_float(x: Any) -> bool:

@@ -170,7 +170,7 @@ def masked_softmax(
     total = exp.sum(axis=-1) + sink_exp
     empty = total == 0
     divisor = np.where(empty, 1, total)
-    attended, sink_weight = exp / divisor[..., None], sink_exp / divisor
+    attended, sink_weight = np.where(allowed, exp / divisor[..., None], 0), sink_exp / divisor  # 0 in rows that are NaN too
     lse = np.where(empty, -np.inf, shift + np.log(divisor))
     fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(scores.shape[-1], 1)}[masked_rows]
     weights = np.where(empty[..., None], fill, attended)
@@ -180,7 +180,7 @@ def masked_softmax(
         inner = (attended * d_attended).sum(axis=-1)
         d_sink = sink_weight * (d_lse - inner)
         return {
-            "scores": attended * (d_attended + (d_lse - inner)[..., None]),
+            "scores": np.where(allowed, attended * (d_attended + (d_lse - inner)[..., None]), 0),
             "sinks": d_sink.sum(axis=(*range(d_sink.ndim - 2), -1)),
         }
 
@@ -245,18 +245,11 @@ def masked_matmul(weights: Array, x: Array, mask: Booleans) -> Array:
     product = weights @ clean
     allowed = np.broadcast_to(mask, weights.shape)
     for j in np.unique(np.nonzero(~finite)[-2]):
-        with np.errstate(invalid="ignore"):
-            more = weights[..., :, j, None] * (x - clean)[..., None, j, :]
-            product = product + np.where(allowed[..., :, j, None], more, 0)
+        more = weights[..., :, j, None] * (x - clean)[..., None, j, :]
+        product = product + np.where(allowed[..., :, j, None], more, 0)
     return product
 
 
 def zero_unless(used: Booleans, x: Array) -> Array:
     """Rows of `x` that no pair reads become 0, so that what stands there reaches no gradient of a weight (0 * NaN is NaN)."""
     return np.where(used[..., None], x, 0)
-
-
-def silent_matmul(a: Array, b: Array) -> Array:
-    """``a @ b``, whose infinities may meet zeros in silence: the pairs outside the mask are dropped next."""
-    with np.errstate(invalid="ignore"):
-        return a @ b

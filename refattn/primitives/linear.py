@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from refattn._core import Array, Grads, Pullback, Random, Sample, mechanism
@@ -49,10 +50,10 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
         y = y + bias
 
     def pullback(dy: Array) -> Grads:
-        rows = dy.reshape(-1, len(weight))
+        rows = dy.reshape(math.prod(dy.shape[:-1]), len(weight))
         return {
             "x": dy @ weight,
-            "weight": rows.swapaxes(0, 1) @ x.reshape(-1, x.shape[-1]),
+            "weight": rows.swapaxes(0, 1) @ x.reshape(len(rows), x.shape[-1]),
             "bias": rows.sum(axis=0),
         }
 

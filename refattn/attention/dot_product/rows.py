@@ -177,7 +177,7 @@ def scaled_dot_product_attention_rows(
     blocks = (slice(i, min(i + block_size, key_len)) for i in range(0, key_len, block_size))
     spans = [span for span in blocks if visible(span).any()]
     nothing = np.zeros_like(picked, shape=(*lead, heads, picked.shape[-2], value.shape[-1]))
-    sink = np.zeros_like(nothing[..., 0]) + (-np.inf if sinks is None else sinks[:, None])
+    sink = np.zeros_like(picked[..., 0]) + (-np.inf if sinks is None else sinks[:, None])
     parts = [AttendedWithLse(nothing, sink), *(attend(span)[0] for span in spans)]
     (merged, lse), merge_pullback = merge_attention.vjp(np.stack([p.output for p in parts]), np.stack([p.lse for p in parts]))
     output = np.where(np.isneginf(lse)[..., None], np.nan, merged) if masked_rows == "nan" else merged

@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn import masks
 from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, mechanism, unbroadcast
-from refattn.primitives.attention_stages import MaskedRows, dropout, masked_matmul, masked_softmax, scaled, silent_matmul
+from refattn.primitives.attention_stages import MaskedRows, dropout, masked_matmul, masked_softmax, scaled
 from refattn.primitives.attention_stages import softcap as softcapped
 
 
@@ -118,7 +118,7 @@ def attend(
     allowed = allowed_pairs(pairs, bias, mask=mask, causal=causal, align=align, window=window)
 
     keys, values = (x if group == 1 else x.repeat(group, axis=-3) for x in (key, value))
-    products = np.where(allowed, silent_matmul(query, keys.swapaxes(-1, -2)), 0)
+    products = np.where(allowed, query @ keys.swapaxes(-1, -2), 0)
     scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(head_dim) if scale is None else scale)
     capped, softcap_pullback = softcapped.vjp(scores, cap=softcap)
     logits = capped if bias is None else np.where(allowed, capped + np.where(allowed, bias, 0), 0)
@@ -129,7 +129,7 @@ def attend(
 
     def pullback(d_output: Array, d_lse: Array, d_weights: Array) -> Grads:
         d_values = masked_matmul(np.where(read, kept, 0).swapaxes(-1, -2), d_output, read.swapaxes(-1, -2))
-        d_kept = np.where(allowed, silent_matmul(d_output, values.swapaxes(-1, -2)), 0)
+        d_kept = np.where(allowed, d_output @ values.swapaxes(-1, -2), 0)
         d_softmax = softmax_pullback(d_weights + dropout_pullback(d_kept)["x"], d_lse)
         d_scaled = scale_pullback(softcap_pullback(d_softmax["scores"])["scores"])
         d_keys = masked_matmul(d_scaled["scores"].swapaxes(-1, -2), query, allowed.swapaxes(-1, -2))
@@ -182,7 +182,7 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pull
     softcap : positive float or None, optional
         Bound of the scaled scores.
     keep : bool array or None, broadcastable to (..., kv_heads * group, query_len, key_len), optional
-        False where dropout drops a weight.
+        False where dropout drops a weight; None drops none, and scales none, whatever the rate.
     dropout_rate : probability, optional
         The probability with which `keep` was drawn False.
     masked_rows : {"zero", "nan", "uniform"}, optional

@@ -10,7 +10,7 @@ import numpy as np
 from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, mechanism
 from refattn.primitives.activation import tanh
 from refattn.primitives.arithmetic import add
-from refattn.primitives.attention_stages import MaskedRows, masked_matmul, masked_softmax, silent_matmul, zero_unless
+from refattn.primitives.attention_stages import MaskedRows, masked_matmul, masked_softmax, zero_unless
 from refattn.primitives.linear import linear
 
 
@@ -118,7 +118,7 @@ def additive_attention(
 
     def pullback(d_output: Array) -> Grads:
         read_weights = np.where(read, weights[..., 0, :, :], 0)
-        d_weights = np.where(allowed, silent_matmul(d_output, value.swapaxes(-1, -2)), 0)
+        d_weights = np.where(allowed, d_output @ value.swapaxes(-1, -2), 0)
         d_scores = softmax_pullback(d_weights[..., None, :, :])["scores"][..., 0, :, :, None]
         d_score = score_pullback(d_scores)
         d_sums = sums_pullback(tanh_pullback(d_score["x"])["x"])
