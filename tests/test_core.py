@@ -591,6 +591,11 @@ def test_using_reaches_the_parts_of_composites_and_not_other_threads():
     np.testing.assert_array_equal(found[0], expected)
 
 
+def test_using_refuses_a_name_that_is_no_mechanism():
+    with pytest.raises(ValueError, match="no mechanism is named sofmax"), refattn.using(sofmax=twin(1)):
+        pass
+
+
 def test_using_is_left_by_an_exception():
     with pytest.raises(LookupError), refattn.using(softmax=twin(1)):
         raise LookupError

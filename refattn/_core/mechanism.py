@@ -187,7 +187,20 @@ def outputs(y: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def using(**faster: Any) -> Iterator[None]:
-    """Within the block, composites call these in place of the mechanisms of the same names."""
+    """Within the block, composites call these in place of the mechanisms of the same names.
+
+    Parameters
+    ----------
+    **faster : mechanism
+        Functions with a ``.vjp``, by the names of the mechanisms that they replace.
+
+    Raises
+    ------
+    ValueError
+        For a name that no mechanism has.
+    """
+    if unknown := faster.keys() - {m.__name__ for m in mechanisms()}:
+        raise ValueError(f"no mechanism is named {', '.join(sorted(unknown))}")
     token = _FASTER.set({**_FASTER.get(), **faster})
     try:
         yield
