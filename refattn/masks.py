@@ -14,10 +14,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from refattn._core.arrays import Booleans, Integers, as_array
+from refattn._core.stated import stated
 
 Align: TypeAlias = Literal["upper_left", "lower_right"]
 
 
+@stated
 def causal(
     query_len: int, key_len: int, *, align: Align | None = None, rows: Integers | None = None, columns: Integers | None = None
 ) -> Booleans:
@@ -25,12 +27,16 @@ def causal(
 
     Parameters
     ----------
-    query_len, key_len : int
-        Numbers of queries and keys.
+    query_len : non-negative int
+        Number of queries.
+    key_len : non-negative int
+        Number of keys.
     align : {"upper_left", "lower_right"} or None, optional
         Whether the first query sits at the first key, or the last query at the last key; needed where the numbers differ.
-    rows, columns : int array or None, optional
-        Only these queries and these keys.
+    rows : int array or None, optional
+        Only these queries.
+    columns : int array or None, optional
+        Only these keys.
 
     Returns
     -------
@@ -46,6 +52,7 @@ def causal(
     return distance(query_len, key_len, align=align, rows=rows, columns=columns) <= 0
 
 
+@stated
 def sliding_window(
     query_len: int,
     key_len: int,
@@ -60,27 +67,31 @@ def sliding_window(
 
     Parameters
     ----------
-    query_len, key_len : int
-        Numbers of queries and keys.
-    left, right : int or None, optional
-        Numbers of keys besides the diagonal.
+    query_len : non-negative int
+        Number of queries.
+    key_len : non-negative int
+        Number of keys.
+    left : non-negative int or None, optional
+        Number of keys before the diagonal.
+    right : non-negative int or None, optional
+        Number of keys after it.
     align : {"upper_left", "lower_right"} or None, optional
         As for `causal`.
-    rows, columns : int array or None, optional
-        Only these queries and these keys.
+    rows : int array or None, optional
+        Only these queries.
+    columns : int array or None, optional
+        Only these keys.
 
     Returns
     -------
     bool array, shape (query_len, key_len)
         True where the query may attend.
     """
-    for name, n in (("left", left), ("right", right)):
-        if n is not None and n < 0:
-            raise ValueError(f"{name} is {n}, but must be non-negative, or None for no limit")
     away = distance(query_len, key_len, align=align, rows=rows, columns=columns)
     return (away >= (-np.inf if left is None else -left)) & (away <= (np.inf if right is None else right))
 
 
+@stated
 def padding(lengths: Any, key_len: int) -> Booleans:
     """Each batch entry has its own number of keys.
 
@@ -88,7 +99,7 @@ def padding(lengths: Any, key_len: int) -> Booleans:
     ----------
     lengths : int array, shape (...)
         How many keys count.
-    key_len : int
+    key_len : non-negative int
         How many there are.
 
     Returns
@@ -102,6 +113,7 @@ def padding(lengths: Any, key_len: int) -> Booleans:
     return np.arange(key_len) < counted[..., None, None, None]
 
 
+@stated
 def documents(query_ids: Any, key_ids: Any) -> Booleans:
     """A query sees the keys of its own document.
 
@@ -117,9 +129,11 @@ def documents(query_ids: Any, key_ids: Any) -> Booleans:
     bool array, shape (..., query_len, key_len)
         True where the two agree.
     """
-    return _integers("query_ids", query_ids)[..., :, None] == _integers("key_ids", key_ids)[..., None, :]
+    queries, keys = _integers("query_ids", query_ids, axes=1), _integers("key_ids", key_ids, axes=1)
+    return queries[..., :, None] == keys[..., None, :]
 
 
+@stated
 def blocks(layout: Booleans, block: tuple[int, int]) -> Booleans:
     """One entry of `layout` for each block of queries by keys.
 
@@ -127,7 +141,7 @@ def blocks(layout: Booleans, block: tuple[int, int]) -> Booleans:
     ----------
     layout : bool array, shape (..., rows, columns)
         Which blocks take part.
-    block : (int, int)
+    block : (positive int, positive int)
         Queries and keys of one block.
 
     Returns
@@ -135,9 +149,10 @@ def blocks(layout: Booleans, block: tuple[int, int]) -> Booleans:
     bool array, shape (..., rows * queries, columns * keys)
         The mask.
     """
-    return np.repeat(np.repeat(layout, block[0], axis=-2), block[1], axis=-1)
+    return np.repeat(np.repeat(_matrix("layout", layout), block[0], axis=-2), block[1], axis=-1)
 
 
+@stated
 def distance(
     query_len: int, key_len: int, *, align: Align | None = None, rows: Integers | None = None, columns: Integers | None = None
 ) -> Integers:
@@ -145,27 +160,29 @@ def distance(
 
     Parameters
     ----------
-    query_len, key_len : int
-        Numbers of queries and keys.
+    query_len : non-negative int
+        Number of queries.
+    key_len : non-negative int
+        Number of keys.
     align : {"upper_left", "lower_right"} or None, optional
         As for `causal`.
-    rows, columns : int array or None, optional
-        Only these queries and these keys.
+    rows : int array or None, optional
+        Only these queries.
+    columns : int array or None, optional
+        Only these keys.
 
     Returns
     -------
     int array, shape (query_len, key_len)
         Signed distances.
     """
-    if align not in {None, "upper_left", "lower_right"}:
-        raise ValueError(f'align is {align!r}, but must be {{"upper_left", "lower_right"}} or None')
     if align is None and query_len != key_len:
         raise ValueError(
             f"align is None, but query_len = {query_len} and key_len = {key_len} differ: say whether the first query sits "
             'at the first key (align="upper_left") or the last query at the last key (align="lower_right")'
         )
     offset = key_len - query_len if align == "lower_right" else 0
-    queries, keys = (np.arange(n) if some is None else some for n, some in ((query_len, rows), (key_len, columns)))
+    queries, keys = _chosen("rows", rows, query_len), _chosen("columns", columns, key_len)
     return keys - (queries[:, None] + offset)
 
 
@@ -186,14 +203,15 @@ class Summary(NamedTuple):
     partial: int
 
 
+@stated
 def summary(mask: Booleans, block: tuple[int, int]) -> Summary:
     """Blocks that are empty, full or partial; the last ones may be shorter.
 
     Parameters
     ----------
     mask : bool array, shape (..., query_len, key_len)
-        Where queries may attend; neither length is 0.
-    block : (int, int)
+        Where queries may attend.
+    block : (positive int, positive int)
         Queries and keys of one block.
 
     Returns
@@ -201,8 +219,9 @@ def summary(mask: Booleans, block: tuple[int, int]) -> Summary:
     Summary
         The kind of each block, and how many there are.
     """
-    rows, columns = (np.arange(0, n, b) for n, b in zip(mask.shape[-2:], block, strict=True))
-    some, every = (f.reduceat(f.reduceat(mask, rows, -2), columns, -1) for f in (np.logical_or, np.logical_and))
+    allowed = _matrix("mask", mask)
+    rows, columns = (np.arange(0, n, b) for n, b in zip(allowed.shape[-2:], block, strict=True))
+    some, every = (f.reduceat(f.reduceat(allowed, rows, -2), columns, -1) for f in (np.logical_or, np.logical_and))
     kinds = np.where(every, "full", np.where(some, "partial", "empty"))
     return Summary(kinds, int((~some).sum()), int(every.sum()), int((some & ~every).sum()))
 
@@ -220,7 +239,10 @@ def picture(mask: Booleans) -> str:
     str
         One line for each query.
     """
-    return "\n".join("".join("·█"[int(seen)] for seen in row) for row in np.atleast_2d(mask))
+    allowed = _matrix("mask", mask)
+    if allowed.ndim > 2:
+        raise ValueError(f"mask has {allowed.ndim} axes, but must have 2: choose one batch entry and head")
+    return "\n".join("".join("·█"[int(seen)] for seen in row) for row in allowed)
 
 
 def show(mask: Booleans) -> None:
@@ -234,8 +256,31 @@ def show(mask: Booleans) -> None:
     print(picture(mask))
 
 
-def _integers(name: str, x: Any) -> Integers:
+def _integers(name: str, x: Any, *, axes: int = 0) -> Integers:
     array = as_array(x, name)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
+    if array.ndim < axes:
+        raise ValueError(f"{name} has {array.ndim} axes, but needs at least {axes}")
+    return array
+
+
+def _chosen(name: str, some: Any, count: int) -> Integers:
+    """All of `count` positions, or those given."""
+    if some is None:
+        return np.arange(count)
+    chosen = _integers(name, some, axes=1)
+    if chosen.ndim > 1:
+        raise ValueError(f"{name} has {chosen.ndim} axes, but must have 1")
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < count:
+        raise ValueError(f"{name} runs from {chosen.min()} to {chosen.max()}, but there are {count}")
+    return chosen.astype(int, copy=False)
+
+
+def _matrix(name: str, x: Any) -> Booleans:
+    array = as_array(x, name)
+    if array.dtype != bool:
+        raise TypeError(f"{name} is {array.dtype}, but must be bool, where True may attend")
+    if array.ndim < 2:
+        raise ValueError(f"{name} has {array.ndim} axes, but needs at least 2")
     return array

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from refattn._core import Array, tree
+from refattn._core.arrays import is_real
+from refattn._core.stated import stated
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ class Moments(NamedTuple):
     square: Any
 
 
+@stated
 def sgd(
     parameters: T,
     gradients: T,
@@ -64,7 +67,7 @@ def sgd(
         The velocity that the last step returned; None for the first step.
     learning_rate : float
         Step size.
-    momentum : float, optional
+    momentum : non-negative float, optional
         Share of the last velocity that is kept.
     dampening : float, optional
         Share of the gradient that does not enter the velocity; the first step has none.
@@ -116,6 +119,7 @@ def sgd(
     return _stepped(parameters, step, learning_rate), velocity
 
 
+@stated
 def adam(
     parameters: T,
     gradients: T,
@@ -137,9 +141,9 @@ def adam(
         What the last step returned; None for the first step.
     learning_rate : float, optional
         Step size.
-    betas : (float, float), optional
+    betas : (probability, probability), optional
         Share of the moving averages that is kept: of the gradients, and of their squares.
-    eps : float, optional
+    eps : non-negative float, optional
         Added to the root of the corrected square, as in the paper's algorithm 1.
 
     Returns
@@ -170,6 +174,7 @@ def adam(
     return adamw(parameters, gradients, state, learning_rate=learning_rate, betas=betas, eps=eps, weight_decay=0.0)
 
 
+@stated
 def adamw(
     parameters: T,
     gradients: T,
@@ -192,9 +197,9 @@ def adamw(
         What the last step returned; None for the first step.
     learning_rate : float, optional
         Step size.
-    betas : (float, float), optional
+    betas : (probability, probability), optional
         Share of the moving averages that is kept: of the gradients, and of their squares.
-    eps : float, optional
+    eps : non-negative float, optional
         Added to the root of the corrected square.
     weight_decay : float, optional
         Share of the parameters that a step of size 1 takes away.
@@ -231,6 +236,8 @@ def adamw(
     if state is None:
         zeros = tree.map_leaves(np.zeros_like, gradients)
         state = Moments(0, zeros, zeros)
+    elif not isinstance(state, Moments):
+        raise TypeError(f"state is a {type(state).__name__}, but must be the Moments of the last step, or None")
     _refuse_other_shapes("state.mean", state.mean, parameters)
     _refuse_other_shapes("state.square", state.square, parameters)
     step = state.step + 1
@@ -248,7 +255,12 @@ def _stepped(parameters: T, step: T, learning_rate: float) -> T:
 
 
 def _refuse_other_shapes(name: str, given: Any, parameters: Any) -> None:
-    """Raise a ValueError where another nesting or shape would broadcast, or would be left out, in silence."""
+    """Raise where a leaf is no array of numbers, or where another nesting or shape would broadcast, or be left out, in silence."""
+    for tree_name, nested in (("parameters", parameters), (name, given)):
+        for path, x in tree.leaves(nested, tree_name):
+            dtype = getattr(x, "dtype", None)
+            if not isinstance(dtype, np.dtype) or not is_real(dtype):
+                raise TypeError(f"{path} is {dtype or f'a {type(x).__name__}'}, but must be a floating-point array")
     shapes, wanted = ({path: np.shape(x) for path, x in tree.leaves(t)} for t in (given, parameters))
     if lacking := wanted.keys() - shapes.keys():
         raise ValueError(f"{name} lacks {sorted(lacking)}")

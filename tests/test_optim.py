@@ -97,6 +97,35 @@ def test_what_would_broadcast_or_be_left_out_is_refused(step):
         step(np.ones(2), np.ones(2), state, learning_rate=0.1, **({"momentum": 0.5} if step is optim.sgd else {}))
 
 
+@pytest.mark.parametrize("step", [optim.sgd, optim.adam, optim.adamw])
+def test_what_is_no_number_or_no_array_of_numbers_is_refused(step):
+    p = {"w": np.ones(2)}
+    for rate in (None, "0.1", np.nan):
+        with pytest.raises((TypeError, ValueError), match=f"{step.__name__}: learning_rate is"):
+            step(p, p, learning_rate=rate)
+    for leaf, kind in (([1.0, 2.0], "a list"), (1.0, "a float"), (np.ones(2, int), "int64"), (np.ones(2, complex), "complex128")):
+        with pytest.raises(TypeError, match=rf"parameters\.w is {kind}, but must be a floating-point array"):
+            step({"w": leaf}, p, learning_rate=0.1)
+        with pytest.raises(TypeError, match=rf"gradients\.w is {kind}, but must be a floating-point array"):
+            step(p, {"w": leaf}, learning_rate=0.1)
+
+
+def test_what_is_no_state_of_adam_is_refused():
+    with pytest.raises(TypeError, match="state is a dict, but must be the Moments of the last step"):
+        optim.adam(np.ones(1), np.ones(1), {"step": 1})
+    for betas in (0.9, (0.9,), (1.0, 0.9), (-0.1, 0.9)):
+        with pytest.raises((TypeError, ValueError), match="adam: betas is"):
+            optim.adam(np.ones(1), np.ones(1), betas=betas)
+
+
+@pytest.mark.parametrize("step", [optim.sgd, optim.adam, optim.adamw])
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_no_gradient_is_an_error(step, number):
+    with np.errstate(all="raise"):
+        p, _ = step(np.ones(2, np.float16), np.array([number, 0.0]), learning_rate=0.1)
+    assert p[1] == np.float16(0.999 if step is optim.adamw else 1)
+
+
 def test_nesterov_needs_a_momentum():
     with pytest.raises(ValueError, match="nesterov is True, but momentum is 0"):
         optim.sgd(np.ones(1), np.ones(1), learning_rate=0.1, nesterov=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import types
@@ -128,6 +129,15 @@ def with_parameters_of(doc: str, other: str) -> str:
         return ours
     parameters = _sections(inspect.cleandoc(other))["Parameters"].rstrip()
     return ours.replace("\nReturns\n", f"\nParameters\n----------\n{parameters}\n\nReturns\n", 1)
+
+
+def options_in(doc: str) -> dict[str, Option]:
+    """The parameters of a docstring that it states as options; the others are for people to read."""
+    options = {}
+    for name, text in _named(_sections(inspect.cleandoc(doc)).get("Parameters", "")):
+        with contextlib.suppress(ValueError):
+            options[name] = parse_option(name, text.removesuffix(", optional"))
+    return options
 
 
 _RECORDS: dict[type, dict[str, Fact]] = {}
