@@ -42,7 +42,7 @@ def test_peer_is_right(peer, dtype):
 def test_a_row_without_keys_is_a_known_difference_of_jax():
     pytest.importorskip("jax")
     [(m, candidate)] = adapters.resolve("jax")
-    case = next(c for c in testing.cases(m) if c.name == "masked rows")
+    case = next(c for c in testing.cases(m) if c.name.startswith("masked rows"))
     results = list(compare_case(candidate, m, case, FORMATS["float32"]))
     differences = {r.reason for r in results if r.status == "known_difference"}
     assert differences == {'masked_rows: a row that may attend nowhere is "uniform"'}
