@@ -53,6 +53,26 @@ def test_the_reference_passes_its_own_check(m):
     testing.check(m, m, dtype="float32").raise_if_wrong()
 
 
+@pytest.mark.parametrize("m", [p for p in EACH if p.id != "non_local"])  # which needs the weights of its kind of pair
+def test_a_kernel_without_options_has_a_case(m):
+    needed = {n for n in m.spec.signature.parameters if n not in m.spec.defaults}
+    assert any(set(case.arguments) == needed for case in testing.cases(m))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d", "separable_conv2d"])
+def test_the_odd_position_of_same_padding_on_the_wrong_side_is_found(name):
+    m, weight = getattr(refattn, name), "w_depthwise" if name == "separable_conv2d" else "weight"
+
+    def wrong(**given):
+        if given.get("padding") != "same" or "stride" in given:
+            return m(**given)
+        return m(**{**given, "x": given["x"][..., ::-1], weight: given[weight][..., ::-1]})[..., ::-1]
+
+    report = testing.check(wrong, m, dtype="float64")
+    assert report.counts["pass"] > 2
+    assert report.failures
+
+
 def test_a_missing_gradient_is_a_failure():
     report = testing.check(refattn.softmax, refattn.softmax, gradients=lambda _, x: {}, dtype="float64")
     assert {r.reason for r in report.failures} == {"no such gradient was returned"}

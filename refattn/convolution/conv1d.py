@@ -7,7 +7,7 @@ from typing import Any
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
 from refattn.convolution.conv2d import conv2d
-from refattn.convolution.rule import by_taps, convolve
+from refattn.convolution.rule import by_taps, convolve, ungrouped
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("reflect, more after", {**inputs, "groups": 2, "padding": ((1, 4),), "padding_mode": "reflect"})
     yield Sample("circular", {**inputs, "groups": 2, "padding": (3,), "padding_mode": "circular", "dilation": (2,)})
     yield Sample("one tap", {"x": random.normal((1, 2, 3)), "weight": random.normal((2, 2, 1)), "padding": "valid"})
+    yield from ungrouped({"x": random.normal((2, 2, 5)), "weight": random.normal((3, 2, 2))}, random)
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

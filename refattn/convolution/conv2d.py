@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
-from refattn.convolution.rule import Padding, PerAxis, by_taps, convolve
+from refattn.convolution.rule import Padding, PerAxis, by_taps, convolve, ungrouped
 from refattn.primitives.padding import PaddingMode
 
 
@@ -27,6 +27,7 @@ def samples(random: Random) -> Iterator[Sample]:
     yield Sample("replicate", {**inputs, "padding": ((6, 0), (1, 2)), "padding_mode": "replicate", "stride": 3})
     yield Sample("circular", {**inputs, "padding": ((5, 1), (0, 2)), "padding_mode": "circular", "dilation": 2})
     yield Sample("one group", {"x": random.normal((1, 3, 4, 4)), "weight": random.normal((2, 3, 3, 3)), "padding": "valid"})
+    yield from ungrouped({"x": random.normal((2, 3, 4, 5)), "weight": random.normal((4, 3, 3, 2))}, random)
     yield Sample("no examples", {**inputs, "x": random.normal((0, 4, 5, 6)), "bias": random.normal(6)})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
 from refattn.convolution.conv2d import conv2d
-from refattn.convolution.rule import by_taps, convolve
+from refattn.convolution.rule import by_taps, convolve, ungrouped
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -24,6 +24,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("reflect", {**inputs, "padding": (1, 3, 2), "padding_mode": "reflect", "stride": 2})
     yield Sample("circular", {**inputs, "padding": (3, 1, 0), "padding_mode": "circular", "stride": 2})
     yield Sample("one group", {"x": random.normal((1, 2, 2, 2, 2)), "weight": random.normal((1, 2, 2, 1, 2)), "padding": "valid"})
+    yield from ungrouped({"x": random.normal((1, 2, 2, 3, 3)), "weight": random.normal((2, 2, 2, 1, 2))}, random)
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

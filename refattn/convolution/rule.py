@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback
+from refattn._core import Array, Grads, Pullback, Random, Sample
 from refattn.primitives.padding import PaddingMode, pad
 
 Axes: TypeAlias = tuple[int, ...]
@@ -105,6 +105,15 @@ def convolve_transposed(
         }
 
     return output, pullback
+
+
+def ungrouped(inputs: dict[str, Any], random: Random) -> Iterator[Sample]:
+    """Few options at a time, for kernels that have no others; the last axis of the kernel is even."""
+    yield Sample("plain", inputs)
+    yield Sample("bias alone", {**inputs, "bias": random.normal(len(inputs["weight"]))})
+    yield Sample("stride alone", {**inputs, "stride": 2})
+    yield Sample("padding alone", {**inputs, "padding": 1})
+    yield Sample("one more after", {**inputs, "padding": "same"})
 
 
 def by_taps(x: Array, weight: Array, stride: Axes, dilation: Axes) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:

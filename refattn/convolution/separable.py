@@ -20,7 +20,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     inputs = _inputs(random)
     yield Sample("plain", inputs)
     yield Sample("bias and stride", {**inputs, "bias": random.normal(2), "stride": 2, "padding": 1})
-    yield Sample("dilation", {**inputs, "padding": "same", "dilation": (1, 2), "padding_mode": "replicate"})
+    yield Sample("dilation", {**inputs, "padding": "same", "dilation": (2, 1), "padding_mode": "replicate"})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

@@ -38,6 +38,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("tiles of 2", {**inputs, "tile": 2, "padding": ((1, 0), (0, 2))})
     yield Sample("same", {**inputs, "padding": "same", "padding_mode": "reflect"})
     yield Sample("one group", {"x": random.normal((1, 3, 3, 4)), "weight": random.normal((2, 3, 3, 3)), "padding": 1})
+    yield Sample("plain", {"x": random.normal((1, 2, 4, 7)), "weight": random.normal((2, 2, 3, 3))})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

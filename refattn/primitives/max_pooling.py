@@ -22,6 +22,7 @@ def _max_pool(
 
 def _samples1(random: Random) -> Iterator[Sample]:
     x = random.normal((2, 3, 9))
+    yield Sample("plain", {"x": x, "kernel_size": 3})
     yield Sample("strided", {"x": x, "kernel_size": 3, "stride": 2})
     yield Sample("padded", {"x": x, "kernel_size": 4, "padding": 2})
     yield Sample("dilated", {"x": x, "kernel_size": 2, "stride": 1, "dilation": 3, "padding": 1})
@@ -88,6 +89,7 @@ def max_pool1d(
 
 def _samples2(random: Random) -> Iterator[Sample]:
     x = random.normal((2, 5, 7))
+    yield Sample("plain", {"x": x, "kernel_size": 2})
     yield Sample("square", {"x": x, "kernel_size": 3, "stride": 2, "padding": 1})
     yield Sample("each axis", {"x": x, "kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1), "dilation": (3, 1)})
     yield Sample("ceil", {"x": x, "kernel_size": 2, "ceil_mode": True})
@@ -149,6 +151,7 @@ def max_pool2d(
 
 def _samples3(random: Random) -> Iterator[Sample]:
     x = random.normal((3, 4, 5))
+    yield Sample("plain", {"x": x, "kernel_size": 2})
     yield Sample("cube", {"x": x, "kernel_size": 2, "padding": 1})
     yield Sample("each axis", {"x": x, "kernel_size": (1, 2, 3), "stride": (2, 1, 1), "padding": (0, 1, 1), "dilation": (1, 2, 1)})
     yield Sample("ceil", {"x": x, "kernel_size": 2, "ceil_mode": True})

@@ -28,6 +28,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     mask[0, 0, 1] = False
     bias = random.normal((4, 3, 7))
     bias[:, 0, 3] = -np.inf
+    yield Sample("plain", inputs)
     yield Sample("all rows", {**inputs, "mask": random.booleans(0.7, (5, 1)), "block_size": 3})
     yield Sample("some rows", {**inputs, "rows": rows, "scale": 0.25, "block_size": 3})
     yield Sample("masked row", {**inputs, "rows": rows, "mask": mask, "block_size": 2})
