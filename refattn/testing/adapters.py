@@ -10,13 +10,13 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import refattn
-from refattn import masks
-from refattn._core import Mechanism
+from refattn._core import Booleans, Mechanism
+from refattn.attention.dot_product.scaled_dot_product import allowed_pairs
 from refattn.testing import frameworks
 from refattn.testing.checking import Candidate, Unsupported, as_candidate
 
@@ -92,7 +92,7 @@ def torch() -> Candidates:
     """Attention and convolutions of ``torch.nn.functional``."""
     library = importlib.import_module("torch")
     functional = library.nn.functional
-    made: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": _TorchAttention(library)}
+    made: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": _torch_attention(library)}
     for n in (1, 2, 3):
         made[f"conv{n}d"] = _TorchConvolution(functional, n)
         made[f"conv_transpose{n}d"] = _torch_transposed(getattr(functional, f"conv_transpose{n}d"))
@@ -100,60 +100,60 @@ def torch() -> Candidates:
     return {name: Candidate(call, frame) for name, call in made.items()}
 
 
-def allowed_pairs(query: Any, key: Any, mask: Any, causal: bool, align: Any, window: Any) -> np.ndarray[Any, Any]:
-    """One boolean mask for `causal`, `window` and a boolean mask given as a NumPy array."""
-    query_len, key_len = query.shape[-2], key.shape[-2]
-    allowed = np.ones((query_len, key_len), bool)
-    if causal:
-        allowed = allowed & masks.causal(query_len, key_len, align=align)
-    if window is not None:
-        allowed = allowed & masks.sliding_window(query_len, key_len, left=window[0], right=window[1], align=align)
-    return allowed if mask is None else allowed & mask
+def _allowed(query: Any, key: Any, bias: Any, options: Mapping[str, Any]) -> Booleans:
+    """One boolean mask for all that masks."""
+    mask, align = options.get("mask"), options.get("align")
+    shape = (*query.shape[:-1], key.shape[-2])
+    causal, window = bool(options.get("causal")), options.get("window")
+    return allowed_pairs(shape, bias, mask=None if mask is None else np.asarray(mask), causal=causal, align=align, window=window)
 
 
-def _refuse(**options: Any) -> None:
-    """Raise `Unsupported` for the options that are given."""
-    given = [n for n, x in options.items() if x is not None and x is not False]
-    if given:
-        raise Unsupported(f"{', '.join(given)}: not supported")
+class Asked(NamedTuple):
+    """One call of softmax attention, in what all peers have: pairs as one boolean mask, numbers as options."""
+
+    query: Any
+    key: Any
+    value: Any
+    bias: Any
+    allowed: Any  # a NumPy mask, or None where all pairs are allowed
+    is_causal: bool  # whether the mask is the peer's own causal one, aligned at the upper left
+    scale: float | None
+    softcap: float | None
 
 
-class _TorchAttention:
-    """``torch.nn.functional.scaled_dot_product_attention``; a window and a lower-right causal mask as boolean masks."""
+def _asked_of(peer: Callable[[Asked], Any], *, softcap: bool = False, empty: bool = True) -> Callable[..., Any]:
+    """A function with the arguments of `scaled_dot_product_attention` that asks the peer for what it has and refuses the rest."""
 
-    def __init__(self, library: Any) -> None:
-        self.torch = library
+    def attention(query: Any, key: Any, value: Any, bias: Any = None, **options: Any) -> Any:
+        causal, scale = bool(options.get("causal")), options.get("scale")
+        known = {"mask", "causal", "align", "window", "scale"} | ({"softcap"} if softcap else set())
+        if lacking := sorted(options.keys() - known):
+            raise Unsupported(f"{', '.join(lacking)}: not supported")
+        if hasattr(scale, "shape"):
+            raise Unsupported("scale as an array: not supported")
+        if not empty and not (query.shape[-2] and key.shape[-2]):
+            raise Unsupported("empty lengths: not supported")
+        others = bias is not None or bool({"mask", "window"} & options.keys())
+        allowed = _allowed(query, key, None, options) if causal or {"mask", "window"} & options.keys() else None
+        own = causal and not others and (options.get("align") == "upper_left" or query.shape[-2] == key.shape[-2])
+        return peer(Asked(query, key, value, bias, allowed, own, scale, options.get("softcap")))
 
-    def __call__(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        bias: Any = None,
-        sinks: Any = None,
-        *,
-        mask: Any = None,
-        causal: bool = False,
-        align: Any = None,
-        window: Any = None,
-        scale: Any = None,
-        softcap: Any = None,
-        keep: Any = None,
-        dropout_rate: float = 0.0,
-        masked_rows: str = "zero",
-    ) -> Any:
-        _refuse(sinks=sinks, softcap=softcap, keep=keep, dropout_rate=dropout_rate or None)
-        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
-        plain = mask is None and window is None and bias is None
-        as_torch = plain and causal and (align == "upper_left" or query.shape[-2] == key.shape[-2])
-        bound = None
-        if not as_torch and (causal or not plain):
-            bound = self.torch.from_numpy(allowed_pairs(query, key, None if mask is None else mask.numpy(), causal, align, window))
-            if bias is not None:
-                bound = self.torch.where(bound, bias, -self.torch.inf).to(query.dtype)
-        function = self.torch.nn.functional.scaled_dot_product_attention
+    return attention
+
+
+def _torch_attention(library: Any) -> Callable[..., Any]:
+    """``torch.nn.functional.scaled_dot_product_attention``; what is neither its mask nor its causal flag as a float mask."""
+
+    def attention(asked: Asked) -> Any:
+        query, key, value, bias, allowed, is_causal, scale, _ = asked
+        bound = None if allowed is None or is_causal else library.from_numpy(allowed)
+        if bias is not None:
+            bound = bias if bound is None else library.where(bound, bias, -library.inf).to(query.dtype)
+        function = library.nn.functional.scaled_dot_product_attention
         grouped = query.shape[-3] != key.shape[-3]
-        return function(query, key, value, attn_mask=bound, is_causal=as_torch, scale=scale, enable_gqa=grouped)
+        return function(query, key, value, attn_mask=bound, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+
+    return _asked_of(attention)
 
 
 class _TorchConvolution:
@@ -206,11 +206,7 @@ def _torch_transposed(convolve: Callable[..., Any]) -> Callable[..., Any]:
 
 def _known_of_jax(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
     """JAX gives a row without keys the mean of all values, and has float32 inside whatever it is given."""
-    query, key = arguments["query"], arguments["key"]
-    names = ("mask", "causal", "align", "window")
-    allowed = allowed_pairs(query, key, *(arguments.get(n, False if n == "causal" else None) for n in names))
-    bias = arguments.get("bias")
-    if not (allowed if bias is None else allowed & ~np.isneginf(bias)).any(axis=-1).all():
+    if not _allowed(arguments["query"], arguments["key"], arguments.get("bias"), arguments).any(axis=-1).all():
         return 'masked_rows: a row that may attend nowhere is "uniform"'
     return "dtype: scores and softmax are float32 for float64 inputs" if dtype == "float64" and what != "all" else ""
 
@@ -219,39 +215,16 @@ def jax() -> Candidates:
     """``jax.nn.dot_product_attention``, whose layout is (batch, length, heads, head_dim)."""
     library = importlib.import_module("jax")
 
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        bias: Any = None,
-        sinks: Any = None,
-        *,
-        mask: Any = None,
-        causal: bool = False,
-        align: Any = None,
-        window: Any = None,
-        scale: Any = None,
-        softcap: Any = None,
-        keep: Any = None,
-        dropout_rate: float = 0.0,
-        masked_rows: str = "zero",
-    ) -> Any:
-        _refuse(sinks=sinks, softcap=softcap, keep=keep, dropout_rate=dropout_rate or None)
-        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
-        if not query.shape[-2] or not key.shape[-2]:
-            raise Unsupported("empty lengths: not supported")
+    def attention(asked: Asked) -> Any:
+        query, key, value, bias, allowed, _, scale, _ = asked
         if value.shape[-1] != key.shape[-1]:
             raise Unsupported("value_dim that is not head_dim: not supported")
         full = (*query.shape[:-1], key.shape[-2])
-        bound = None
-        if causal or window is not None or mask is not None:
-            bound = allowed_pairs(query, key, None if mask is None else np.asarray(mask), causal, align, window)
-            bound = np.broadcast_to(bound, full)
         spread = None if bias is None else library.numpy.broadcast_to(bias, full)
         q, k, v = (x.swapaxes(-2, -3) for x in (query, key, value))
-        return library.nn.dot_product_attention(q, k, v, bias=spread, mask=bound, scale=scale).swapaxes(-2, -3)
+        return library.nn.dot_product_attention(q, k, v, bias=spread, mask=allowed, scale=scale).swapaxes(-2, -3)
 
-    candidate = Candidate(attention, frameworks.framework("jax"), known_difference=_known_of_jax)
+    candidate = Candidate(_asked_of(attention, empty=False), frameworks.framework("jax"), known_difference=_known_of_jax)
     return {"scaled_dot_product_attention": candidate}
 
 
@@ -260,35 +233,14 @@ def onnx() -> Candidates:
     evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator
     helper = importlib.import_module("onnx.helper")
 
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        bias: Any = None,
-        sinks: Any = None,
-        *,
-        mask: Any = None,
-        causal: bool = False,
-        align: Any = None,
-        window: Any = None,
-        scale: Any = None,
-        softcap: Any = None,
-        keep: Any = None,
-        dropout_rate: float = 0.0,
-        masked_rows: str = "zero",
-    ) -> Any:
-        _refuse(sinks=sinks, keep=keep, dropout_rate=dropout_rate or None)
-        _refuse(masked_rows=masked_rows if masked_rows != "zero" else None, scale=scale if hasattr(scale, "shape") else None)
-        if not query.shape[-2] or not key.shape[-2]:
-            raise Unsupported("empty lengths: not supported")
+    def attention(asked: Asked) -> Any:
+        query, key, value, bias, allowed, _, scale, softcap = asked
         inputs = {"Q": query, "K": key, "V": value}
-        if causal or window is not None or mask is not None:
-            inputs["attn_mask"] = allowed_pairs(query, key, mask, causal, align, window)
         if bias is not None:
-            if "attn_mask" in inputs:
-                inputs["attn_mask"] = np.where(inputs["attn_mask"], bias, -np.inf).astype(query.dtype)
-            else:
-                inputs["attn_mask"] = np.broadcast_to(bias, (*query.shape[:-1], key.shape[-2])).astype(query.dtype)
+            full = np.broadcast_to(bias, (*query.shape[:-1], key.shape[-2]))
+            inputs["attn_mask"] = (full if allowed is None else np.where(allowed, full, -np.inf)).astype(query.dtype)
+        elif allowed is not None:
+            inputs["attn_mask"] = allowed
         attributes = {n: float(x) for n, x in (("scale", scale), ("softcap", softcap)) if x is not None}
         types = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for n, x in inputs.items()]
         output = helper.make_tensor_value_info("Y", helper.np_dtype_to_tensor_dtype(query.dtype), None)
@@ -301,7 +253,7 @@ def onnx() -> Candidates:
         rounded = dtype == "float64" and what == "output" and arguments.get("scale") is not None
         return "scale: the attribute is float32, and so is its square root, which multiplies queries and keys" if rounded else ""
 
-    return {"scaled_dot_product_attention": Candidate(attention, known_difference=known)}
+    return {"scaled_dot_product_attention": Candidate(_asked_of(attention, softcap=True, empty=False), known_difference=known)}
 
 
 ADAPTERS: dict[str, tuple[str, Callable[[], Candidates]]] = {
