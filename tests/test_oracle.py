@@ -69,7 +69,7 @@ def test_the_odd_position_of_same_padding_on_the_wrong_side_is_found(name):
         return m(**{**given, "x": given["x"][..., ::-1], weight: given[weight][..., ::-1]})[..., ::-1]
 
     report = testing.check(wrong, m, dtype="float64")
-    assert report.counts["pass"] > 2
+    assert report.counts["pass"] >= 2
     assert report.failures
 
 

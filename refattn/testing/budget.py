@@ -22,6 +22,7 @@ stored results of the forward pass.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -83,8 +84,9 @@ def gradient_budgets(
 
 def _measured(exact: Array, runs: list[Array], target: Format) -> Array:
     with np.errstate(invalid="ignore"):
-        square = sum(np.where(np.isfinite(x) & np.isfinite(exact), x - exact, 0.0) ** 2 for x in runs)
-    return target.unit * np.abs(exact) + SAFETY * np.sqrt(square / len(runs)) + target.floor
+        errors = [np.where(np.isfinite(x) & np.isfinite(exact), x - exact, 0.0) for x in runs]
+    total = functools.reduce(np.hypot, errors)  # squares of small errors would underflow
+    return target.unit * np.abs(exact) + SAFETY / math.sqrt(len(runs)) * total + target.floor
 
 
 def _products(arguments: Mapping[str, Any]) -> tuple[Array, Array]:

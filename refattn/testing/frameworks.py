@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, tree
-from refattn._core.arrays import as_array, is_low_precision
+from refattn._core.arrays import as_array, is_low_precision, is_real
 from refattn._core.mechanism import outputs
 from refattn.testing.precision import Format
 
@@ -28,7 +28,9 @@ class NumPy:
 
     def value(self, x: Any) -> Array:
         """As NumPy, at least float64."""
-        array = as_array(x)
+        array = as_array(x, "what was returned")
+        if not is_real(array.dtype):
+            raise TypeError(f"what was returned is {array.dtype}, but must be floating point")
         return array.astype(np.result_type(np.float64, np.float64 if is_low_precision(array.dtype) else array.dtype))
 
     def vjp(self, call: Call, wanted: list[str]) -> Vjp | None:

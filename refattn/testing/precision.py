@@ -82,7 +82,10 @@ FORMATS = {
 
 def named_format(dtype: Any) -> Format:
     """The format of this name or NumPy type; ValueError where there is none."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or np.dtype(dtype).name
+    try:
+        name = dtype if isinstance(dtype, str) or dtype is None else np.dtype(dtype).name
+    except TypeError:  # another library's, for example torch.float16
+        name = str(dtype).rpartition(".")[2]
     if name not in FORMATS:
         raise ValueError(f"dtype is {name!r}, but must be one of {', '.join(FORMATS)}")
     return FORMATS[name]
