@@ -7,7 +7,8 @@ element of every output and gradient with a budget of its own. `assert_matches` 
 from refattn.testing.arithmetic import rounding
 from refattn.testing.battery import Case, cases
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
-from refattn.testing.checking import Candidate, Unsupported, assert_matches, check
+from refattn.testing.candidates import Candidate, Unsupported
+from refattn.testing.checking import assert_matches, check
 from refattn.testing.report import RefattnAssertionError, Report, Result
 
 __all__ = [

@@ -18,7 +18,7 @@ import refattn
 from refattn._core import Booleans, Mechanism
 from refattn.attention.dot_product.scaled_dot_product import allowed_pairs
 from refattn.testing import frameworks
-from refattn.testing.checking import Candidate, Unsupported, as_candidate
+from refattn.testing.candidates import Candidate, Unsupported, as_candidate
 
 Candidates = dict[str, Candidate]
 

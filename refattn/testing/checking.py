@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from refattn._core import Array, Mechanism, tree
-from refattn._core.docstring import Leaf
 from refattn._core.mechanism import outputs
-from refattn.testing import frameworks
 from refattn.testing.battery import Case, Level, cases
 from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents, gradient_leaves
+from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.frameworks import NumPy
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
-
-
-class Unsupported(NotImplementedError):  # noqa: N818  # it is an answer, not an error
-    """Raised by a candidate for what it does not offer: the case is listed as skipped."""
-
-
-def _none_known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
-    return ""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A kernel to check.
-
-    Attributes
-    ----------
-    call : callable
-        Takes the mechanism's arguments by name and returns its outputs.
-    framework : NumPy
-        Whose arrays it takes.
-    vjp : callable or None
-        Takes the same and returns the outputs and a function from their cotangents to a mapping of gradients.
-    supports : collection of str or None
-        Optional arguments that it takes; None is all.
-    known_difference : callable
-        Takes what is compared, the arguments and the dtype's name; returns the name of a convention where it is known to
-        differ, else "".
-    """
-
-    call: Callable[..., Any]
-    framework: NumPy = field(default_factory=NumPy)
-    vjp: Callable[..., Any] | None = None
-    supports: Collection[str] | None = None
-    known_difference: Callable[[str, Mapping[str, Any], str], str] = _none_known
 
 
 def check(
@@ -144,64 +107,19 @@ def assert_matches(
     RefattnAssertionError
         With the worst element of each array that is wrong.
     """
+    refuse_what_is_no_mechanism(mechanism)
     if gradients is not None and cotangents is None:
         raise ValueError("cotangents is None, but gradients are given: say what they were computed from")
-    ds = tuple(NumPy().value(d) for d in outputs(cotangents)) if cotangents is not None else None
-    have = Candidate(
-        lambda **_: got, vjp=None if gradients is None else lambda **_: (got, lambda *_: gradients), known_difference=_none_known
-    )
+    ds = None if cotangents is None else _as_cotangents(mechanism, cotangents)
+    try:
+        mechanism.spec.signature.bind(**inputs)
+    except TypeError as error:
+        raise TypeError(f"{mechanism.spec.name}: inputs: {error}") from None
+    if not isinstance(gradients, (Mapping, type(None))):
+        raise TypeError(f"gradients is a {type(gradients).__name__}, but must be a mapping by name")
+    have = Candidate(lambda **_: got, vjp=None if gradients is None else lambda **_: (got, lambda *_: gradients))
     case = Case("given inputs", mechanism.spec.accept(dict(inputs)))
     Report(list(compare_case(have, mechanism, case, named_format(dtype), ds=ds))).raise_if_wrong()
-
-
-def as_candidate(
-    candidate: Any,
-    mechanism: Mechanism[..., Any],
-    *,
-    gradients: Callable[..., Mapping[str, Any]] | None = None,
-    arguments: Mapping[str, str] | None = None,
-    layout: str | None = None,
-    framework: str = "numpy",
-    supports: Collection[str] | None = None,
-) -> Candidate:
-    """A callable, with its names and layout turned into the mechanism's."""
-    if isinstance(candidate, Candidate):
-        return candidate
-    if not callable(candidate):
-        raise TypeError(f"candidate is a {type(candidate).__name__}, but must be callable")
-    theirs = {ours: name for name, ours in (arguments or {}).items()}
-    unknown = theirs.keys() - mechanism.spec.signature.parameters.keys()
-    if unknown:
-        raise ValueError(f"arguments names {sorted(unknown)}, which {mechanism.spec.name} does not have")
-    to, back = _layouts(mechanism, layout)
-    frame = frameworks.framework(framework)
-
-    def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {theirs.get(n, n): to(n, x) for n, x in given.items()}
-
-    def ours(named: Mapping[str, Any]) -> dict[str, Any]:
-        names = {theirs.get(n, n): n for n in mechanism.spec.signature.parameters}
-        return {names.get(n, n): back(names.get(n, n), g) for n, g in named.items()}
-
-    def call(**given: Any) -> Any:
-        return _each_output(mechanism, candidate(**renamed(given)), back)
-
-    own = getattr(candidate, "vjp", None)
-
-    def vjp(**given: Any) -> tuple[Any, Callable[..., Mapping[str, Any]]]:
-        if gradients is not None:
-            y, pullback = candidate(**renamed(given)), functools.partial(_with_arguments, gradients, renamed(given))
-        else:
-            y, pullback = cast("Any", own)(**renamed(given))
-        names = mechanism.spec.output_names
-        return _each_output(mechanism, y, back), lambda *ds: ours(pullback(*(to(n, d) for n, d in zip(names, ds, strict=True))))
-
-    supported = _supported(candidate, theirs, supports)
-    return Candidate(call, frame, vjp if gradients is not None or own is not None else None, supported)
-
-
-def _with_arguments(gradients: Callable[..., Mapping[str, Any]], arguments: Mapping[str, Any], *ds: Any) -> Mapping[str, Any]:
-    return gradients(*ds, **arguments)
 
 
 def compare_case(
@@ -227,7 +145,7 @@ def compare_case(
     vjp = candidate.vjp or candidate.framework.vjp(candidate.call, wanted)
     try:
         y, pullback = vjp(**theirs) if vjp else (candidate.call(**theirs), None)
-        values = [candidate.framework.value(x) for x in _ordered(mechanism, y)]
+        values = [candidate.framework.value(x) for x in ordered(mechanism, y)]
     except NotImplementedError as error:
         yield Result(*about, "all", target.name, "skipped", reason=str(error) or "not supported")
         return
@@ -247,7 +165,10 @@ def compare_case(
     drawn = cotangents(exact_y) if ds is None else ds
     ds = tuple(target.round(d.astype(float)).astype(x.dtype) for d, x in zip(drawn, exact.values(), strict=True))
     try:
-        found = gradient_leaves(pullback(*(candidate.framework.make(d.astype(float), target) for d in ds)))
+        returned = pullback(*(candidate.framework.make(d.astype(float), target) for d in ds))
+        if not isinstance(returned, Mapping):
+            raise TypeError(f"gradients are a {type(returned).__name__}, but must be a mapping by name")
+        found = gradient_leaves(returned)
         got_grads = {path: candidate.framework.value(g) for path, g in found.items()}
     except NotImplementedError as error:
         yield Result(*about, "gradients", target.name, "skipped", reason=str(error) or "not supported")
@@ -262,6 +183,16 @@ def compare_case(
     for path, x in exact_grads.items():
         missing = {"status": "fail", "reason": "no such gradient was returned"}
         yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path]) if path in got_grads else missing)
+
+
+def _as_cotangents(mechanism: Mechanism[..., Any], given: Any) -> tuple[Array, ...]:
+    ds, names = outputs(given), mechanism.spec.output_names
+    if len(ds) != len(names):
+        raise ValueError(f"cotangents are {len(ds)}, but {mechanism.spec.name} has {len(names)}: {', '.join(names)}")
+    try:
+        return tuple(NumPy().value(d) for d in ds)
+    except TypeError as error:
+        raise TypeError(f"cotangents: {error}") from None
 
 
 def _judged(got: Array, exact: Array, budget: Array) -> dict[str, Any]:
@@ -292,61 +223,5 @@ def _is_default(x: Any, default: Any) -> bool:
     return not isinstance(x, np.ndarray) and not isinstance(default, np.ndarray) and type(x) is type(default) and x == default
 
 
-def _ordered(mechanism: Mechanism[..., Any], y: Any) -> list[Any]:
-    """The outputs in the mechanism's order, from a tuple or a mapping."""
-    if isinstance(y, Mapping):
-        return [y[n] for n in mechanism.spec.output_names]
-    return list(y) if isinstance(y, (tuple, list)) else [y]
-
-
-def _each_output(mechanism: Mechanism[..., Any], y: Any, back: Callable[[str, Any], Any]) -> Any:
-    made = tuple(back(n, x) for n, x in zip(mechanism.spec.output_names, _ordered(mechanism, y), strict=False))
-    return made if len(mechanism.spec.output_names) > 1 or not made else made[0]
-
-
 def _said(error: Exception) -> str:
     return f"raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
-
-
-def _supported(candidate: Any, theirs: Mapping[str, str], supports: Collection[str] | None) -> Collection[str] | None:
-    if supports is not None:
-        return supports
-    try:
-        parameters = inspect.signature(candidate).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    ours = {name: our for our, name in theirs.items()}
-    return {ours.get(p.name, p.name) for p in parameters}
-
-
-def _layouts(mechanism: Mechanism[..., Any], layout: str | None) -> tuple[Callable[[str, Any], Any], Callable[[str, Any], Any]]:
-    """Two functions of a name and an array: ours to theirs, theirs to ours."""
-    if layout in {None, "bhsd", "ncl", "nchw", "ncdhw"}:
-        return (lambda _, x: x), (lambda _, x: x)
-    stated = {**mechanism.spec.facts.arguments, **mechanism.spec.facts.outputs}
-    if layout == "bshd":
-        moved = {n for n, f in stated.items() if isinstance(f, Leaf) and len(f.dims) > 2 and f.exact and f.dims[-2].endswith("_len")}
-        moves = ((-3, -2), (-2, -3))
-    elif layout in {"nlc", "nhwc", "ndhwc"}:
-        moved = {n for n, f in stated.items() if isinstance(f, Leaf) and f.dims[:1] == ("batch",)}
-        moves = ((1, -1), (-1, 1))
-    else:
-        raise ValueError(f"layout is {layout!r}, but must be one of bhsd, bshd, ncl, nlc, nchw, nhwc, ncdhw, ndhwc")
-
-    def mover(source: int, target: int) -> Callable[[str, Any], Any]:
-        def move(name: str, x: Any) -> Any:
-            if name not in moved or x is None:
-                return x
-            return x.movedim(source, target) if hasattr(x, "movedim") else _moveaxis(x, source, target)
-
-        return move
-
-    return mover(*moves[0]), mover(*moves[1])
-
-
-def _moveaxis(x: Any, source: int, target: int) -> Any:
-    order = list(range(x.ndim))
-    order.insert(target % x.ndim, order.pop(source % x.ndim))
-    return x.transpose(order)

@@ -13,7 +13,8 @@ from typing import Any
 from refattn._core import Mechanism
 from refattn.testing import adapters
 from refattn.testing.battery import Case, cases
-from refattn.testing.checking import Candidate, compare_case
+from refattn.testing.candidates import Candidate
+from refattn.testing.checking import compare_case
 from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
