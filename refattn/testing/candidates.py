@@ -19,6 +19,7 @@ class Unsupported(NotImplementedError):  # noqa: N818  # it is an answer, not an
 
 
 def none_known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
+    """No difference is known."""
     return ""
 
 
