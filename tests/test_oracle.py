@@ -48,9 +48,33 @@ def test_a_wrong_gradient_is_found():
     assert {r.what for r in report.failures} == {"d_key"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("m", EACH)
-def test_the_reference_passes_its_own_check(m):
-    testing.check(m, m, dtype="float32").raise_if_wrong()
+def test_the_reference_passes_its_own_check(m, dtype):
+    testing.check(m, m, dtype=dtype).raise_if_wrong()
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_fft"])
+def test_transforms_in_float32_are_honest(name):
+    def by_spectra(x, weight, factor=1.0):
+        size, kernel = x.shape[-2:], weight.shape[-2:]
+        spectra = np.einsum("bcij,ocij->boij", np.fft.rfft2(x), np.fft.rfft2(weight, s=size).conj())
+        return (factor * np.fft.irfft2(spectra, s=size)[..., : size[0] - kernel[0] + 1, : size[1] - kernel[1] + 1]).astype(x.dtype)
+
+    m = getattr(refattn, name)
+    report = testing.check(by_spectra, m, dtype="float32")
+    report.raise_if_wrong()
+    assert 0.01 < max(r.error_over_budget for r in report.results if r.passed) < 0.8
+    assert not testing.check(lambda x, weight: by_spectra(x, weight, 1 + 1e-5), m, dtype="float32").passed
+
+
+def test_every_operation_of_a_transform_is_rounded():
+    given = next(testing.samples(refattn.conv2d_fft)).arguments
+    exact = refattn.conv2d_fft(**given)
+    with testing.rounding("bfloat16"):
+        rounded = refattn.conv2d_fft(**given)
+    error = np.abs(rounded - exact).max() / np.abs(exact).max()
+    assert 2.0**-9 < error < 2.0**-5
 
 
 @pytest.mark.parametrize("m", [p for p in EACH if p.id != "non_local"])  # which needs the weights of its kind of pair

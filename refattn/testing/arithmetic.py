@@ -16,6 +16,7 @@ from refattn.testing.precision import Format, named_format
 
 EXACT = {np.negative, np.positive, np.absolute, np.maximum, np.minimum, np.sign, np.floor, np.ceil, np.conjugate}
 SUMS = {"sum", "mean", "cumsum"}
+TRANSFORMS = {"rfft2", "irfft2"}
 
 
 class Inexact(np.ndarray):
@@ -36,9 +37,14 @@ class Inexact(np.ndarray):
         if isinstance(result, (tuple, list)):
             return type(result)(self._made(r, m) for r, m in zip(result, magnitude, strict=True))
         result = np.asarray(result)
-        if result.dtype.kind != "f":
+        if result.dtype.kind not in "fc":
             return result
-        return wrapped(result if magnitude is None else self.after(result, np.asarray(magnitude)), self.after)
+        if magnitude is None:
+            return wrapped(result, self.after)
+        if result.dtype.kind == "f":
+            return wrapped(self.after(result, np.asarray(magnitude)), self.after)
+        real, imaginary = (np.asarray(self.after(part, np.asarray(magnitude))) for part in (result.real, result.imag))
+        return wrapped(real + 1j * imaginary, self.after)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
@@ -62,6 +68,8 @@ class Inexact(np.ndarray):
         elif name == "einsum":
             factors = [np.abs(x) if isinstance(x, np.ndarray) else x for x in plain]
             magnitude = function(*factors, **named) * _growth(max((x for x in plain if isinstance(x, np.ndarray)), key=np.size), result)
+        elif name in TRANSFORMS:
+            magnitude = _spread_over(plain[0], result)
         else:
             magnitude = _tree(lambda _: None, result)
         return self._made(result, magnitude)
@@ -88,6 +96,14 @@ def _plain(x: Any) -> Any:
 
 def _growth(terms: Array, result: Any) -> float:
     return 4 + math.sqrt(max(1.0, np.size(terms) / max(np.size(result), 1)))
+
+
+def _spread_over(x: Array, result: Array) -> Any:
+    """What the error of a fast Fourier transform is relative to: the same for all that it makes, and one step for each doubling."""
+    size = math.prod(max(x.shape, result.shape, key=lambda shape: shape[-1])[-2:])
+    power = np.sqrt((np.abs(x) ** 2).sum(axis=(-2, -1), keepdims=True))
+    power = power if result.dtype.kind == "c" else power * math.sqrt(2) / size  # back from half of a spectrum
+    return np.broadcast_to(power * (4 + math.log2(max(size, 1))), result.shape)
 
 
 def _magnitude(ufunc: np.ufunc, method: str, inputs: list[Any], kwargs: dict[str, Any], result: Any) -> Any:

@@ -16,7 +16,7 @@ from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_
 
 
 def _channel_inputs(random: Random) -> dict[str, Any]:
-    return {"x": random.normal((2, 6, 3, 4)), "w_reduce": random.normal((3, 6)), "w_expand": random.normal((6, 3))}
+    return {"x": random.normal((2, 6, 3, 4)), "w_reduce": random.normal((3, 6)) / 2, "w_expand": random.normal((6, 3)) / 2}
 
 
 def _spatial_inputs(random: Random) -> dict[str, Any]:
