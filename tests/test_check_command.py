@@ -119,3 +119,12 @@ def test_a_module_beside_the_caller_is_found(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "pass" in done.stdout
+
+
+def test_a_module_that_cannot_be_imported_is_status_2(tmp_path, monkeypatch, capsys):
+    (tmp_path / "unfinished.py").write_text("def softmax(x:\n")
+    (tmp_path / "unlucky.py").write_text("raise RuntimeError('no driver')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, said in (("unfinished", "unfinished: SyntaxError: "), ("unlucky", "unlucky: RuntimeError: no driver")):
+        assert main(["check", f"{module}:softmax", "softmax"]) == 2
+        assert said in capsys.readouterr().err

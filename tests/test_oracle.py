@@ -166,6 +166,59 @@ def test_bad_calls_of_check():
         testing.check(softmax, refattn.softmax, arguments={"x": "y"})
     with pytest.raises(ValueError, match="level is 'most'"):
         testing.check(softmax, refattn.softmax, level="most")
+    for other in ("softmax", None, softmax):
+        with pytest.raises(TypeError, match=r"mechanism is a .*, but must be a function of refattn\.mechanisms"):
+            testing.check(softmax, other)
+    with pytest.raises(TypeError, match="gradients is a int, but must be callable"):
+        testing.check(softmax, refattn.softmax, gradients=3)
+    with pytest.raises(TypeError, match="arguments is a list, but must be a mapping"):
+        testing.check(softmax, refattn.softmax, arguments=["x"])
+    with pytest.raises(ValueError, match=r"arguments names one of \['x'\] twice"):
+        testing.check(softmax, refattn.softmax, arguments={"a": "x", "b": "x"})
+    with pytest.raises(ValueError, match=r"supports names \['masks'\], which .* does not have"):
+        testing.check(softmax, ATTENTION, supports=["masks"])
+    with pytest.raises(TypeError, match="supports is a str, but must be a collection"):
+        testing.check(softmax, ATTENTION, supports="mask")
+    with pytest.raises(ValueError, match="layout is 'nhwc', but no array of scaled_dot_product_attention has these axes"):
+        testing.check(ATTENTION, ATTENTION, layout="nhwc")
+    with pytest.raises(ValueError, match="dtype is None, but must be one of"):
+        testing.check(softmax, refattn.softmax, dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [(object(), "object"), ("y", "<U1"), (lambda x: softmax(x) + 0j, "complex"), (lambda x: softmax(x).astype(int), "int64")],
+)
+def test_what_is_no_array_of_real_numbers_is_a_failure(returned, what):
+    kernel = returned if callable(returned) else lambda x: returned
+    assert all(f"what was returned is {what}" in r.reason for r in testing.check(kernel, refattn.softmax).results)
+    found = testing.check(softmax, refattn.softmax, gradients=lambda d, x: {"x": kernel(x)}).failures
+    assert found
+    assert all(f"what was returned is {what}" in r.reason for r in found)
+    found = testing.check(softmax, refattn.softmax, gradients=lambda d, x: [d]).failures
+    assert {r.reason for r in found} == {"raised TypeError: gradients are a list, but must be a mapping by name"}
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_kernel_that_writes_to_its_arguments_is_wrong(framework):
+    if framework == "torch":
+        pytest.importorskip("torch")
+
+    def forward(x):
+        y = refattn.softmax(x)
+        x[...] = 0
+        return y
+
+    def gradients(d, x):
+        found = refattn.softmax.vjp(x)[1](d)
+        x[...] = 0
+        return found
+
+    options = {"framework": framework, "dtype": "float64"}
+    found = testing.check(forward, refattn.softmax, **options, gradients=gradients)
+    assert {(r.what, r.reason) for r in found.results} == {("all", "changed in place: x")}
+    found = testing.check(refattn.softmax, refattn.softmax, **options, gradients=gradients)
+    assert {(r.what, r.reason) for r in found.failures} == {("gradients", "changed in place: x")}
 
 
 def test_assert_matches():
@@ -180,6 +233,12 @@ def test_assert_matches():
         testing.assert_matches(y, refattn.softmax, {"x": x}, gradients={"x": -grads["x"]}, cotangents=d)
     with pytest.raises(ValueError, match="cotangents is None"):
         testing.assert_matches(y, refattn.softmax, {"x": x}, gradients=grads)
+    with pytest.raises(TypeError, match="softmax: inputs: got an unexpected keyword argument 'y'"):
+        testing.assert_matches(y, refattn.softmax, {"x": x, "y": x})
+    with pytest.raises(ValueError, match="cotangents are 2, but softmax has 1: output"):
+        testing.assert_matches(y, refattn.softmax, {"x": x}, gradients=grads, cotangents=(d, d))
+    with pytest.raises(TypeError, match="gradients is a list, but must be a mapping by name"):
+        testing.assert_matches(y, refattn.softmax, {"x": x}, gradients=[d], cotangents=d)
 
 
 def test_nan_and_infinity_are_compared():

@@ -61,7 +61,7 @@ def resolve(
     known = {m.__name__: m for m in refattn.mechanisms()}
     if ":" in target:
         module, _, path = target.partition(":")
-        made: Any = importlib.import_module(module)
+        made: Any = _imported(module)
         try:
             made = functools.reduce(getattr, path.split("."), made)
         except AttributeError as error:
@@ -80,6 +80,14 @@ def resolve(
     if name is not None and name not in found:
         raise LookupError(f"{target} has no {name}: it has {', '.join(found)}")
     return [(known[n], c) for n, c in found.items() if name in {None, n}]
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a module does as it is imported, it cannot be checked
+        said = str(error) if isinstance(error, ImportError) else f"{module}: {type(error).__name__}: {error}"
+        raise ImportError(said) from error
 
 
 def twin() -> Candidates:

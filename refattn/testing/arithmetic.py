@@ -44,7 +44,8 @@ class Inexact(np.ndarray):
         if result.dtype.kind == "f":
             return wrapped(self.after(result, np.asarray(magnitude)), self.after)
         real, imaginary = (np.asarray(self.after(part, np.asarray(magnitude))) for part in (result.real, result.imag))
-        return wrapped(real + 1j * imaginary, self.after)
+        made: Any = real + 1j * imaginary
+        return wrapped(made, self.after)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Mechanism, tree
+from refattn._core.arrays import as_array
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level, cases
 from refattn.testing.budget import forward_budgets, gradient_budgets
@@ -152,6 +153,9 @@ def compare_case(
     except Exception as error:  # whatever a kernel raises is a finding
         yield result("all", {"status": "fail", "reason": _said(error)})
         return
+    if changed := _changed(candidate, theirs, rounded, target):
+        yield result("all", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
+        return
     exact_y, exact_pullback = mechanism.vjp(**reference)
     budgets = forward_budgets(mechanism, rounded, target, exact_scores=case.exact_scores)
     exact = dict(zip(spec.output_names, outputs(exact_y), strict=True))
@@ -175,6 +179,9 @@ def compare_case(
         return
     except Exception as error:
         yield result("gradients", {"status": "fail", "reason": _said(error)})
+        return
+    if changed := _changed(candidate, theirs, rounded, target):
+        yield result("gradients", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
     exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
@@ -217,6 +224,14 @@ def _map_arrays(function: Callable[[Any], Any], given: Mapping[str, Any]) -> dic
         if isinstance(x, np.ndarray):
             mapped = tree.replace(mapped, path, function(x))
     return mapped
+
+
+def _changed(candidate: Candidate, theirs: Mapping[str, Any], rounded: Mapping[str, Any], target: Format) -> list[str]:
+    """The arguments that a kernel has written to."""
+    fresh = dict(tree.leaves(_map_arrays(lambda x: candidate.framework.make(x, target), rounded)))
+    given = dict(tree.leaves(theirs))
+    arrays = [path for path, x in tree.leaves(rounded) if isinstance(x, np.ndarray)]
+    return [path for path in arrays if as_array(given[path]).tobytes() != as_array(fresh[path]).tobytes()]
 
 
 def _is_default(x: Any, default: Any) -> bool:
