@@ -21,6 +21,13 @@ from refattn.attention.dot_product import scaled_dot_product_attention_rows as s
 from refattn.attention.dot_product import scaled_dot_product_attention_with_lse as scaled_dot_product_attention_with_lse
 from refattn.attention.dot_product import scaled_dot_product_attention_with_weights as scaled_dot_product_attention_with_weights
 from refattn.attention.score import additive_attention as additive_attention
+from refattn.attention.score import concat_attention as concat_attention
+from refattn.attention.score import dot_attention as dot_attention
+from refattn.attention.score import doubly_stochastic_penalty as doubly_stochastic_penalty
+from refattn.attention.score import general_attention as general_attention
+from refattn.attention.score import location_attention as location_attention
+from refattn.attention.score import perceptron_attention as perceptron_attention
+from refattn.attention.score import region_attention as region_attention
 from refattn.attention.spatial import non_local as non_local
 from refattn.convolution import causal_conv1d as causal_conv1d
 from refattn.convolution import conv1d as conv1d

@@ -42,6 +42,7 @@ SDPA = "attention/dot_product/scaled_dot_product.py"
 STAGES = "primitives/attention_stages.py"
 RULE = "convolution/rule.py"
 NORM = "primitives/normalization.py"
+SCORE = "attention/score/rule.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -101,7 +102,13 @@ FAULTS = (
     Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
           "np.concatenate([d_right[\"weight\"][0], d_left[\"weight\"][0]])", "non_local"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
-    Fault("tanh left out of the pullback", "attention/score/additive.py", "tanh_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention"),
+    Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),
+    Fault("gradients of query and key swapped", SCORE, 'np.concatenate([d["w_query"], d["w_key"]], axis=1)', 'np.concatenate([d["w_key"], d["w_query"]], axis=1)',
+          "concat_attention perceptron_attention"),
+    Fault("a gradient through the weights dropped", SCORE, "(d_weights + d_read)", "(0 * d_weights + d_read)", "region_attention"),
+    Fault("unscaled inner products scaled", "attention/score/dot.py", "scale=1.0", "scale=None", "dot_attention general_attention"),
+    Fault("regions not read as values", "attention/score/region.py", 'd["key"] + d["value"]', 'd["key"]', "region_attention"),
+    Fault("the gate's state dropped", "attention/score/region.py", '+ d_gate["state"]', '+ 0 * d_gate["state"]', "region_attention"),
     Fault("window not divided in the pullback", "primitives/windows.py", "wide * np.moveaxis(dy, axis, 0)[:, None]", "np.moveaxis(dy, axis, 0)[:, None] + 0 * wide", "avg_pool1d avg_pool2d"),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Additive attention, channel gates and the non-local block, index by index."""
+"""Channel gates and the non-local block, index by index."""
 
 import itertools
 import math
@@ -12,26 +12,6 @@ def _layer(v, weight, bias=None):
 
 def _sigmoid(t):
     return 1 / (1 + math.exp(-t))
-
-
-def additive_attention(query, key, value, w_query, w_key, w_score, b_hidden=None, *, mask=None, masked_rows="zero"):
-    output = np.zeros((*query.shape[:-1], value.shape[-1]))
-    allowed = np.broadcast_to(True if mask is None else mask, (*query.shape[:-1], key.shape[-2]))
-    for at in np.ndindex(output.shape[:-1]):
-        *lead, _ = at
-        asked = _layer(query[at], w_query, b_hidden)
-        seen = [j for j in range(key.shape[-2]) if allowed[(*at, j)]]
-        scores = {}
-        for j in seen:
-            offered = _layer(key[(*lead, j)], w_key)
-            scores[j] = sum(w_score[u] * math.tanh(asked[u] + offered[u]) for u in range(len(w_score)))
-        total = sum(math.exp(s) for s in scores.values())
-        row = {j: math.exp(s) / total for j, s in scores.items()}
-        if not seen and masked_rows != "zero":
-            row = dict.fromkeys(range(key.shape[-2]), math.nan if masked_rows == "nan" else 1 / key.shape[-2])
-        for j, p in row.items():
-            output[at] += p * value[(*lead, j)]
-    return output
 
 
 def _mlp(v, w_reduce, w_expand, b_reduce, b_expand):
