@@ -29,6 +29,11 @@ from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
 from refattn.attention.spatial import non_local as non_local
+from refattn.attention.stochastic import gumbel_softmax as gumbel_softmax
+from refattn.attention.stochastic import gumbel_softmax_attention as gumbel_softmax_attention
+from refattn.attention.stochastic import hard_attention as hard_attention
+from refattn.attention.stochastic import straight_through_attention as straight_through_attention
+from refattn.attention.stochastic import straight_through_gumbel_softmax as straight_through_gumbel_softmax
 from refattn.convolution import causal_conv1d as causal_conv1d
 from refattn.convolution import conv1d as conv1d
 from refattn.convolution import conv2d as conv2d

@@ -43,6 +43,7 @@ STAGES = "primitives/attention_stages.py"
 RULE = "convolution/rule.py"
 NORM = "primitives/normalization.py"
 SCORE = "attention/score/rule.py"
+HARD = "attention/stochastic/hard.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -108,6 +109,10 @@ FAULTS = (
     Fault("a gradient through the weights dropped", SCORE, "(d_weights + d_read)", "(0 * d_weights + d_read)", "region_attention"),
     Fault("unscaled inner products scaled", "attention/score/dot.py", "scale=1.0", "scale=None", "dot_attention general_attention"),
     Fault("regions not read as values", "attention/score/region.py", 'd["key"] + d["value"]', 'd["key"]', "region_attention"),
+    Fault("no gradient of the log-probability", HARD, "np.where(taken, d_log_probability[..., None], 0) -", "np.where(taken, 0 * d_log_probability[..., None], 0) -", "hard_attention"),
+    Fault("entropy of another sign", HARD, "-np.where(allowed, weights * log_weights, 0)", "np.where(allowed, weights * log_weights, 0)", "hard_attention"),
+    Fault("values learn as if averaged", "attention/stochastic/straight_through.py", '"value": masked_matmul(', '"other": masked_matmul(', "straight_through_attention"),
+    Fault("noise not divided by the temperature", "attention/stochastic/gumbel.py", "value, noise / temperature", "value, noise", "gumbel_softmax_attention"),
     Fault("the gate's state dropped", "attention/score/region.py", '+ d_gate["state"]', '+ 0 * d_gate["state"]', "region_attention"),
     Fault("window not divided in the pullback", "primitives/windows.py", "wide * np.moveaxis(dy, axis, 0)[:, None]", "np.moveaxis(dy, axis, 0)[:, None] + 0 * wide", "avg_pool1d avg_pool2d"),
 )  # fmt: skip
