@@ -12,8 +12,10 @@ from refattn._core.mechanism import using as using
 from refattn._core.shapes import ShapeError as ShapeError
 from refattn.attention.channel import cbam as cbam
 from refattn.attention.channel import cbam_channel as cbam_channel
+from refattn.attention.channel import cbam_channel_concat as cbam_channel_concat
 from refattn.attention.channel import cbam_spatial as cbam_spatial
 from refattn.attention.channel import squeeze_excitation as squeeze_excitation
+from refattn.attention.channel import squeeze_excitation_one_layer as squeeze_excitation_one_layer
 from refattn.attention.dot_product import merge_attention as merge_attention
 from refattn.attention.dot_product import multi_head_attention as multi_head_attention
 from refattn.attention.dot_product import scaled_dot_product_attention as scaled_dot_product_attention

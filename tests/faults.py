@@ -43,6 +43,7 @@ STAGES = "primitives/attention_stages.py"
 RULE = "convolution/rule.py"
 NORM = "primitives/normalization.py"
 SCORE = "attention/score/rule.py"
+SQUEEZE = "attention/channel/squeeze_excitation.py"
 HARD = "attention/stochastic/hard.py"
 
 FAULTS = (
@@ -96,8 +97,10 @@ FAULTS = (
     Fault("gelu's tail of x, not -x", "primitives/activation.py", "erfc.vjp(-root * x)", "erfc.vjp(root * x)", "gelu"),
     Fault("tanh gelu without its cubic slope", "primitives/activation.py", "slope * (1 + 3 * CUBIC * finite**2)", "slope", "gelu"),
     Fault("softplus not divided by beta", "primitives/activation.py", "np.log1p(np.exp(-np.abs(steep)))) / beta", "np.log1p(np.exp(-np.abs(steep))))", "softplus"),
-    Fault("squeezed map not in d_x", "attention/channel/squeeze_excitation.py", 'd_output["a"] + squeeze_pullback(d_excited["x"])["x"]', 'd_output["a"]',
-          "squeeze_excitation"),
+    Fault("squeezed map not in d_x", SQUEEZE, 'd_gated["x"] + squeeze_pullback(d_excited["x"])["x"]', 'd_gated["x"]', "squeeze_excitation"),
+    Fault("squeezed map not in d_x, one layer", SQUEEZE, 'd_gated["x"] + squeeze_pullback(d_linear["x"])["x"]', 'd_gated["x"]', "squeeze_excitation_one_layer"),
+    Fault("means and maxima swapped", "attention/channel/cbam.py", "np.concatenate([means, maxima], axis=1), w_gate", "np.concatenate([maxima, means], axis=1), w_gate",
+          "cbam_channel_concat"),
     Fault("both gates on x", "attention/channel/cbam.py", "cbam_spatial.vjp(gated, w_spatial, b_spatial)", "cbam_spatial.vjp(x, w_spatial, b_spatial)", "cbam"),
     Fault("a scale where there is none", "attention/spatial/non_local.py", "scale=1.0", "scale=None", "non_local"),
     Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",

@@ -28,6 +28,25 @@ def squeeze_excitation(x, w_reduce, w_expand, b_reduce=None, b_expand=None):
     return y
 
 
+def squeeze_excitation_one_layer(x, w_gate, b_gate=None):
+    y = np.zeros(x.shape)
+    for n in range(len(x)):
+        means = [sum(channel.ravel()) / channel.size for channel in x[n]]
+        for c, t in enumerate(_layer(means, w_gate, b_gate)):
+            y[n, c] = _sigmoid(t) * x[n, c]
+    return y
+
+
+def cbam_channel_concat(x, w_gate, b_gate=None):
+    y = np.zeros(x.shape)
+    for n in range(len(x)):
+        means = [sum(channel.ravel()) / channel.size for channel in x[n]]
+        maxima = [max(channel.ravel()) for channel in x[n]]
+        for c, t in enumerate(_layer(means + maxima, w_gate, b_gate)):
+            y[n, c] = _sigmoid(t) * x[n, c]
+    return y
+
+
 def cbam_channel(x, w_reduce, w_expand, b_reduce=None, b_expand=None):
     y = np.zeros(x.shape)
     for n in range(len(x)):
