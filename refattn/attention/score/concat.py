@@ -151,7 +151,7 @@ def perceptron_attention(
 
     Notes
     -----
-    The paper allows the alignment model to be any feedforward network, and chooses that of `additive_attention`.
+    The paper makes the alignment model a feedforward network; its own is that of `additive_attention`, of tanh and without biases.
 
     .. math::
 

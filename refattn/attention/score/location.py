@@ -40,7 +40,7 @@ def location_attention(
     value : array, shape (..., key_len, value_dim)
         Encoder states.
     w_score : array, shape (key_len, query_dim)
-        The paper's W: a row for each position, so that it fixes how many there are. For a shorter sentence, the first rows.
+        The paper's W: a row for each position, so that it fixes how many there are.
     mask : bool array or None, broadcastable to (..., query_len, key_len), optional
         True where the query may attend.
     masked_rows : {"zero", "nan", "uniform"}, optional
