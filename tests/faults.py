@@ -42,6 +42,9 @@ SDPA = "attention/dot_product/scaled_dot_product.py"
 STAGES = "primitives/attention_stages.py"
 RULE = "convolution/rule.py"
 NORM = "primitives/normalization.py"
+SCORE = "attention/score/rule.py"
+SQUEEZE = "attention/channel/squeeze_excitation.py"
+HARD = "attention/stochastic/hard.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -94,14 +97,26 @@ FAULTS = (
     Fault("gelu's tail of x, not -x", "primitives/activation.py", "erfc.vjp(-root * x)", "erfc.vjp(root * x)", "gelu"),
     Fault("tanh gelu without its cubic slope", "primitives/activation.py", "slope * (1 + 3 * CUBIC * finite**2)", "slope", "gelu"),
     Fault("softplus not divided by beta", "primitives/activation.py", "np.log1p(np.exp(-np.abs(steep)))) / beta", "np.log1p(np.exp(-np.abs(steep))))", "softplus"),
-    Fault("squeezed map not in d_x", "attention/channel/squeeze_excitation.py", 'd_output["a"] + squeeze_pullback(d_excited["x"])["x"]', 'd_output["a"]',
-          "squeeze_excitation"),
+    Fault("squeezed map not in d_x", SQUEEZE, 'd_gated["x"] + squeeze_pullback(d_excited["x"])["x"]', 'd_gated["x"]', "squeeze_excitation"),
+    Fault("squeezed map not in d_x, one layer", SQUEEZE, 'd_gated["x"] + squeeze_pullback(d_linear["x"])["x"]', 'd_gated["x"]', "squeeze_excitation_one_layer"),
+    Fault("means and maxima swapped", "attention/channel/cbam.py", "np.concatenate([means, maxima], axis=1), w_gate", "np.concatenate([maxima, means], axis=1), w_gate",
+          "cbam_channel_concat"),
     Fault("both gates on x", "attention/channel/cbam.py", "cbam_spatial.vjp(gated, w_spatial, b_spatial)", "cbam_spatial.vjp(x, w_spatial, b_spatial)", "cbam"),
     Fault("a scale where there is none", "attention/spatial/non_local.py", "scale=1.0", "scale=None", "non_local"),
     Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
           "np.concatenate([d_right[\"weight\"][0], d_left[\"weight\"][0]])", "non_local"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
-    Fault("tanh left out of the pullback", "attention/score/additive.py", "tanh_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention"),
+    Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),
+    Fault("gradients of query and key swapped", SCORE, 'np.concatenate([d["w_query"], d["w_key"]], axis=1)', 'np.concatenate([d["w_key"], d["w_query"]], axis=1)',
+          "concat_attention perceptron_attention"),
+    Fault("a gradient through the weights dropped", SCORE, "(d_weights + d_read)", "(0 * d_weights + d_read)", "region_attention"),
+    Fault("unscaled inner products scaled", "attention/score/dot.py", "scale=1.0", "scale=None", "dot_attention general_attention"),
+    Fault("regions not read as values", "attention/score/region.py", 'd["key"] + d["value"]', 'd["key"]', "region_attention"),
+    Fault("no gradient of the log-probability", HARD, "np.where(taken, d_log_probability[..., None], 0) -", "np.where(taken, 0 * d_log_probability[..., None], 0) -", "hard_attention"),
+    Fault("entropy of another sign", HARD, "-np.where(allowed, weights * log_weights, 0)", "np.where(allowed, weights * log_weights, 0)", "hard_attention"),
+    Fault("values learn as if averaged", "attention/stochastic/straight_through.py", '"value": masked_matmul(', '"other": masked_matmul(', "straight_through_attention"),
+    Fault("noise not divided by the temperature", "attention/stochastic/gumbel.py", "value, noise / temperature", "value, noise", "gumbel_softmax_attention"),
+    Fault("the gate's state dropped", "attention/score/region.py", '+ d_gate["state"]', '+ 0 * d_gate["state"]', "region_attention"),
     Fault("window not divided in the pullback", "primitives/windows.py", "wide * np.moveaxis(dy, axis, 0)[:, None]", "np.moveaxis(dy, axis, 0)[:, None] + 0 * wide", "avg_pool1d avg_pool2d"),
 )  # fmt: skip
 

@@ -70,8 +70,9 @@ class Spec:
         What it belongs to besides its family.
     inert : frozenset of str
         Arguments without effect on any output, by mathematics.
-    gradient_of : mechanism or None
-        The function whose derivative the pullback is, where that is not this one (straight-through estimators).
+    gradient_of : mechanism, dict of str to mechanism, or None
+        The function whose derivative the pullback is, where that is not this one (straight-through estimators): for all
+        arguments, or for those that are named.
     """
 
     name: str

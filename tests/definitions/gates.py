@@ -1,4 +1,4 @@
-"""Additive attention, channel gates and the non-local block, index by index."""
+"""Channel gates and the non-local block, index by index."""
 
 import itertools
 import math
@@ -14,26 +14,6 @@ def _sigmoid(t):
     return 1 / (1 + math.exp(-t))
 
 
-def additive_attention(query, key, value, w_query, w_key, w_score, b_hidden=None, *, mask=None, masked_rows="zero"):
-    output = np.zeros((*query.shape[:-1], value.shape[-1]))
-    allowed = np.broadcast_to(True if mask is None else mask, (*query.shape[:-1], key.shape[-2]))
-    for at in np.ndindex(output.shape[:-1]):
-        *lead, _ = at
-        asked = _layer(query[at], w_query, b_hidden)
-        seen = [j for j in range(key.shape[-2]) if allowed[(*at, j)]]
-        scores = {}
-        for j in seen:
-            offered = _layer(key[(*lead, j)], w_key)
-            scores[j] = sum(w_score[u] * math.tanh(asked[u] + offered[u]) for u in range(len(w_score)))
-        total = sum(math.exp(s) for s in scores.values())
-        row = {j: math.exp(s) / total for j, s in scores.items()}
-        if not seen and masked_rows != "zero":
-            row = dict.fromkeys(range(key.shape[-2]), math.nan if masked_rows == "nan" else 1 / key.shape[-2])
-        for j, p in row.items():
-            output[at] += p * value[(*lead, j)]
-    return output
-
-
 def _mlp(v, w_reduce, w_expand, b_reduce, b_expand):
     return _layer([max(t, 0.0) for t in _layer(v, w_reduce, b_reduce)], w_expand, b_expand)
 
@@ -45,6 +25,25 @@ def squeeze_excitation(x, w_reduce, w_expand, b_reduce=None, b_expand=None):
         gates = [_sigmoid(t) for t in _mlp(means, w_reduce, w_expand, b_reduce, b_expand)]
         for c, gate in enumerate(gates):
             y[n, c] = gate * x[n, c]
+    return y
+
+
+def squeeze_excitation_one_layer(x, w_gate, b_gate=None):
+    y = np.zeros(x.shape)
+    for n in range(len(x)):
+        means = [sum(channel.ravel()) / channel.size for channel in x[n]]
+        for c, t in enumerate(_layer(means, w_gate, b_gate)):
+            y[n, c] = _sigmoid(t) * x[n, c]
+    return y
+
+
+def cbam_channel_concat(x, w_gate, b_gate=None):
+    y = np.zeros(x.shape)
+    for n in range(len(x)):
+        means = [sum(channel.ravel()) / channel.size for channel in x[n]]
+        maxima = [max(channel.ravel()) for channel in x[n]]
+        for c, t in enumerate(_layer(means + maxima, w_gate, b_gate)):
+            y[n, c] = _sigmoid(t) * x[n, c]
     return y
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
-from refattn.attention.channel.squeeze_excitation import bottleneck
+from refattn.attention.channel.squeeze_excitation import bottleneck, gate_channels
 from refattn.convolution.conv2d import conv2d
 from refattn.primitives.activation import sigmoid
 from refattn.primitives.arithmetic import add, multiply
+from refattn.primitives.linear import linear
 from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_over, mean_over
 
 
@@ -31,6 +32,13 @@ def _channel_samples(random: Random) -> Iterator[Sample]:
     inputs = _channel_inputs(random)
     yield Sample("plain", inputs)
     yield Sample("biases", {**inputs, **_biases(random)})
+    yield Sample("sequence", {**inputs, "x": random.normal((2, 6, 5))})
+
+
+def _concat_samples(random: Random) -> Iterator[Sample]:
+    inputs = {"x": random.normal((2, 6, 3, 4)), "w_gate": random.normal((6, 12))}
+    yield Sample("plain", inputs)
+    yield Sample("bias", {**inputs, "b_gate": random.normal(6)})
     yield Sample("sequence", {**inputs, "x": random.normal((2, 6, 5))})
 
 
@@ -104,15 +112,67 @@ def cbam_channel(
     maxima, max_pullback = global_max_pool.vjp(x)
     both, mlp_pullback = bottleneck(np.stack([means, maxima]), w_reduce, w_expand, b_reduce, b_expand)
     total, add_pullback = add.vjp(both[0], both[1])
-    gate, sigmoid_pullback = sigmoid.vjp(total)
-    output, gate_pullback = multiply.vjp(x, gate.reshape(*gate.shape, *(1,) * (x.ndim - 2)))
+    output, gate_pullback = gate_channels(x, total)
 
     def pullback(dy: Array) -> Grads:
-        d_output = gate_pullback(dy)
-        d_total = add_pullback(sigmoid_pullback(d_output["b"].reshape(gate.shape))["x"])
+        d_gated = gate_pullback(dy)
+        d_total = add_pullback(d_gated["logits"])
         d_mlp = mlp_pullback(np.stack([d_total["a"], d_total["b"]]))
         d_means, d_maxima = d_mlp["x"]
-        return {**d_mlp, "x": d_output["a"] + mean_pullback(d_means)["x"] + max_pullback(d_maxima)["x"]}
+        return {**d_mlp, "x": d_gated["x"] + mean_pullback(d_means)["x"] + max_pullback(d_maxima)["x"]}
+
+    return output, pullback
+
+
+@mechanism(tags={"gate"}, samples=_concat_samples)
+def cbam_channel_concat(x: Array, w_gate: Array, b_gate: Array | None = None) -> tuple[Array, Pullback]:
+    r"""Multiply each channel by a gate that one layer makes of the means and the maxima of all channels, behind each other.
+
+    It is told of as CBAM's, but is not: the paper's two summaries share a network of two layers, and what that makes of them is
+    added (`cbam_channel`).
+
+    Parameters
+    ----------
+    x : array, shape (batch, channels, *positions)
+        Feature maps.
+    w_gate : array, shape (channels, 2 * channels)
+        A row for each gate: first the weights of the means, then those of the maxima.
+    b_gate : array or None, shape (channels), optional
+        Bias of the layer.
+
+    Returns
+    -------
+    array, shape (batch, channels, *positions)
+        Gated feature maps: the product, not the gate alone.
+
+    Notes
+    -----
+    .. math::
+
+        y_{ci} = \sigma\bigl(W [\operatorname{mean} x; \max x] + b\bigr)_c\, x_{ci}, \qquad
+        \bar s_c = \sum_i x_{ci} \bar y_{ci}, \quad \bar x_{ci} = s_c \bar y_{ci} + \dots
+
+    References
+    ----------
+    .. [1] Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, section 3: from which this differs. arXiv:1807.06521.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.cbam_channel_concat(np.array([[[2.0, 4.0]]]), np.array([[4.0, -3.0]]))  # 4 * 3 - 3 * 4 opens a gate halfway
+    array([[[1., 2.]]])
+    """
+    means, mean_pullback = global_avg_pool.vjp(x)
+    maxima, max_pullback = global_max_pool.vjp(x)
+    logits, linear_pullback = linear.vjp(np.concatenate([means, maxima], axis=1), w_gate, b_gate)
+    output, gate_pullback = gate_channels(x, logits)
+
+    def pullback(dy: Array) -> Grads:
+        d_gated = gate_pullback(dy)
+        d_linear = linear_pullback(d_gated["logits"])
+        d_means, d_maxima = d_linear["x"][:, : x.shape[1]], d_linear["x"][:, x.shape[1] :]
+        d_x = d_gated["x"] + mean_pullback(d_means)["x"] + max_pullback(d_maxima)["x"]
+        return {"x": d_x, "w_gate": d_linear["weight"], "b_gate": d_linear.get("bias")}
 
     return output, pullback
 

@@ -30,6 +30,18 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("another width", {**inputs, "w_expand": random.normal((6, 2))}, ValueError, "reduced is 2 in w_expand")
 
 
+def _one_layer_samples(random: Random) -> Iterator[Sample]:
+    inputs = {"x": random.normal((2, 6, 3, 4)), "w_gate": 2 * random.normal((6, 6))}
+    yield Sample("image", inputs)
+    yield Sample("bias", {**inputs, "b_gate": random.normal(6)})
+    yield Sample("sequence", {**inputs, "x": random.normal((2, 6, 5))})
+
+
+def _one_layer_bad_calls(random: Random) -> Iterator[BadCall]:
+    call = {"x": random.normal((2, 3, 4, 4)), "w_gate": random.normal((6, 6))}
+    yield BadCall("gates of another map", call, ValueError, "channels is 6 in w_gate, but 3 in x")
+
+
 def _benchmark(random: Random) -> dict[str, Any]:
     return {"x": random.normal((8, 64, 56, 56)), "w_reduce": random.normal((4, 64)), "w_expand": random.normal((64, 4))}
 
@@ -52,6 +64,18 @@ def bottleneck(x: Array, w_reduce: Array, w_expand: Array, b_reduce: Array | Non
         }
 
     return expanded, pullback
+
+
+def gate_channels(x: Array, logits: Array) -> tuple[Array, Pullback]:
+    """Each channel times the gate that its logit opens."""
+    gate, sigmoid_pullback = sigmoid.vjp(logits)
+    output, multiply_pullback = multiply.vjp(x, gate.reshape(*gate.shape, *(1,) * (x.ndim - 2)))
+
+    def pullback(dy: Array) -> Grads:
+        d_product = multiply_pullback(dy)
+        return {"x": d_product["a"], "logits": sigmoid_pullback(d_product["b"].reshape(gate.shape))["x"]}
+
+    return output, pullback
 
 
 @mechanism(tags={"gate"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
@@ -101,13 +125,64 @@ def squeeze_excitation(
     """
     squeezed, squeeze_pullback = global_avg_pool.vjp(x)
     excited, excite_pullback = bottleneck(squeezed, w_reduce, w_expand, b_reduce, b_expand)
-    gate, sigmoid_pullback = sigmoid.vjp(excited)
-    over_positions = gate.reshape(*gate.shape, *(1,) * (x.ndim - 2))
-    output, gate_pullback = multiply.vjp(x, over_positions)
+    output, gate_pullback = gate_channels(x, excited)
 
     def pullback(dy: Array) -> Grads:
-        d_output = gate_pullback(dy)
-        d_excited = excite_pullback(sigmoid_pullback(d_output["b"].reshape(gate.shape))["x"])
-        return {**d_excited, "x": d_output["a"] + squeeze_pullback(d_excited["x"])["x"]}
+        d_gated = gate_pullback(dy)
+        d_excited = excite_pullback(d_gated["logits"])
+        return {**d_excited, "x": d_gated["x"] + squeeze_pullback(d_excited["x"])["x"]}
+
+    return output, pullback
+
+
+@mechanism(tags={"gate"}, samples=_one_layer_samples, bad_calls=_one_layer_bad_calls)
+def squeeze_excitation_one_layer(x: Array, w_gate: Array, b_gate: Array | None = None) -> tuple[Array, Pullback]:
+    r"""Multiply each channel by a gate that one layer makes of the means of all channels, without a bottleneck.
+
+    Parameters
+    ----------
+    x : array, shape (batch, channels, *positions)
+        Feature maps: those that are squeezed are those that are gated.
+    w_gate : array, shape (channels, channels)
+        A row for each gate.
+    b_gate : array or None, shape (channels), optional
+        Bias of the layer; the paper's equation has none.
+
+    Returns
+    -------
+    array, shape (batch, channels, *positions)
+        Gated feature maps.
+
+    Notes
+    -----
+    With N positions,
+
+    .. math::
+
+        z_c = \frac1N \sum_i x_{ci}, \quad s = \sigma(W z + b), \quad y_{ci} = s_c x_{ci}, \qquad
+        \bar s_c = \sum_i x_{ci} \bar y_{ci}, \quad \bar x_{ci} = s_c \bar y_{ci} + \bar z_c / N
+
+    References
+    ----------
+    .. [1] Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020: SE-Var3, with which
+       squeeze-and-excitation is compared. arXiv:1910.03151.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> x = np.array([[[2.0, 4.0], [6.0, 8.0]]])
+    >>> refattn.squeeze_excitation_one_layer(x, np.zeros((2, 2)), np.array([1e9, 0.0]))
+    array([[[2., 4.],
+            [3., 4.]]])
+    """
+    squeezed, squeeze_pullback = global_avg_pool.vjp(x)
+    logits, linear_pullback = linear.vjp(squeezed, w_gate, b_gate)
+    output, gate_pullback = gate_channels(x, logits)
+
+    def pullback(dy: Array) -> Grads:
+        d_gated = gate_pullback(dy)
+        d_linear = linear_pullback(d_gated["logits"])
+        d_x = d_gated["x"] + squeeze_pullback(d_linear["x"])["x"]
+        return {"x": d_x, "w_gate": d_linear["weight"], "b_gate": d_linear.get("bias")}
 
     return output, pullback

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, mechanism
-from refattn.primitives.activation import tanh
-from refattn.primitives.arithmetic import add
-from refattn.primitives.attention_stages import MaskedRows, masked_matmul, masked_softmax, zero_unless
-from refattn.primitives.linear import linear
+from refattn._core import Array, Booleans, Pullback, Random, Sample, mechanism
+from refattn.attention.score.rule import compare
+from refattn.primitives.attention_stages import MaskedRows
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -104,33 +102,5 @@ def additive_attention(
     >>> refattn.additive_attention(query, key, value, weight, weight, np.log([2.0]) / 2)  # weights 1 to 2
     array([[3.33333333]])
     """
-    pairs = (*query.shape[:-1], key.shape[-2])
-    allowed = np.broadcast_to(True if mask is None else mask, pairs)
-    queries, query_pullback = linear.vjp(zero_unless(np.asarray(allowed.any(axis=-1)), query), w_query, b_hidden)
-    keys, key_pullback = linear.vjp(zero_unless(np.asarray(allowed.any(axis=-2)), key), w_key)
-    sums, sums_pullback = add.vjp(queries[..., :, None, :], keys[..., None, :, :])
-    hidden, tanh_pullback = tanh.vjp(zero_unless(allowed, sums))
-    scores, score_pullback = linear.vjp(hidden, w_score[None, :])
-    one_head = scores[..., 0][..., None, :, :]
-    (weights, lse), softmax_pullback = masked_softmax.vjp(one_head, mask=allowed[..., None, :, :], masked_rows=masked_rows)
-    read = allowed | np.isneginf(lse)[..., 0, :, None] if masked_rows == "uniform" else allowed
-    output = masked_matmul(weights[..., 0, :, :], value, read)
-
-    def pullback(d_output: Array) -> Grads:
-        read_weights = np.where(read, weights[..., 0, :, :], 0)
-        d_weights = np.where(allowed, d_output @ value.swapaxes(-1, -2), 0)
-        d_scores = softmax_pullback(d_weights[..., None, :, :])["scores"][..., 0, :, :, None]
-        d_score = score_pullback(d_scores)
-        d_sums = sums_pullback(tanh_pullback(d_score["x"])["x"])
-        d_query, d_key = query_pullback(d_sums["a"][..., :, 0, :]), key_pullback(d_sums["b"][..., 0, :, :])
-        return {
-            "query": d_query["x"],
-            "key": d_key["x"],
-            "value": masked_matmul(read_weights.swapaxes(-1, -2), d_output, read.swapaxes(-1, -2)),
-            "w_query": d_query["weight"],
-            "w_key": d_key["weight"],
-            "w_score": d_score["weight"][0],
-            "b_hidden": d_query.get("bias"),
-        }
-
-    return output, pullback
+    attended, pullback = compare(query, key, value, w_query, w_key, w_score, b_hidden, mask=mask, masked_rows=masked_rows)
+    return attended.output, lambda d_output: pullback(d_output, np.zeros_like(attended.weights))
