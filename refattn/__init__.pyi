@@ -35,6 +35,11 @@ from refattn.convolution import conv_transpose3d as conv_transpose3d
 from refattn.convolution import depthwise_conv2d as depthwise_conv2d
 from refattn.convolution import pointwise_conv2d as pointwise_conv2d
 from refattn.convolution import separable_conv2d as separable_conv2d
+from refattn.positional import add_learned as add_learned
+from refattn.positional import add_learned_2d as add_learned_2d
+from refattn.positional import add_sinusoidal as add_sinusoidal
+from refattn.positional import add_sinusoidal_2d as add_sinusoidal_2d
+from refattn.positional import sinusoidal_encoding as sinusoidal_encoding
 from refattn.primitives import adaptive_avg_pool1d as adaptive_avg_pool1d
 from refattn.primitives import adaptive_avg_pool2d as adaptive_avg_pool2d
 from refattn.primitives import adaptive_avg_pool3d as adaptive_avg_pool3d
