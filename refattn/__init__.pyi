@@ -22,6 +22,16 @@ from refattn.attention.dot_product import scaled_dot_product_attention_with_lse 
 from refattn.attention.dot_product import scaled_dot_product_attention_with_weights as scaled_dot_product_attention_with_weights
 from refattn.attention.score import additive_attention as additive_attention
 from refattn.attention.spatial import non_local as non_local
+from refattn.blocks import AttentionWeights as AttentionWeights
+from refattn.blocks import DecoderLayerKeep as DecoderLayerKeep
+from refattn.blocks import DecoderLayerWeights as DecoderLayerWeights
+from refattn.blocks import EncoderLayerKeep as EncoderLayerKeep
+from refattn.blocks import EncoderLayerWeights as EncoderLayerWeights
+from refattn.blocks import FeedForwardWeights as FeedForwardWeights
+from refattn.blocks import NormWeights as NormWeights
+from refattn.blocks import feed_forward as feed_forward
+from refattn.blocks import transformer_decoder_layer as transformer_decoder_layer
+from refattn.blocks import transformer_encoder_layer as transformer_encoder_layer
 from refattn.convolution import causal_conv1d as causal_conv1d
 from refattn.convolution import conv1d as conv1d
 from refattn.convolution import conv2d as conv2d

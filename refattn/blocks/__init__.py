@@ -1,0 +1,31 @@
+"""Whole layers and stacks of them.
+
+Their weights are records whose fields are named as the parameters that they become, and N layers are a tuple of N records.
+Read `feed_forward`, then `transformer_encoder_layer`: a residual around attention, and one around the network.
+"""
+
+from refattn.blocks.feed_forward import feed_forward
+from refattn.blocks.transformer_decoder_layer import transformer_decoder_layer
+from refattn.blocks.transformer_encoder_layer import transformer_encoder_layer
+from refattn.blocks.weights import (
+    AttentionWeights,
+    DecoderLayerKeep,
+    DecoderLayerWeights,
+    EncoderLayerKeep,
+    EncoderLayerWeights,
+    FeedForwardWeights,
+    NormWeights,
+)
+
+__all__ = [
+    "AttentionWeights",
+    "DecoderLayerKeep",
+    "DecoderLayerWeights",
+    "EncoderLayerKeep",
+    "EncoderLayerWeights",
+    "FeedForwardWeights",
+    "NormWeights",
+    "feed_forward",
+    "transformer_decoder_layer",
+    "transformer_encoder_layer",
+]
