@@ -29,8 +29,13 @@ from refattn.blocks import EncoderLayerKeep as EncoderLayerKeep
 from refattn.blocks import EncoderLayerWeights as EncoderLayerWeights
 from refattn.blocks import FeedForwardWeights as FeedForwardWeights
 from refattn.blocks import NormWeights as NormWeights
+from refattn.blocks import TransformerKeep as TransformerKeep
+from refattn.blocks import TransformerWeights as TransformerWeights
 from refattn.blocks import feed_forward as feed_forward
+from refattn.blocks import transformer as transformer
+from refattn.blocks import transformer_decoder as transformer_decoder
 from refattn.blocks import transformer_decoder_layer as transformer_decoder_layer
+from refattn.blocks import transformer_encoder as transformer_encoder
 from refattn.blocks import transformer_encoder_layer as transformer_encoder_layer
 from refattn.convolution import causal_conv1d as causal_conv1d
 from refattn.convolution import conv1d as conv1d

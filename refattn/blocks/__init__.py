@@ -5,7 +5,10 @@ Read `feed_forward`, then `transformer_encoder_layer`: a residual around attenti
 """
 
 from refattn.blocks.feed_forward import feed_forward
+from refattn.blocks.transformer import transformer
+from refattn.blocks.transformer_decoder import transformer_decoder
 from refattn.blocks.transformer_decoder_layer import transformer_decoder_layer
+from refattn.blocks.transformer_encoder import transformer_encoder
 from refattn.blocks.transformer_encoder_layer import transformer_encoder_layer
 from refattn.blocks.weights import (
     AttentionWeights,
@@ -15,6 +18,8 @@ from refattn.blocks.weights import (
     EncoderLayerWeights,
     FeedForwardWeights,
     NormWeights,
+    TransformerKeep,
+    TransformerWeights,
 )
 
 __all__ = [
@@ -25,7 +30,12 @@ __all__ = [
     "EncoderLayerWeights",
     "FeedForwardWeights",
     "NormWeights",
+    "TransformerKeep",
+    "TransformerWeights",
     "feed_forward",
+    "transformer",
+    "transformer_decoder",
     "transformer_decoder_layer",
+    "transformer_encoder",
     "transformer_encoder_layer",
 ]

@@ -25,7 +25,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     masks = {"mask": random.booleans(0.7, (3, 3)), "memory_mask": random.booleans(0.7, (2, 1, 1, 5))}
     yield Sample("masks", {**inputs, **masks, "causal": False, "eps": 0.25})
     yield Sample("no biases", {**inputs, "weights": bare})
-    yield Sample("dropout", {**inputs, "keep": decoder_layer_keep(random, 2, 3, 5), "dropout_rate": 0.25})
+    yield Sample("dropout", {**inputs, "keep": decoder_layer_keep(random, 2, 3, 5), "dropout_rate": 0.25, "eps": 0.25})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

@@ -74,3 +74,25 @@ def transformer_decoder_layer(
         return feed_forward(h, *weights.feed_forward, activation=activation, keep=_kept(keep, "hidden"), dropout_rate=rate)
 
     return _sublayer(x, transform, *weights.norm_feed_forward, norm, eps, _kept(keep, "transformed"), rate)
+
+
+def transformer_encoder(x, layers, final_norm=None, *, eps=1e-5, keep=None, **options):
+    for n, weights in enumerate(layers):
+        x = transformer_encoder_layer(x, weights, eps=eps, keep=None if keep is None else keep[n], **options)
+    return x if final_norm is None else _norm(x, *final_norm, eps=eps)
+
+
+def transformer_decoder(x, memory, layers, final_norm=None, *, eps=1e-5, keep=None, **options):
+    for n, weights in enumerate(layers):
+        x = transformer_decoder_layer(x, memory, weights, eps=eps, keep=None if keep is None else keep[n], **options)
+    return x if final_norm is None else _norm(x, *final_norm, eps=eps)
+
+
+def transformer(
+    source, target, weights, *, source_mask=None, target_mask=None, memory_mask=None, causal=True, keep=None, dropout_rate=0.0, **options
+):
+    encoder_keep, decoder_keep = _kept(keep, "encoder"), _kept(keep, "decoder")
+    options["dropout_rate"] = dropout_rate
+    memory = transformer_encoder(source, weights.encoder, weights.encoder_norm, mask=source_mask, keep=encoder_keep, **options)
+    masks = {"mask": target_mask, "memory_mask": memory_mask, "causal": causal}
+    return transformer_decoder(target, memory, weights.decoder, weights.decoder_norm, keep=decoder_keep, **masks, **options)

@@ -141,3 +141,59 @@ def test_dropout(norm_first):
     keep = refattn.DecoderLayerKeep(None, masks["attended"], None, masks["crossed"], masks["hidden"], masks["transformed"])
     ours |= {"keep": keep, "causal": False}
     compare(refattn.transformer_decoder_layer, interop.transformer_decoder_layer, layer, {"x": x, "memory": memory}, {}, ours)
+
+
+@pytest.mark.parametrize("norm_first", NORMS)
+@pytest.mark.parametrize("final_norm", [False, True], ids=["no norm", "norm"])
+def test_stacks(norm_first, final_norm):
+    """Every layer has weights of its own, so that an exchange of layers would be seen."""
+    ours = {"num_heads": HEADS, "norm": "pre" if norm_first else "post"}
+
+    def last():
+        return torch.nn.LayerNorm(WIDTH, dtype=torch.float64) if final_norm else None
+
+    x, memory = Random(1).normal((2, 5, WIDTH)), Random(2).normal((2, 4, WIDTH))
+    layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, norm_first=norm_first, **OPTIONS)
+    stack = drawn(torch.nn.TransformerEncoder(layer, 3, last(), enable_nested_tensor=False))
+    theirs, masked = SOURCE["mask"][0]["src_mask"], {"mask": SOURCE["mask"][1]["mask"]}
+    compare(refattn.transformer_encoder, interop.transformer_encoder, stack, {"x": x}, {"mask": theirs}, {**ours, **masked})
+
+    layer = torch.nn.TransformerDecoderLayer(WIDTH, HEADS, HIDDEN, norm_first=norm_first, **OPTIONS)
+    stack = drawn(torch.nn.TransformerDecoder(layer, 3, last()))
+    theirs, masked = {"memory_mask": ~seen((5, 4))}, {"memory_mask": seen((5, 4)), "causal": False}
+    inputs = {"x": x, "memory": memory}
+    compare(refattn.transformer_decoder, interop.transformer_decoder, stack, inputs, theirs, {**ours, **masked})
+
+
+WHOLE = {
+    "no mask": ({}, {"causal": False}),
+    "causal": ({"tgt_mask": ~refattn.masks.causal(4, 4)}, {}),
+    "masks": (
+        {"src_mask": ~seen((5, 5)), "tgt_mask": ~seen((4, 4)), "memory_mask": ~seen((4, 5))},
+        {"source_mask": seen((5, 5)), "target_mask": seen((4, 4)), "memory_mask": seen((4, 5)), "causal": False},
+    ),
+    "padding": (
+        {
+            "src_key_padding_mask": PADDING,
+            "tgt_key_padding_mask": PADDING[:, 1:],
+            "memory_key_padding_mask": PADDING,
+            "tgt_mask": ~refattn.masks.causal(4, 4),
+        },
+        {
+            "source_mask": ~PADDING[:, None, None],
+            "target_mask": ~PADDING[:, None, None, 1:],
+            "memory_mask": ~PADDING[:, None, None],
+        },
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("norm_first", NORMS)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize(("theirs", "ours"), WHOLE.values(), ids=WHOLE)
+def test_transformer(norm_first, activation, theirs, ours):
+    model = drawn(torch.nn.Transformer(WIDTH, HEADS, 2, 2, HIDDEN, activation=activation, norm_first=norm_first, **OPTIONS))
+    ours = {"num_heads": HEADS, "norm": "pre" if norm_first else "post", "activation": activation, **ours}
+    inputs = {"source": Random(1).normal((2, 5, WIDTH)), "target": Random(2).normal((2, 4, WIDTH))}
+    compare(refattn.transformer, interop.transformer, model, inputs, theirs, ours)
