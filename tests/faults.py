@@ -118,6 +118,15 @@ FAULTS = (
     Fault("noise not divided by the temperature", "attention/stochastic/gumbel.py", "value, noise / temperature", "value, noise", "gumbel_softmax_attention"),
     Fault("the gate's state dropped", "attention/score/region.py", '+ d_gate["state"]', '+ 0 * d_gate["state"]', "region_attention"),
     Fault("window not divided in the pullback", "primitives/windows.py", "wide * np.moveaxis(dy, axis, 0)[:, None]", "np.moveaxis(dy, axis, 0)[:, None] + 0 * wide", "avg_pool1d avg_pool2d"),
+    Fault("tokens as keys not in d_x", "blocks/sublayers.py", 'd["query"] + d["key"] + d["value"]', 'd["query"] + d["value"]', "transformer_encoder_layer"),
+    Fault("residual not in d_x", "blocks/sublayers.py", 'd_add["a"] + d_before["x"]', 'd_before["x"]', "transformer_encoder_layer"),
+    Fault("dropout of a sublayer left out of the pullback", "blocks/sublayers.py", 'dropout_pullback(d_add["b"])["x"]', 'd_add["b"]', "transformer_encoder_layer"),
+    Fault("gradients of the layers in backward order", "blocks/stacks.py", "d_layers.insert(0, d_layer", "d_layers.append(d_layer", "transformer_encoder"),
+    Fault("memory's gradient of one layer alone", "blocks/stacks.py", "add(*d_memories)", "add(*d_memories[:1])", "transformer_decoder"),
+    Fault("values of the memory doubled", "blocks/sublayers.py", "vjp(x, memory, memory", "vjp(x, memory, 2 * memory", "transformer_decoder_layer"),
+    Fault("norms of a layer swapped", "blocks/transformer_encoder_layer.py", 'd_attention["norm"], d_network["norm"])', 'd_network["norm"], d_attention["norm"])', "transformer_encoder_layer"),
+    Fault("frequencies of odd features", "positional/sinusoidal.py", "-np.arange(0, model_dim, 2,", "-np.arange(1, model_dim + 1, 2,", "sinusoidal_encoding"),
+    Fault("gradient of the rows upside down", "positional/maps.py", 'return d_tall.sum(axis=2).swapaxes(0, 1), d_wide', 'return d_tall.sum(axis=2).swapaxes(0, 1)[::-1], d_wide', "add_learned_2d"),
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 import refattn
 from refattn import testing
 from refattn._core import dims, tree
-from refattn._core.docstring import Leaf
+from refattn._core.docstring import Leaf, record_facts
 from refattn._core.mechanism import outputs
 from refattn._core.random import Random
 from tests.enumeration import CALLS, EACH, EXTENDED, MECHANISMS, frozen
@@ -169,50 +169,59 @@ def test_bad_calls_are_refused(m, bad):
         m(**bad.arguments)
 
 
+def stated_arrays(path, fact):
+    """Every array that an argument may have, by dotted path; of a tuple, those of its first item."""
+    if isinstance(fact, Leaf):
+        return {path: fact}
+    parts = {"0": fact[0]} if isinstance(fact, tuple) else record_facts(fact)
+    return {inner: leaf for name, part in parts.items() for inner, leaf in stated_arrays(f"{path}.{name}", part).items()}
+
+
 ARRAYS = [
-    pytest.param(m, name, id=f"{m.__name__}-{name}")
+    pytest.param(m, path, leaf, id=f"{m.__name__}-{path}")
     for m in MECHANISMS
     for name, fact in m.spec.facts.arguments.items()
-    if isinstance(fact, Leaf)
+    for path, leaf in stated_arrays(name, fact).items()
 ]
 
 
-def first_with(m, name):
-    """A sample in which this argument is an array."""
-    return next(s for s in testing.samples(m) if isinstance(s.arguments.get(name), np.ndarray))
+def first_with(m, path):
+    """A sample in which this is an array: its arguments, and this array."""
+    calls = (
+        ({a: x for a, x in s.arguments.items() if x is not None}, dict(tree.leaves(s.arguments)).get(path)) for s in testing.samples(m)
+    )
+    return next((given, x) for given, x in calls if isinstance(x, np.ndarray))
 
 
-@pytest.mark.parametrize(("m", "name"), ARRAYS)
-def test_arrays_of_another_kind_are_refused(m, name):
-    given = dict(first_with(m, name).arguments)
-    leaf, x = m.spec.facts.arguments[name], given[name]
+@pytest.mark.parametrize(("m", "path", "leaf"), ARRAYS)
+def test_arrays_of_another_kind_are_refused(m, path, leaf):
+    given, x = first_with(m, path)
     wrong = {"int": x.astype(float), "bool": x.astype(float)}.get(leaf.kind, x.astype(complex))
     for other in (wrong, x.astype(object), x.astype(str)):
-        with pytest.raises(TypeError, match=f"{m.__name__}: {name} is"):
-            m(**{**given, name: other})
+        with pytest.raises(TypeError, match=f"{m.__name__}: {path} is"):
+            m(**tree.replace(given, path, other))
     if leaf.is_real:
-        with pytest.raises(TypeError, match=f"{m.__name__}: {name} is int64, but must be floating point"):
-            m(**{**given, name: np.zeros(x.shape, int)})
+        with pytest.raises(TypeError, match=f"{m.__name__}: {path} is int64, but must be floating point"):
+            m(**tree.replace(given, path, np.zeros(x.shape, int)))
     if not leaf.absent:
-        with pytest.raises(TypeError, match=f"{m.__name__}: {name} is None, but must be an array"):
-            m(**{**given, name: None})
+        with pytest.raises(TypeError, match=f"{m.__name__}: {path} is None, but must be an array"):
+            m(**tree.replace(given, path, None))
 
 
-@pytest.mark.parametrize(("m", "name"), ARRAYS)
-def test_axes_that_disagree_are_refused(m, name):
-    given = {a: x for a, x in first_with(m, name).arguments.items() if x is not None}
-    leaf, x = m.spec.facts.arguments[name], given[name]
-    others = [f.dims for a, f in m.spec.facts.arguments.items() if a in given and a != name and isinstance(f, Leaf) and f.exact]
+@pytest.mark.parametrize(("m", "path", "leaf"), ARRAYS)
+def test_axes_that_disagree_are_refused(m, path, leaf):
+    given, x = first_with(m, path)
+    others = [f.dims for other, f, _ in m.spec.facts.leaves(given) if other != path and f.exact]
     groups = [i for i, d in enumerate(leaf.dims) if dims.is_group(d)]
     for i, word in enumerate(leaf.dims):
         if leaf.exact and word.isidentifier() and any(word in d for d in others):
             axis = i if not groups or i < groups[0] else i - len(leaf.dims)
             longer = np.concatenate([x, x.take([0], axis)] if x.shape[axis] else [np.ones_like(x, shape=[n or 1 for n in x.shape])], axis)
             with pytest.raises(refattn.ShapeError, match=rf"{m.__name__}: {word} is"):
-                m(**{**given, name: longer})
+                m(**tree.replace(given, path, longer))
     if leaf.exact and not groups:
-        with pytest.raises(refattn.ShapeError, match=f"{m.__name__}: {name} has {x.ndim + 1} axes, but needs {x.ndim}"):
-            m(**{**given, name: x[None]})
+        with pytest.raises(refattn.ShapeError, match=f"{m.__name__}: {path} has {x.ndim + 1} axes, but needs {x.ndim}"):
+            m(**tree.replace(given, path, x[None]))
 
 
 @pytest.mark.parametrize("m", EACH)

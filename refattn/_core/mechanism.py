@@ -117,7 +117,9 @@ class Spec:
 
     def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision = working_dtype) -> dict[str, Any]:
         """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError."""
-        arrays = {a: _arrays(f"{self.name}: {a}", f, bound[a]) for a, f in self.facts.arguments.items() if a in bound}
+        arrays = {
+            a: _arrays(f"{self.name}: {a}", f, bound[a], optional=a in self.defaults) for a, f in self.facts.arguments.items() if a in bound
+        }
         try:
             dtype = precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
         except TypeError as error:
@@ -399,19 +401,21 @@ def _real(name: str, x: Any) -> Array:
     return array
 
 
-def _arrays(path: str, fact: Fact, x: Any) -> Any:
-    """The leaves of one argument as arrays of the stated kind."""
+def _arrays(path: str, fact: Fact, x: Any, *, optional: bool) -> Any:
+    """The leaves of one argument as arrays of the stated kind; a record may be None where it is optional."""
     if isinstance(fact, Leaf):
         return _array(path, fact, x)
-    if x is None:
+    if x is None and optional:
         return None
+    got = "None" if x is None else f"a {type(x).__name__}"
     if isinstance(fact, tuple):
-        if not isinstance(x, (tuple, list)):
-            raise TypeError(f"{path} is a {type(x).__name__}, but must be a tuple")
-        return tuple(_arrays(f"{path}.{i}", fact[0], part) for i, part in enumerate(x))
+        if not isinstance(x, (tuple, list)) or hasattr(x, "_fields"):
+            raise TypeError(f"{path} is {got}, but must be a tuple")
+        return tuple(_arrays(f"{path}.{i}", fact[0], part, optional=False) for i, part in enumerate(x))
     if not isinstance(x, fact):
-        raise TypeError(f"{path} is a {type(x).__name__}, but must be a {fact.__name__}")
-    return fact(*(_arrays(f"{path}.{n}", f, getattr(x, n)) for n, f in record_facts(fact).items()))
+        raise TypeError(f"{path} is {got}, but must be {fact.__name__}")
+    absent = cast("Any", fact)._field_defaults
+    return fact(*(_arrays(f"{path}.{n}", f, getattr(x, n), optional=n in absent) for n, f in record_facts(fact).items()))
 
 
 def _array(name: str, leaf: Leaf, x: Any) -> Any:

@@ -1,0 +1,41 @@
+"""Whole layers and stacks of them.
+
+Their weights are records whose fields are named as the parameters that they become, and N layers are a tuple of N records.
+Read `feed_forward`, then `transformer_encoder_layer`: a residual around attention, and one around the network.
+"""
+
+from refattn.blocks.feed_forward import feed_forward
+from refattn.blocks.transformer import transformer
+from refattn.blocks.transformer_decoder import transformer_decoder
+from refattn.blocks.transformer_decoder_layer import transformer_decoder_layer
+from refattn.blocks.transformer_encoder import transformer_encoder
+from refattn.blocks.transformer_encoder_layer import transformer_encoder_layer
+from refattn.blocks.weights import (
+    AttentionWeights,
+    DecoderLayerKeep,
+    DecoderLayerWeights,
+    EncoderLayerKeep,
+    EncoderLayerWeights,
+    FeedForwardWeights,
+    NormWeights,
+    TransformerKeep,
+    TransformerWeights,
+)
+
+__all__ = [
+    "AttentionWeights",
+    "DecoderLayerKeep",
+    "DecoderLayerWeights",
+    "EncoderLayerKeep",
+    "EncoderLayerWeights",
+    "FeedForwardWeights",
+    "NormWeights",
+    "TransformerKeep",
+    "TransformerWeights",
+    "feed_forward",
+    "transformer",
+    "transformer_decoder",
+    "transformer_decoder_layer",
+    "transformer_encoder",
+    "transformer_encoder_layer",
+]
