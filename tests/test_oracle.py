@@ -97,6 +97,21 @@ def test_the_odd_position_of_same_padding_on_the_wrong_side_is_found(name):
     assert report.failures
 
 
+def test_a_gradient_that_is_not_offered_is_skipped():
+    def offered(d_output, **arguments):
+        _, pullback = refattn.linear.vjp(**arguments)
+        return {**pullback(d_output), "bias": None}
+
+    report = testing.check(refattn.linear, refattn.linear, gradients=offered, dtype="float64")
+    report.raise_if_wrong()
+    assert {(r.what, r.reason) for r in report.results if r.status == "skipped"} == {("d_bias", "gradient of bias: not supported")}
+
+
+def test_more_outputs_than_there_are_is_a_failure():
+    report = testing.check(lambda x: (softmax(x), x), refattn.softmax)
+    assert {r.reason for r in report.failures} == {"returned 2 outputs, expected 1"}
+
+
 def test_a_missing_gradient_is_a_failure():
     report = testing.check(refattn.softmax, refattn.softmax, gradients=lambda _, x: {}, dtype="float64")
     assert {r.reason for r in report.failures} == {"no such gradient was returned"}

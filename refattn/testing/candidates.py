@@ -121,8 +121,10 @@ def ordered(mechanism: Mechanism[..., Any], y: Any) -> list[Any]:
 
 
 def _each_output(mechanism: Mechanism[..., Any], y: Any, back: Callable[[str, Any], Any]) -> Any:
-    made = tuple(back(n, x) for n, x in zip(mechanism.spec.output_names, ordered(mechanism, y), strict=False))
-    return made if len(mechanism.spec.output_names) > 1 or not made else made[0]
+    """The outputs in our layout; what there is too much of stays, so that it is counted."""
+    names, parts = mechanism.spec.output_names, ordered(mechanism, y)
+    made = (*map(back, names, parts), *parts[len(names) :])
+    return made[0] if len(names) == len(made) == 1 else made
 
 
 def _supported(candidate: Any, theirs: Mapping[str, str], supports: Collection[str] | None) -> Collection[str] | None:

@@ -42,7 +42,8 @@ def check(
     mechanism : mechanism
         What it should compute, for example ``refattn.scaled_dot_product_attention``.
     gradients : callable or None, optional
-        Called with the cotangents of the outputs and then the arguments by name; returns gradients by name. Default: the
+        Called with the cotangents of the outputs and then the arguments by name; returns gradients by name, None for one that
+        the kernel does not offer, which is listed as skipped. Default: the
         candidate's own ``vjp``, or automatic derivatives of its framework; without these only the forward is compared.
     arguments : mapping or None, optional
         ``{"theirs": "ours"}`` for arguments that the candidate names in another way.
@@ -187,9 +188,14 @@ def compare_case(
     plain_ds = tuple(d.astype(float) for d in ds)
     plain = {path: g.astype(float) for path, g in exact_grads.items()}
     allowed = gradient_budgets(mechanism, rounded, plain_ds, plain, target, exact_scores=case.exact_scores)
+    declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
-        missing = {"status": "fail", "reason": "no such gradient was returned"}
-        yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path]) if path in got_grads else missing)
+        if path in got_grads:
+            yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path]))
+        elif path.partition(".")[0] in declined:
+            yield Result(*about, f"d_{path}", target.name, "skipped", reason=f"gradient of {path}: not supported")
+        else:
+            yield result(f"d_{path}", {"status": "fail", "reason": "no such gradient was returned"})
 
 
 def _as_cotangents(mechanism: Mechanism[..., Any], given: Any) -> tuple[Array, ...]:
