@@ -166,6 +166,9 @@ def copied(folder: Path) -> Path:
 def main(words: str = "") -> int:
     """Print what caught each fault; 1 where one was not caught, 2 where one could not be planted."""
     chosen = [f for f in FAULTS if words in f.what]
+    if not chosen:
+        print(f"no fault has {words!r} in its name", file=sys.stderr)
+        return 2
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         copies: Queue[Path] = Queue()

@@ -149,7 +149,7 @@ def multi_head_attention(
     softcap : positive float or None, optional
         Bound of the scaled scores.
     keep : bool array or None, broadcastable to (..., num_heads, query_len, key_len), optional
-        False where dropout drops a weight.
+        False where dropout drops a weight; None drops none, and scales none, whatever the rate.
     dropout_rate : probability, optional
         The probability with which `keep` was drawn False.
     masked_rows : {"zero", "nan", "uniform"}, optional

@@ -111,7 +111,7 @@ def scaled_dot_product_attention_rows(
     softcap : positive float or None, optional
         Bound of the scaled scores.
     keep : bool array or None, broadcastable to (..., kv_heads * group, picked, key_len), optional
-        False where dropout drops a weight.
+        False where dropout drops a weight; None drops none, and scales none, whatever the rate.
     dropout_rate : probability, optional
         The probability with which `keep` was drawn False.
     masked_rows : {"zero", "nan"}, optional
