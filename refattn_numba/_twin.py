@@ -29,16 +29,19 @@ def precision(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return found
 
 
-def twin_of(reference: Mechanism[P, Y]) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
+def twin_of(
+    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
     """Give a fast rule its reference's face; refuse a rule whose parameters differ.
 
     Shapes, options and dtypes are checked as the reference's docstring states before the rule sees them, so that a kernel,
-    which has no bounds checks, never reads or writes outside an array.
+    which has no bounds checks, never reads or writes outside an array. With `like`, the rule takes ``*args, **kwargs`` for
+    that function, whose parameters are compared in its place.
     """
 
     def decorate(rule: Callable[..., tuple[Y, Pullback]]) -> Mechanism[P, Y]:
         ours, theirs = (
-            [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()] for f in (rule, cast("Any", reference))
+            [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()] for f in (like or rule, cast("Any", reference))
         )
         if rule.__name__ != reference.__name__ or ours != theirs:
             raise TypeError(f"{rule.__module__}.{rule.__name__}: name or parameters differ from {reference.spec.module}")

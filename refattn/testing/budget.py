@@ -31,10 +31,7 @@ import numpy as np
 
 from refattn._core import Array, Mechanism, unbroadcast
 from refattn._core.mechanism import outputs
-from refattn.attention.dot_product.scaled_dot_product import (
-    scaled_dot_product_attention_with_lse,
-    scaled_dot_product_attention_with_weights,
-)
+from refattn.attention.dot_product.scaled_dot_product import attend
 from refattn.testing.arithmetic import disturbed
 from refattn.testing.calls import gradient_leaves
 from refattn.testing.precision import Format
@@ -47,12 +44,11 @@ TILE = 16
 
 
 def forward_budgets(
-    mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], target: Format, *, exact_scores: bool = False
+    mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], exact: Mapping[str, Array], target: Format, *, exact_scores: bool = False
 ) -> dict[str, Array]:
     """A bound for each output, element by element."""
     if mechanism.spec.name in SOFTMAX:
-        return _attention(mechanism, arguments, target, exact_scores)
-    exact = dict(zip(mechanism.spec.output_names, outputs(mechanism(**arguments)), strict=True))
+        return _attention(mechanism, arguments, exact, target, exact_scores)
     runs = []
     for seed in range(RUNS):
         with disturbed(target, seed, arguments=False), np.errstate(all="ignore"):
@@ -102,14 +98,15 @@ def _spread(x: Array, query: Array) -> Array:
     return np.repeat(x, query.shape[-3] // max(x.shape[-3], 1), axis=-3)
 
 
-def _attention(mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], target: Format, exact_scores: bool) -> dict[str, Array]:
+def _attention(
+    mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], made: Mapping[str, Array], target: Format, exact_scores: bool
+) -> dict[str, Array]:
     e, u, keys = target.accumulator, target.unit, arguments["key"].shape[-2]
     products, _ = _products(arguments)
     error = np.zeros_like(products) if exact_scores else (arguments["query"].shape[-1] + 3) * e * products
     if (bias := arguments.get("bias")) is not None:
         error = error + e * (products + np.abs(np.where(np.isfinite(bias), bias, 0)))
     score_error = error.max(axis=-1, initial=0) + 4 * e * (arguments.get("softcap") or 0.0)
-    made = dict(zip(mechanism.spec.output_names, outputs(mechanism(**arguments)), strict=True))
     value = np.abs(arguments["value"])
     weighed = outputs(mechanism(**{**arguments, "value": value}))[0]
     relative = (2 * score_error + u + (keys + -(-keys // TILE) + 8) * e)[..., None]
@@ -134,8 +131,8 @@ class Backward:
         e, u = target.accumulator, target.unit
         query, d_output = arguments["query"], ds[0]
         self.keys, self.values = _spread(arguments["key"], query), _spread(arguments["value"], query)
-        output, weights = scaled_dot_product_attention_with_weights(**arguments)
-        lse = scaled_dot_product_attention_with_lse(**arguments).lse
+        with np.errstate(all="ignore"):
+            (output, lse, weights), _ = attend(**arguments)
         self.weights = weights
         attended = np.where(np.isneginf(lse)[..., None], 0, weights)
         keep = arguments.get("keep")

@@ -158,11 +158,12 @@ def compare_case(
         yield result("all", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
     exact_y, exact_pullback = mechanism.vjp(**reference)
-    budgets = forward_budgets(mechanism, rounded, target, exact_scores=case.exact_scores)
     exact = dict(zip(spec.output_names, outputs(exact_y), strict=True))
     if len(values) != len(exact):
         yield result("all", {"status": "fail", "reason": f"returned {len(values)} outputs, expected {len(exact)}"})
         return
+    plain = {name: x.astype(float) for name, x in exact.items()}
+    budgets = forward_budgets(mechanism, rounded, plain, target, exact_scores=case.exact_scores)
     for (name, x), got in zip(exact.items(), values, strict=True):
         yield result(name, _judged(got, x, budgets[name]))
     if pullback is None:
@@ -186,8 +187,8 @@ def compare_case(
         return
     exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
-    plain = {path: g.astype(float) for path, g in exact_grads.items()}
-    allowed = gradient_budgets(mechanism, rounded, plain_ds, plain, target, exact_scores=case.exact_scores)
+    plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
+    allowed = gradient_budgets(mechanism, rounded, plain_ds, plain_grads, target, exact_scores=case.exact_scores)
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
         if path in got_grads:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from refattn import masks
 from refattn._core import Array, Booleans, unbroadcast
+from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
+from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import Cotangents, PairGradient, backward_keys, backward_queries
 from refattn_numba.cpu.attention_forward import forward
 from refattn_numba.cpu.attention_stages import Operands, Rows, Scoring, Sizes
@@ -20,19 +22,13 @@ from refattn_numba.cpu.tiles import LINES, TILE
 Window: TypeAlias = tuple[int | None, int | None]
 
 
-class Attended(NamedTuple):
-    """Output, and the log-sum-exp of each row."""
-
-    output: Array
-    lse: Array
-
-
 def attend(
     query: Array,
     key: Array,
     value: Array,
     bias: Array | None = None,
     sinks: Array | None = None,
+    *,
     mask: Booleans | None = None,
     causal: bool = False,
     align: masks.Align | None = None,
@@ -41,8 +37,8 @@ def attend(
     softcap: float | None = None,
     keep: Booleans | None = None,
     dropout_rate: float = 0.0,
-    masked_rows: str = "zero",
-) -> tuple[Attended, Callable[[Array | None, Array | None], dict[str, Array | None]]]:
+    masked_rows: MaskedRows = "zero",
+) -> tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
@@ -94,7 +90,7 @@ def attend(
         }
 
     # a copy, since the pullback reads the output, which is the caller's to overwrite
-    return Attended(rows.output.reshape(*lead, query_len, value_dim).copy(), rows.lse.reshape(*lead, query_len)), pullback
+    return AttendedWithLse(rows.output.reshape(*lead, query_len, value_dim).copy(), rows.lse.reshape(*lead, query_len)), pullback
 
 
 def _check_shapes(query: Array, key: Array, value: Array, sinks: Array | None) -> None:

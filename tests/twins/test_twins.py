@@ -212,3 +212,5 @@ def test_another_signature_is_refused():
 
     with pytest.raises(TypeError, match=r"softmax: name or parameters differ from refattn.primitives.softmax"):
         twin_of(refattn.softmax)(softmax)
+    with pytest.raises(TypeError, match="softmax: name or parameters differ"):
+        twin_of(refattn.softmax, like=refattn.linear)(softmax)
