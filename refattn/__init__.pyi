@@ -10,6 +10,13 @@ from refattn._core.mechanism import Sample as Sample
 from refattn._core.mechanism import mechanisms as mechanisms
 from refattn._core.mechanism import using as using
 from refattn._core.shapes import ShapeError as ShapeError
+from refattn.attention.cached import append_to_cache as append_to_cache
+from refattn.attention.cached import decode_attention as decode_attention
+from refattn.attention.cached import decode_attention_with_lse as decode_attention_with_lse
+from refattn.attention.cached import paged_attention as paged_attention
+from refattn.attention.cached import paged_attention_with_lse as paged_attention_with_lse
+from refattn.attention.cached import varlen_attention as varlen_attention
+from refattn.attention.cached import varlen_attention_with_lse as varlen_attention_with_lse
 from refattn.attention.channel import cbam as cbam
 from refattn.attention.channel import cbam_channel as cbam_channel
 from refattn.attention.channel import cbam_channel_concat as cbam_channel_concat

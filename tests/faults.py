@@ -127,6 +127,11 @@ FAULTS = (
     Fault("norms of a layer swapped", "blocks/transformer_encoder_layer.py", 'd_attention["norm"], d_network["norm"])', 'd_network["norm"], d_attention["norm"])', "transformer_encoder_layer"),
     Fault("frequencies of odd features", "positional/sinusoidal.py", "-np.arange(0, model_dim, 2,", "-np.arange(1, model_dim + 1, 2,", "sinusoidal_encoding"),
     Fault("gradient of the rows upside down", "positional/maps.py", 'return d_tall.sum(axis=2).swapaxes(0, 1), d_wide', 'return d_tall.sum(axis=2).swapaxes(0, 1)[::-1], d_wide', "add_learned_2d"),
+    Fault("sinks of the first packed sequence only", "attention/cached/varlen.py", 'sum((d["sinks"] for d in parts), np.zeros_like(sinks))', 'parts[0]["sinks"]', "varlen_attention"),
+    Fault("queries of a cache at its first key", "attention/cached/decode.py", "lengths[..., None, None, None] - query_len + np", "0 * lengths[..., None, None, None] + np", "decode_attention"),
+    Fault("codes without their scale in the pullback", "attention/cached/decode.py", 'return {"codes": d["a"],', 'return {"codes": d_numbers,', "decode_attention"),
+    Fault("heads and pages in the wrong order", "attention/cached/paged.py", "in_order = picked.swapaxes(-4, -3)", "in_order = picked", "paged_attention"),
+    Fault("what was overwritten keeps its gradient", "attention/cached/append.py", "d_cache[sequence][:, rows] = 0", "d_cache[sequence][:, rows] *= 1", "append_to_cache"),
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def parsed(*parameters, returns=("array, shape (batch)",), names=("x",), notes="
         ("bool array or None, broadcastable to (batch, length), optional", Leaf("bool", ("batch", "length"), exact=False, absent=True)),
         ("constant array, shape (batch)", Leaf("constant", ("batch",))),
         ("float or array, broadcastable to (...)", Leaf("float or", ("...",), exact=False)),
+        ("int or real array, shape (batch)", Leaf("int or real", ("batch",))),
         ("int array, shape (*picked), indexing rows", Leaf("int", ("*picked",), indexing="rows")),
         ("int array, shape (*picked), indexing rows or -1", Leaf("int", ("*picked",), indexing="rows", lowest=-1)),
         ("array, shape (kv_heads * group, 2 * length - 1)", Leaf("", ("kv_heads * group", "2 * length - 1"))),

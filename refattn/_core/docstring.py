@@ -18,7 +18,7 @@ from refattn._core.options import Option, is_scalar, parse_option
 SECTION = re.compile(r"^(\w[\w ]*)\n-{3,}\n", re.MULTILINE)
 ENTRY = re.compile(r"^(?:(\w+) : )?(\S.*)$", re.MULTILINE)
 ARRAY = re.compile(
-    r"(?P<kind>int |bool |constant |float or )?array(?P<absent> or None)?, (?P<exact>shape|broadcastable to) \((?P<dims>.*?)\)"
+    r"(?P<kind>int |bool |constant |float or |int or real )?array(?P<absent> or None)?, (?P<exact>shape|broadcastable to) \((?P<dims>.*?)\)"
     r"(?:, indexing (?P<indexing>\w+)(?P<lowest> or -1)?)?"
 )
 EQUATION = re.compile(r"\.\. math::\n\n((?:[ ]+.*\n?|\n(?= ))+)")
@@ -31,7 +31,7 @@ REFERENCE = re.compile(r"^\.\. \[(\d+)\] (.+?)$(?=\n\.\.|\n\n|\Z)", re.MULTILINE
 class Leaf:
     """What the docstring states of one array, for example ``int array, shape (batch + 1)``."""
 
-    kind: str  # "" (real, differentiated), "constant" (real, not differentiated), "float or", "int" or "bool"
+    kind: str  # "" (real, differentiated), "constant" (real, not differentiated), "float or", "int or real", "int" or "bool"
     dims: tuple[str, ...]
     exact: bool = True
     absent: bool = False
@@ -39,7 +39,7 @@ class Leaf:
     lowest: int = 0
 
     def __str__(self) -> str:
-        kind = "" if self.kind == "float or" else self.kind
+        kind = "" if self.kind in {"float or", "int or real"} else self.kind
         return f"{kind}{' ' * bool(kind)}{'' if self.exact else 'broadcastable to '}({', '.join(self.dims)})"
 
     @property
@@ -47,7 +47,7 @@ class Leaf:
         return self.kind not in {"int", "bool"}
 
     def has_gradient(self, x: Any) -> bool:
-        return self.kind == "" or (self.kind == "float or" and not is_scalar(x))
+        return self.kind in {"", "int or real"} or (self.kind == "float or" and not is_scalar(x))
 
 
 Fact: TypeAlias = "Leaf | type | tuple[Fact]"

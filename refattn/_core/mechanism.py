@@ -433,6 +433,8 @@ def _array(name: str, leaf: Leaf, x: Any) -> Any:
         raise TypeError(f"{name} is {array.dtype}, but must be bool, where True takes part")
     if leaf.kind == "int" and array.dtype.kind not in "iu":
         raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
+    if leaf.kind == "int or real" and array.dtype.kind in "iu":
+        return array.astype(np.float64)
     if leaf.is_real and not is_real(array.dtype):
         raise TypeError(f"{name} is {array.dtype}, but must be floating point")
     return array
