@@ -45,6 +45,7 @@ NORM = "primitives/normalization.py"
 SCORE = "attention/score/rule.py"
 SQUEEZE = "attention/channel/squeeze_excitation.py"
 HARD = "attention/stochastic/hard.py"
+PAIRS = "attention/spatial/pairs.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -102,8 +103,8 @@ FAULTS = (
     Fault("means and maxima swapped", "attention/channel/cbam.py", "np.concatenate([means, maxima], axis=1), w_gate", "np.concatenate([maxima, means], axis=1), w_gate",
           "cbam_channel_concat"),
     Fault("both gates on x", "attention/channel/cbam.py", "cbam_spatial.vjp(gated, w_spatial, b_spatial)", "cbam_spatial.vjp(x, w_spatial, b_spatial)", "cbam"),
-    Fault("a scale where there is none", "attention/spatial/non_local.py", "scale=1.0", "scale=None", "non_local"),
-    Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
+    Fault("a scale where there is none", PAIRS, "scale=1.0", "scale=None", "non_local"),
+    Fault("halves of the weights swapped", PAIRS, "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
           "np.concatenate([d_right[\"weight\"][0], d_left[\"weight\"][0]])", "non_local"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
     Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),
