@@ -31,6 +31,8 @@ from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
 from refattn.attention.spatial import non_local as non_local
+from refattn.attention.spatial import pixel_self_attention as pixel_self_attention
+from refattn.attention.spatial import residual_attention as residual_attention
 from refattn.attention.stochastic import gumbel_softmax as gumbel_softmax
 from refattn.attention.stochastic import gumbel_softmax_attention as gumbel_softmax_attention
 from refattn.attention.stochastic import hard_attention as hard_attention

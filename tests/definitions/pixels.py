@@ -67,3 +67,57 @@ def non_local(
             y = [sum(f[j] / c * g[j][d] for j in range(len(g))) for d in range(len(w_g))]
             z[(n, slice(None), *p)] = np.array(_layer(y, w_output, b_output)) + v
     return z
+
+
+def pixel_self_attention(
+    x,
+    w_query,
+    w_key,
+    w_value,
+    w_output=None,
+    b_query=None,
+    b_key=None,
+    b_value=None,
+    b_output=None,
+    *,
+    num_heads=1,
+    scale=None,
+):
+    head_dim, value_dim = len(w_query) // num_heads, len(w_value) // num_heads
+    scales = np.broadcast_to(1 / math.sqrt(head_dim) if scale is None else scale, (len(x), num_heads, 1, 1))
+    places = list(np.ndindex(x.shape[2:]))
+    y = np.zeros((len(x), len(w_value) if w_output is None else len(w_output), *x.shape[2:]))
+    for n in range(len(x)):
+        at = [x[(n, slice(None), *p)] for p in places]
+        query, key, value = ([_layer(v, w, b) for v in at] for w, b in ((w_query, b_query), (w_key, b_key), (w_value, b_value)))
+        for i, p in enumerate(places):
+            heads = []
+            for h in range(num_heads):
+                of_head = range(h * head_dim, (h + 1) * head_dim)
+                f = [math.exp(scales[n, h, 0, 0] * sum(query[i][d] * key[j][d] for d in of_head)) for j in range(len(places))]
+                for d in range(h * value_dim, (h + 1) * value_dim):
+                    heads.append(sum(f[j] / sum(f) * value[j][d] for j in range(len(places))))
+            y[(n, slice(None), *p)] = heads if w_output is None else _layer(heads, w_output, b_output)
+    return y
+
+
+def _sigmoid(t):
+    return 1 / (1 + math.exp(-t))
+
+
+def residual_attention(trunk, logits, *, constraint="mixed", eps=1e-5):
+    y = np.zeros(trunk.shape)
+    channels = trunk.shape[1]
+    for n, c, *p in np.ndindex(trunk.shape):
+        m = logits[(n, c, *p)]
+        if constraint == "channel":
+            mask = m / math.sqrt(sum(logits[(n, k, *p)] ** 2 for k in range(channels)) + channels * eps)
+        elif constraint == "spatial":
+            values = [float(v) for v in logits[n, c].ravel()]
+            mean = sum(values) / len(values)
+            variance = sum((v - mean) ** 2 for v in values) / len(values)
+            mask = _sigmoid((m - mean) / math.sqrt(variance + eps))
+        else:
+            mask = _sigmoid(m)
+        y[(n, c, *p)] = (1 + mask) * trunk[(n, c, *p)]
+    return y
