@@ -31,6 +31,7 @@ from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
 from refattn.attention.spatial import non_local as non_local
+from refattn.attention.spatial import non_local_means as non_local_means
 from refattn.attention.spatial import pixel_self_attention as pixel_self_attention
 from refattn.attention.spatial import residual_attention as residual_attention
 from refattn.attention.stochastic import gumbel_softmax as gumbel_softmax
@@ -122,6 +123,7 @@ from refattn.primitives import silu as silu
 from refattn.primitives import softcap as softcap
 from refattn.primitives import softmax as softmax
 from refattn.primitives import softplus as softplus
+from refattn.primitives import squared_distances as squared_distances
 from refattn.primitives import tanh as tanh
 
 __version__: str

@@ -121,3 +121,45 @@ def residual_attention(trunk, logits, *, constraint="mixed", eps=1e-5):
             mask = _sigmoid(m)
         y[(n, c, *p)] = (1 + mask) * trunk[(n, c, *p)]
     return y
+
+
+def non_local_means(x, h, *, patch_size=7, patch_std=None, window=None, padding_mode="reflect", self_weight="own"):
+    batch, channels, height, width = x.shape
+    radius = patch_size // 2
+    most = (height, width) if window is None else (window, window) if isinstance(window, int) else window
+    taps = list(itertools.product(range(-radius, radius + 1), repeat=2))
+    counts = [1.0 if patch_std is None else math.exp(-(a * a + b * b) / (2 * patch_std**2)) for a, b in taps]
+    bandwidths = np.broadcast_to(h, batch)
+
+    def inside(i, size):
+        if padding_mode == "circular":
+            return i % size
+        if padding_mode == "replicate":
+            return min(max(i, 0), size - 1)
+        return abs(i) if i < size else 2 * (size - 1) - i
+
+    def value(channel, i, j):
+        if padding_mode == "zeros":
+            return channel[i, j] if 0 <= i < height and 0 <= j < width else 0.0
+        return channel[inside(i, height), inside(j, width)]
+
+    y = np.zeros(x.shape)
+    places = list(itertools.product(range(height), range(width)))
+    for n in range(batch):
+
+        def distance(p, q, image=x[n]):
+            total = 0.0
+            for (a, b), count in zip(taps, counts, strict=True):
+                for channel in image:
+                    u, v = (value(channel, i + a, j + b) for i, j in (p, q))
+                    total += count / sum(counts) / channels * (u - v) ** 2
+            return total
+
+        for p in places:
+            near = [q for q in places if abs(p[0] - q[0]) <= most[0] and abs(p[1] - q[1]) <= most[1]]
+            weights = {q: math.exp(-distance(p, q) / bandwidths[n] ** 2) for q in near}
+            if self_weight == "largest" and len(near) > 1:
+                weights[p] = max(w for q, w in weights.items() if q != p)
+            for c in range(channels):
+                y[(n, c, *p)] = sum(w * x[(n, c, *q)] for q, w in weights.items()) / sum(weights.values())
+    return y
