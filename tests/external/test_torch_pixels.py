@@ -68,7 +68,7 @@ MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "c
 
 
 def non_local_means(x, h, patch_size=7, patch_std=None, window=None, padding_mode="reflect", self_weight="own"):
-    batch, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     r = patch_size // 2
     away = torch.arange(-r, r + 1, dtype=x.dtype)
     taps = torch.ones(patch_size, patch_size, dtype=x.dtype)
