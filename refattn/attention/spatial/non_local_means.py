@@ -98,10 +98,10 @@ def non_local_means(
 
     This is attention whose queries and keys are the patches p: since :math:`-\|p_i - p_j\|^2 = 2 p_i^\top p_j - \|p_j\|^2 - \|p_i\|^2`
     and a softmax does not see what all keys have in common, it is `scaled_dot_product_attention` with a scale of 2 / h^2 and a bias
-    of :math:`-\|p_j\|^2 / h^2`. With patches of one pixel and a window, it is the filter of neighbours that the paper begins with.
+    of :math:`-\|p_j\|^2 / h^2`.
 
-    scikit-image takes less from a distance where it is told the noise, gives weight 0 to patches that are far apart, and has an
-    exponential that is exact to some per cent.
+    scikit-image, with a `patch_std` of a quarter of the patch's size less 1, gives weight 0 to patches that are far apart, takes the
+    noise that it is told of off the distances, and has an exponential that is exact to some per cent.
 
     References
     ----------
@@ -122,7 +122,7 @@ def non_local_means(
         raise ValueError(f"h is {h}, but must not be 0")
     batch, channels, height, width = x.shape
     radius, pixels = patch_size // 2, height * width
-    bandwidth = h if isinstance(h, float) else h[..., None, None]
+    bandwidth = h[..., None, None] if isinstance(h, np.ndarray) else h
     taps = _tap_weights(patch_size, patch_std, x)
 
     padded, pad_pullback = pad.vjp(x, padding=((radius, radius),) * 2, mode=padding_mode)
