@@ -21,6 +21,7 @@ SelfWeight: TypeAlias = Literal["own", "largest"]
 
 def _samples(random: Random) -> Iterator[Sample]:
     inputs = {"x": random.normal((2, 2, 4, 5)), "h": 1.25, "patch_size": 3}
+    yield Sample("plain", {"x": random.normal((1, 1, 4, 4)), "h": 1.5})
     yield Sample("all pixels", {**inputs, "h": np.asarray(random.uniform(1.0, 1.5))})
     yield Sample("for each image", {**inputs, "h": random.uniform(1.0, 1.5, 2), "window": 2})
     yield Sample("gaussian patches", {**inputs, "patch_std": 0.75, "padding_mode": "replicate"})
