@@ -38,21 +38,33 @@ from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
 from refattn.attention.spatial import non_local as non_local
+from refattn.attention.spatial import non_local_means as non_local_means
+from refattn.attention.spatial import pixel_self_attention as pixel_self_attention
+from refattn.attention.spatial import residual_attention as residual_attention
 from refattn.attention.stochastic import gumbel_softmax as gumbel_softmax
 from refattn.attention.stochastic import gumbel_softmax_attention as gumbel_softmax_attention
 from refattn.attention.stochastic import hard_attention as hard_attention
 from refattn.attention.stochastic import straight_through_attention as straight_through_attention
 from refattn.attention.stochastic import straight_through_gumbel_softmax as straight_through_gumbel_softmax
 from refattn.blocks import AttentionWeights as AttentionWeights
+from refattn.blocks import BatchNormWeights as BatchNormWeights
 from refattn.blocks import DecoderLayerKeep as DecoderLayerKeep
 from refattn.blocks import DecoderLayerWeights as DecoderLayerWeights
 from refattn.blocks import EncoderLayerKeep as EncoderLayerKeep
 from refattn.blocks import EncoderLayerWeights as EncoderLayerWeights
 from refattn.blocks import FeedForwardWeights as FeedForwardWeights
 from refattn.blocks import NormWeights as NormWeights
+from refattn.blocks import ReducedNormWeights as ReducedNormWeights
+from refattn.blocks import ResidualAttentionWeights as ResidualAttentionWeights
+from refattn.blocks import ResidualUnitWeights as ResidualUnitWeights
+from refattn.blocks import SoftMaskLevelWeights as SoftMaskLevelWeights
+from refattn.blocks import SoftMaskWeights as SoftMaskWeights
 from refattn.blocks import TransformerKeep as TransformerKeep
 from refattn.blocks import TransformerWeights as TransformerWeights
 from refattn.blocks import feed_forward as feed_forward
+from refattn.blocks import residual_attention_module as residual_attention_module
+from refattn.blocks import residual_unit as residual_unit
+from refattn.blocks import soft_mask_branch as soft_mask_branch
 from refattn.blocks import transformer as transformer
 from refattn.blocks import transformer_decoder as transformer_decoder
 from refattn.blocks import transformer_decoder_layer as transformer_decoder_layer
@@ -127,6 +139,7 @@ from refattn.primitives import silu as silu
 from refattn.primitives import softcap as softcap
 from refattn.primitives import softmax as softmax
 from refattn.primitives import softplus as softplus
+from refattn.primitives import squared_distances as squared_distances
 from refattn.primitives import tanh as tanh
 
 __version__: str

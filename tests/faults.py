@@ -45,6 +45,9 @@ NORM = "primitives/normalization.py"
 SCORE = "attention/score/rule.py"
 SQUEEZE = "attention/channel/squeeze_excitation.py"
 HARD = "attention/stochastic/hard.py"
+PAIRS = "attention/spatial/pairs.py"
+MEANS = "attention/spatial/non_local_means.py"
+RESIDUAL = "attention/spatial/residual_attention.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -102,9 +105,22 @@ FAULTS = (
     Fault("means and maxima swapped", "attention/channel/cbam.py", "np.concatenate([means, maxima], axis=1), w_gate", "np.concatenate([maxima, means], axis=1), w_gate",
           "cbam_channel_concat"),
     Fault("both gates on x", "attention/channel/cbam.py", "cbam_spatial.vjp(gated, w_spatial, b_spatial)", "cbam_spatial.vjp(x, w_spatial, b_spatial)", "cbam"),
-    Fault("a scale where there is none", "attention/spatial/non_local.py", "scale=1.0", "scale=None", "non_local"),
-    Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
+    Fault("a scale where there is none", PAIRS, "scale=1.0", "scale=None", "non_local"),
+    Fault("halves of the weights swapped", PAIRS, "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
           "np.concatenate([d_right[\"weight\"][0], d_left[\"weight\"][0]])", "non_local"),
+    Fault("divided by all positions, not by the pooled", PAIRS, "1 / max(scores.shape[-1], 1)", "1 / max(scores.shape[-2], 1)", "non_local"),
+    Fault("pooled before the embeddings, whatever is asked", "attention/spatial/non_local.py", '(pool, None) if pooled == "input" else (None, pool)', "(pool, None)", "non_local"),
+    Fault("pixels as keys not in d_x", "attention/spatial/pixel_self_attention.py", 'd["query"] + d["key"] + d["value"]', 'd["query"] + d["value"]', "pixel_self_attention"),
+    Fault("distances summed over channels", MEANS, "np.sqrt(taps / channels)", "np.sqrt(taps)", "non_local_means"),
+    Fault("gradient of h of another sign", MEANS, "2 / bandwidth**3", "-2 / bandwidth**3", "non_local_means"),
+    Fault("a pixel is the largest of its others", MEANS, "others = near & (pixels[:, None] != pixels)", "others = near & (pixels >= 0)", "non_local_means"),
+    Fault("a distance has one end", "primitives/distance.py", '"b": 2 * (dy.sum(axis=-2)[..., None] * b - dy.swapaxes(-1, -2) @ a)', '"b": 0 * b', "squared_distances"),
+    Fault("mask's length is not 1", RESIDUAL, "1 / np.sqrt(logits.dtype.type(logits.shape[1]))", "1.0", "residual_attention"),
+    Fault("no gradient beside the mask", RESIDUAL, '"trunk": d_sum["a"] + d_product["b"]', '"trunk": d_product["b"]', "residual_attention"),
+    Fault("skip's gradient dropped", "blocks/soft_mask_branch.py", 'd_deep["x"] + d_skip.get("x", 0)', 'd_deep["x"]', "soft_mask_branch"),
+    Fault("levels of the mask in backward order", "blocks/soft_mask_branch.py", '(here, *d_deep["levels"])', '(*d_deep["levels"], here)', "soft_mask_branch"),
+    Fault("norms of a unit swapped", "blocks/residual_unit.py", "mixed, weights.norm_expand, weights.w_expand", "mixed, weights.norm_spatial, weights.w_expand", "residual_unit"),
+    Fault("mask has no gradient to the input", "blocks/residual_attention_module.py", 'd_trunk["x"] + d_mask["x"]', 'd_trunk["x"] + 0 * d_mask["x"]', "residual_attention_module"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
     Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),
     Fault("gradients of query and key swapped", SCORE, 'np.concatenate([d["w_query"], d["w_key"]], axis=1)', 'np.concatenate([d["w_key"], d["w_query"]], axis=1)',

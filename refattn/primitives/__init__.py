@@ -15,6 +15,7 @@ from refattn.primitives.adaptive_pooling import (
 from refattn.primitives.arithmetic import add, matmul, multiply
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
 from refattn.primitives.average_pooling import avg_pool1d, avg_pool2d, avg_pool3d
+from refattn.primitives.distance import squared_distances
 from refattn.primitives.erf import erf, erfc
 from refattn.primitives.indexing import embedding, gather, padded_embedding, scatter_add, segment_softmax, segment_sum
 from refattn.primitives.linear import linear
@@ -78,5 +79,6 @@ __all__ = [
     "softcap",
     "softmax",
     "softplus",
+    "squared_distances",
     "tanh",
 ]

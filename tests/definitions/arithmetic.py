@@ -19,6 +19,13 @@ def multiply(a, b):
     return _elementwise(lambda x, y: x * y, a, b)
 
 
+def squared_distances(a, b):
+    y = np.zeros((*a.shape[:-1], b.shape[-2]))
+    for *lead, i, j in np.ndindex(y.shape):
+        y[(*lead, i, j)] = sum((a[(*lead, i, k)] - b[(*lead, j, k)]) ** 2 for k in range(a.shape[-1]))
+    return y
+
+
 def matmul(a, b):
     y = np.zeros((*a.shape[:-1], b.shape[-1]))
     for at in np.ndindex(y.shape):

@@ -1,4 +1,4 @@
-"""Channel gates and the non-local block, index by index."""
+"""Channel gates, index by index."""
 
 import itertools
 import math
@@ -76,38 +76,3 @@ def cbam_spatial(x, w_spatial, b_spatial=None):
 
 def cbam(x, w_reduce, w_expand, w_spatial, b_reduce=None, b_expand=None, b_spatial=None):
     return cbam_spatial(cbam_channel(x, w_reduce, w_expand, b_reduce, b_expand), w_spatial, b_spatial)
-
-
-def non_local(
-    x,
-    w_g,
-    w_output,
-    w_theta=None,
-    w_phi=None,
-    w_concat=None,
-    b_g=None,
-    b_output=None,
-    b_theta=None,
-    b_phi=None,
-    *,
-    pair="embedded_gaussian",
-):
-    z = np.zeros(x.shape)
-    places = list(np.ndindex(x.shape[2:]))
-    for n in range(len(x)):
-        at = [x[(n, slice(None), *p)] for p in places]
-        g = [_layer(v, w_g, b_g) for v in at]
-        theta = at if pair == "gaussian" else [_layer(v, w_theta, b_theta) for v in at]
-        phi = at if pair == "gaussian" else [_layer(v, w_phi, b_phi) for v in at]
-        for i, p in enumerate(places):
-            f = []
-            for j in range(len(places)):
-                dot = sum(s * t for s, t in zip(theta[i], phi[j], strict=True))
-                if pair == "concatenation":
-                    f.append(max(sum(w * t for w, t in zip(w_concat, [*theta[i], *phi[j]], strict=True)), 0.0))
-                else:
-                    f.append(dot if pair == "dot_product" else math.exp(dot))
-            c = sum(f) if "gaussian" in pair else len(places)
-            y = [sum(f[j] / c * g[j][d] for j in range(len(places))) for d in range(len(w_g))]
-            z[(n, slice(None), *p)] = np.array(_layer(y, w_output, b_output)) + at[i]
-    return z

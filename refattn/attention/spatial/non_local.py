@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
-
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
-from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
-from refattn.primitives.activation import relu
-from refattn.primitives.arithmetic import add, matmul
-from refattn.primitives.attention_stages import scaled
+from refattn.attention.spatial.pairs import COMPARED, Pair, refuse
+from refattn.primitives.arithmetic import add
 from refattn.primitives.linear import linear
+from refattn.primitives.max_pooling import max_pool1d, max_pool2d, max_pool3d
+
+POOL: dict[int, Any] = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}
+"""By the number of spatial axes."""
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -31,6 +32,11 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("dot product", {**inputs, **embeddings, **biases, "pair": "dot_product"})
     yield Sample("concatenation", {**inputs, **embeddings, **biases, "w_concat": random.normal(6), "pair": "concatenation"})
     yield Sample("sequence", {**inputs, **embeddings, **biases, "x": random.normal((2, 4, 5)), "pair": "embedded_gaussian"})
+    pooled = {**inputs, **embeddings, **biases, "pair": "embedded_gaussian", "pool": 2}
+    yield Sample("pooled", {**pooled, "x": random.normal((2, 4, 5, 4))})
+    yield Sample("pooled input", {**pooled, "x": random.normal((2, 4, 5, 4)), "pooled": "input"})
+    yield Sample("pooled gaussian", {**inputs, "x": 0.5 * random.normal((2, 4, 5)), "pool": 2})
+    yield Sample("pooled frames", {**pooled, "x": random.normal((1, 4, 2, 3, 4)), "pool": (1, 3, 2), "pair": "dot_product"})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
@@ -39,6 +45,11 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("no embeddings", {**inputs, "pair": "dot_product"}, ValueError, "w_theta is None, but pair is 'dot_product'")
     yield BadCall("no w_concat", {**inputs, **embeddings, "pair": "concatenation"}, ValueError, "w_concat is None, but pair is")
     yield BadCall("another pair", {**inputs, "pair": "cosine"}, ValueError, "pair is 'cosine'")
+    yield BadCall("one size of two", {**inputs, "pool": (2,)}, ValueError, r"pool is \(2,\), but x has 2 spatial axes")
+    yield BadCall(
+        "four axes", {**inputs, "x": random.normal((1, 4, 2, 2, 2, 2)), "pool": 2}, ValueError, "pool is 2, but x has 4 spatial axes"
+    )
+    yield BadCall("large window", {**inputs, "pool": 3}, ValueError, "kernel_size reaches over 3 positions")
     yield BadCall("no channels", {**inputs, "x": random.normal((2, 0, 3)), "w_g": random.normal((3, 0))}, ValueError, "channels is")
 
 
@@ -60,9 +71,11 @@ def non_local(
     b_theta: Array | None = None,
     b_phi: Array | None = None,
     *,
-    pair: Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"] = "embedded_gaussian",
+    pair: Pair = "embedded_gaussian",
+    pool: int | tuple[int, ...] | None = None,
+    pooled: Literal["embeddings", "input"] = "embeddings",
 ) -> tuple[Array, Pullback]:
-    r"""Add to each position a weighted sum over all positions.
+    r"""Add to each position a weighted sum over all positions, or over a pooled map of them.
 
     Parameters
     ----------
@@ -88,7 +101,12 @@ def non_local(
         Bias of phi; without effect in "embedded_gaussian".
     pair : {"gaussian", "embedded_gaussian", "dot_product", "concatenation"}, optional
         How two positions are compared. The Gaussians are normalised by their sum (a softmax of unscaled inner products), the
-        other two by the number N of positions.
+        other two by the number N of positions compared with.
+    pool : positive int or tuple of positive int or None, optional
+        Sub-sampling: what is compared with and read is the largest of each window of this size, one size for all axes or one for
+        each. Windows do not overlap, and positions that fill none are left out.
+    pooled : {"embeddings", "input"}, optional
+        What is pooled: phi and g, or x before them.
 
     Returns
     -------
@@ -101,13 +119,22 @@ def non_local(
 
     .. math::
 
-        z_i = W_z \frac{1}{C} \sum_j f(x_i, x_j)\, g(x_j) + x_i, \quad f = e^{x_i^\top x_j},\; e^{\theta_i^\top \phi_j},\;
+        z_i = W_z \frac{1}{C} \sum_j f(x_i, \hat x_j)\, g(\hat x_j) + x_i, \quad f = e^{x_i^\top \hat x_j},\; e^{\theta_i^\top \phi_j},\;
         \theta_i^\top \phi_j,\; \operatorname{relu}(w_f^\top [\theta_i; \phi_j]), \quad C = \textstyle\sum_j f \text{ or } N, \qquad
         \bar g_j = \frac{1}{C} \sum_i f_{ij} \bar y_i, \quad \bar f_{ij} = \bar y_i^\top g_j / N
 
+    Without sub-sampling, :math:`\hat x` is x. The paper's equation pools x, and so does the authors' code, over space but not over
+    time; its text also tells of a max pooling after phi and g. The two differ, since a maximum does not commute with a matrix.
+    "gaussian" has no phi: there, x itself is pooled where phi would be.
+
+    The paper puts a batch normalization after :math:`W_z`, whose scale begins at 0: take ``batch_norm(non_local(...) - x) + x``.
+    `pixel_self_attention` with ``scale=1.0`` is what "embedded_gaussian" adds. The attention of SAGAN (Zhang et al. 2019) is this
+    too, times a learned number that begins at 0.
+
     References
     ----------
-    .. [1] Wang et al., "Non-local Neural Networks", CVPR 2018, section 3. arXiv:1711.07971.
+    .. [1] Wang et al., "Non-local Neural Networks", CVPR 2018, section 3; sub-sampling, section 3.3. arXiv:1711.07971.
+    .. [2] Zhang et al., "Self-Attention Generative Adversarial Networks", ICML 2019. arXiv:1805.08318.
 
     Examples
     --------
@@ -116,26 +143,28 @@ def non_local(
     >>> refattn.non_local(x, one, one, w_theta=0 * one, w_phi=one)  # equal weights: the mean is added
     array([[[1., 1., 4.]]])
     """
-    embeddings = {"w_theta": w_theta, "w_phi": w_phi, "b_theta": b_theta, "b_phi": b_phi, "w_concat": w_concat}
-    _refuse(pair, embeddings)
-    tokens = x.reshape(*x.shape[:2], -1 if x.size else 0).swapaxes(1, 2)
-    count = tokens.shape[1]
-    theta, theta_pullback = _embedded(tokens, w_theta, b_theta)
-    phi, phi_pullback = _embedded(tokens, w_phi, b_phi)
-    g, g_pullback = linear.vjp(tokens, w_g, b_g)
-    y, compare_pullback = COMPARED[pair](theta, phi, g, w_concat)
+    refuse(pair, {"w_theta": w_theta, "w_phi": w_phi, "b_theta": b_theta, "b_phi": b_phi, "w_concat": w_concat})
+    before, after = (pool, None) if pooled == "input" else (None, pool)
+    read, read_pullback = _pooled(x, before)
+    theta, theta_pullback = _embedded(x, w_theta, b_theta)
+    all_phi, embed_phi_pullback = _embedded(read, w_phi, b_phi)
+    all_g, embed_g_pullback = _embedded(read, w_g, b_g)
+    phi, phi_pullback = _pooled(all_phi, after)
+    g, g_pullback = _pooled(all_g, after)
+    y, compare_pullback = COMPARED[pair](_tokens(theta), _tokens(phi), _tokens(g), w_concat)
     attended, output_pullback = linear.vjp(y, w_output, b_output)
-    output, residual_pullback = add.vjp(x, attended.swapaxes(1, 2).reshape(x.shape))
+    output, residual_pullback = add.vjp(x, _map(attended, x.shape))
 
     def pullback(dz: Array) -> Grads:
         d_sum = residual_pullback(dz)
-        d_output = output_pullback(d_sum["b"].reshape(*x.shape[:2], count).swapaxes(1, 2))
+        d_output = output_pullback(_tokens(d_sum["b"]))
         d_pair = compare_pullback(d_output["x"])
-        d_theta, d_phi, d_g = theta_pullback(d_pair["theta"]), phi_pullback(d_pair["phi"]), g_pullback(d_pair["g"])
-        d_tokens = d_theta["x"] + d_phi["x"] + d_g["x"]
+        d_theta = theta_pullback(_map(d_pair["theta"], theta.shape))
+        d_phi = embed_phi_pullback(phi_pullback(_map(d_pair["phi"], phi.shape))["x"])
+        d_g = embed_g_pullback(g_pullback(_map(d_pair["g"], g.shape))["x"])
         parts = {"theta": d_theta, "phi": d_phi, "g": d_g, "output": d_output}
         return {
-            "x": d_sum["a"] + d_tokens.swapaxes(1, 2).reshape(x.shape),
+            "x": d_sum["a"] + d_theta["x"] + read_pullback(d_phi["x"] + d_g["x"])["x"],
             **{f"w_{name}": d.get("weight") for name, d in parts.items()},
             **{f"b_{name}": d.get("bias") for name, d in parts.items()},
             "w_concat": d_pair.get("w_concat"),
@@ -144,78 +173,34 @@ def non_local(
     return output, pullback
 
 
-def _refuse(pair: str, given: dict[str, Array | None]) -> None:
-    """Weights that a pair needs and has not, or has and does not read."""
-    needed = {"gaussian": set(), "concatenation": {"w_theta", "w_phi", "w_concat"}}.get(pair, {"w_theta", "w_phi"})
-    read = needed if pair == "gaussian" else needed | {"b_theta", "b_phi"}
-    for name, weight in given.items():
-        if weight is None and name in needed:
-            raise ValueError(f"{name} is None, but pair is {pair!r}")
-        if weight is not None and name not in read:
-            raise ValueError(f"{name} is given, but pair is {pair!r}")
+def _tokens(x: Array) -> Array:
+    """The positions of a map, one after another, with their channels last."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).swapaxes(1, 2)
 
 
-def _embedded(tokens: Array, weight: Array | None, bias: Array | None) -> tuple[Array, Pullback]:
-    return (tokens, lambda d: {"x": d}) if weight is None else linear.vjp(tokens, weight, bias)
+def _map(tokens: Array, shape: tuple[int, ...]) -> Array:
+    """Undo `_tokens`."""
+    return tokens.swapaxes(1, 2).reshape(shape)
 
 
-def _by_softmax(theta: Array, phi: Array, g: Array, w_concat: Array | None) -> tuple[Array, Pullback]:
-    """A Gaussian divided by its sum: attention with one head and no scale."""
-    output, attention_pullback = scaled_dot_product_attention.vjp(*(t[:, None] for t in (theta, phi, g)), scale=1.0)
+def _embedded(x: Array, weight: Array | None, bias: Array | None) -> tuple[Array, Pullback]:
+    """The channels of each position through a layer; None leaves them as they are."""
+    if weight is None:
+        return x, lambda d: {"x": d}
+    y, linear_pullback = linear.vjp(_tokens(x), weight, bias)
 
-    def pullback(dy: Array) -> Grads:
-        d = attention_pullback(dy[:, None])
-        return {"theta": d["query"][:, 0], "phi": d["key"][:, 0], "g": d["value"][:, 0]}
+    def pullback(d: Array) -> Grads:
+        d_linear = linear_pullback(_tokens(d))
+        return {**d_linear, "x": _map(d_linear["x"], x.shape)}
 
-    return output[:, 0], pullback
-
-
-def _by_dot_product(theta: Array, phi: Array, g: Array, w_concat: Array | None) -> tuple[Array, Pullback]:
-    scores, scores_pullback = matmul.vjp(theta, phi.swapaxes(1, 2))
-    output, mean_pullback = _mean(scores, g)
-
-    def pullback(dy: Array) -> Grads:
-        d = mean_pullback(dy)
-        d_scores = scores_pullback(d["scores"])
-        return {"theta": d_scores["a"], "phi": d_scores["b"].swapaxes(1, 2), "g": d["g"]}
-
-    return output, pullback
+    return _map(y, (len(x), len(weight), *x.shape[2:])), pullback
 
 
-def _by_concatenation(theta: Array, phi: Array, g: Array, w_concat: Array) -> tuple[Array, Pullback]:
-    """The weighted concatenation of two positions is a sum: of what each half of the weights makes of either."""
-    width = theta.shape[-1]
-    left, left_pullback = linear.vjp(theta, w_concat[None, :width])
-    right, right_pullback = linear.vjp(phi, w_concat[None, width:])
-    sums, sums_pullback = add.vjp(left, right.swapaxes(1, 2))
-    scores, relu_pullback = relu.vjp(sums)
-    output, mean_pullback = _mean(scores, g)
-
-    def pullback(dy: Array) -> Grads:
-        d = mean_pullback(dy)
-        d_sums = sums_pullback(relu_pullback(d["scores"])["x"])
-        d_left, d_right = left_pullback(d_sums["a"]), right_pullback(d_sums["b"].swapaxes(1, 2))
-        d_concat = np.concatenate([d_left["weight"][0], d_right["weight"][0]])
-        return {"theta": d_left["x"], "phi": d_right["x"], "g": d["g"], "w_concat": d_concat}
-
-    return output, pullback
-
-
-def _mean(scores: Array, g: Array) -> tuple[Array, Pullback]:
-    """The scores divided by the number of positions, times what the positions give."""
-    weights, scale_pullback = scaled.vjp(scores, 1 / max(scores.shape[-1], 1))
-    output, product_pullback = matmul.vjp(weights, g)
-
-    def pullback(dy: Array) -> Grads:
-        d = product_pullback(dy)
-        return {"scores": scale_pullback(d["a"])["scores"], "g": d["b"]}
-
-    return output, pullback
-
-
-COMPARED: dict[str, Any] = {
-    "gaussian": _by_softmax,
-    "embedded_gaussian": _by_softmax,
-    "dot_product": _by_dot_product,
-    "concatenation": _by_concatenation,
-}
+def _pooled(x: Array, pool: int | tuple[int, ...] | None) -> tuple[Array, Pullback]:
+    """The largest element of each window; None leaves the map as it is."""
+    axes = x.ndim - 2
+    if pool is None:
+        return x, lambda d: {"x": d}
+    if axes not in POOL or (isinstance(pool, tuple) and len(pool) != axes):
+        raise ValueError(f"pool is {pool}, but x has {axes} spatial axes")
+    return POOL[axes].vjp(x, kernel_size=pool)
