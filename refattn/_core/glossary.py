@@ -47,6 +47,7 @@ GLOSSARY = {
     "reduced": "channels of a bottleneck",
     "row_dim": "features of one entry of a table of rows",
     "rows": "entries of a table",
+    "taps": "positions that a window sees",
     "value_dim": "features of one value",
     "vocabulary": "entries of an embedding table",
     "width": "positions along the horizontal axis of an image",
