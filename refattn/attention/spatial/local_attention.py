@@ -20,10 +20,11 @@ Border: TypeAlias = Literal["reflect", "masked"]
 def _samples(random: Random) -> Iterator[Sample]:
     maps = {name: random.normal((2, 4, 4, 3)) for name in ("query", "key")}
     given = {**maps, "value": random.normal((2, 2, 4, 3)), "num_heads": 2, "kernel_size": 3}
+    yield Sample("no positions", given)
     yield Sample("reflect", {**given, "w_position": random.normal((2, 2))})
     yield Sample("masked", {**given, "w_position": random.normal((2, 2)), "border": "masked", "kernel_size": 5})
     yield Sample("stride", {**given, "stride": 2, "w_position": random.normal((2, 2))})
-    yield Sample("no positions", {**given, "stride": 3, "border": "masked", "num_heads": 1})
+    yield Sample("one head", {**given, "stride": 3, "border": "masked", "num_heads": 1})
     row = {name: random.normal((1, 1, 1, 4)) for name in ("query", "key", "value")}
     yield Sample("one row", {**row, "w_position": random.normal((1, 2)), "num_heads": 1, "kernel_size": 3, "border": "masked"})
 
