@@ -112,8 +112,8 @@ def acmix(
 
     References
     ----------
-    .. [1] Pan et al., "On the Integration of Self-Attention and Convolution", CVPR 2022, sections 3 and 4; eqs. (1) to (3) take a
-       convolution apart. arXiv:2111.14556.
+    .. [1] Pan et al., "On the Integration of Self-Attention and Convolution", CVPR 2022; eqs. (1) to (3) take a convolution
+       apart. arXiv:2111.14556.
 
     Examples
     --------

@@ -141,8 +141,8 @@ def attention_augmented_conv2d(x: Array, weights: ConvAttentionWeights, *, num_h
         O_h = \operatorname{softmax}\Bigl(\frac{Q K^\top + S_H + S_W}{\sqrt d}\Bigr) V, \qquad
         \bar X = \operatorname{Conv}^*(\bar Y_{\mathrm{conv}}) + \operatorname{MHA}^*(\bar Y_{\mathrm{att}})
 
-    where stars are pullbacks. Public copies that draw the tables anew at each call, or leave out the scale of the relative
-    logits, compute something else.
+    where stars are pullbacks. The relative logits are scaled too, and all heads share the tables. Some public copies draw the
+    tables anew at each call, or reshape what they should transpose: these compute something else.
 
     References
     ----------
@@ -231,7 +231,7 @@ def conv_attention_sum(
     References
     ----------
     .. [1] Bello et al., "Attention Augmented Convolutional Networks", ICCV 2019, section 3.2, for the branches. arXiv:1904.09925.
-    .. [2] Pan et al., "On the Integration of Self-Attention and Convolution", CVPR 2022, section 4, for the sum. arXiv:2111.14556.
+    .. [2] Pan et al., "On the Integration of Self-Attention and Convolution", CVPR 2022, for the sum. arXiv:2111.14556.
 
     Examples
     --------

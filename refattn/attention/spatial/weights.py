@@ -69,7 +69,7 @@ class AcmixWeights(NamedTuple):
         Kernels that gather the maps: output channel o reads those of feature ``o // num_heads``. None is the shift by which each
         map is moved to its tap, and with which the learned kernels begin.
     w_position : array or None, shape (head_dim, 2)
-        What a step to the right and a step down add to a key; None adds nothing.
+        What a key gets of the coordinates from it to the query, as in `local_attention_2d`; None adds nothing. A bias would cancel.
     b_query : array or None, shape (num_heads * head_dim)
         Added to the queries.
     b_key : array or None, shape (num_heads * head_dim)
