@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
+from refattn._core.tree import pick
 from refattn.attention.spatial.local_attention import Border, local_attention_2d
 from refattn.attention.spatial.weights import AcmixWeights, acmix_weights
 from refattn.convolution.conv2d import conv2d
@@ -130,7 +131,8 @@ def acmix(
     given = zip((weights.w_query, weights.w_key, weights.w_value), biases, strict=True)
     maps, pullbacks = zip(*(pointwise_conv2d.vjp(x, w[:, :, None, None], b) for w, b in given), strict=True)
     options: dict[str, Any] = {"num_heads": num_heads, "kernel_size": kernel_size, "stride": stride, "border": border}
-    attended, attention_pullback = local_attention_2d.vjp(*maps, weights.w_position, **options)
+    query, key, value = maps
+    attended, attention_pullback = local_attention_2d.vjp(query, key, value, weights.w_position, **options)
     convolved, conv_pullback = _convolved(np.concatenate(maps, axis=1), weights, num_heads, stride)
     output, sum_pullback = weighted_sum.vjp(attended, convolved, alpha, beta)
 
@@ -139,14 +141,10 @@ def acmix(
         d_attention, d_conv = attention_pullback(d_sum["a"]), conv_pullback(d_sum["b"])
         d_maps = zip(PROJECTIONS, in_groups(d_conv["x"], 3, axis=1).swapaxes(0, 1), strict=True)
         d = {name: back(d_attention[name] + d_map) for (name, d_map), back in zip(d_maps, pullbacks, strict=True)}
-        d_weights = AcmixWeights(
-            **{f"w_{name}": part["weight"][:, :, 0, 0] for name, part in d.items()},
-            **{f"b_{name}": part.get("bias") for name, part in d.items()},
-            **{name: d_conv.get(name) for name in ("w_mix", "w_shift", "b_shift")},
-            w_position=d_attention.get("w_position"),
-        )
+        projections = {f"w_{name}": part["weight"][:, :, 0, 0] for name, part in d.items()}
+        own = {**d_conv, "w_position": d_attention.get("w_position"), **{f"b_{name}": part.get("bias") for name, part in d.items()}}
         rates = {name: d_sum.get(name) for name in ("alpha", "beta")}
-        return {"x": sum(part["x"] for part in d.values()), "weights": d_weights, **rates}
+        return {"x": sum(part["x"] for part in d.values()), "weights": pick(AcmixWeights, {**projections, **own}), **rates}
 
     return output, pullback
 

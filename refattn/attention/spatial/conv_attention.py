@@ -47,7 +47,7 @@ def _attended(x: Array, weights: ConvAttentionWeights, num_heads: int) -> tuple[
     projected, output_pullback = linear.vjp(merge_heads(heads), weights.w_output, weights.b_output)
 
     def pullback(dy: Array) -> Grads:
-        d_output = output_pullback(dy.reshape(batch, -1, height * width).swapaxes(1, 2) if dy.size else np.zeros_like(projected))
+        d_output = output_pullback(dy.reshape(batch, projected.shape[-1], height * width).swapaxes(1, 2))
         d = heads_pullback(split_heads(d_output["x"], num_heads))
         d_distance = distance_pullback(d.get("bias"))
         d_query = query_pullback(merge_heads(d["query"] + d_distance["query"]))
@@ -67,13 +67,12 @@ def _distances(
     query: Array, weights: ConvAttentionWeights, size: tuple[int, int]
 ) -> tuple[Array | None, Callable[[Array | None], dict[str, Any]]]:
     """What the distances add to the scaled scores, or None where they have no tables."""
-    tables = {"row_table": weights.row_table, "column_table": weights.column_table}
-    absent = [name for name, table in tables.items() if table is None]
-    if len(absent) == 1:
-        raise ValueError(f"weights.{absent[0]} is None, but the other table is given")
-    if absent:
+    rows, columns = weights.row_table, weights.column_table
+    if rows is None and columns is None:
         return None, lambda _: {"query": 0}
-    logits, logits_pullback = relative_logits_2d.vjp(query.reshape(*query.shape[:-2], *size, query.shape[-1]), **tables)
+    if rows is None or columns is None:
+        raise ValueError(f"weights.{'row' if rows is None else 'column'}_table is None, but the other table is given")
+    logits, logits_pullback = relative_logits_2d.vjp(query.reshape(*query.shape[:-2], *size, query.shape[-1]), rows, columns)
     bias, scale_pullback = scaled.vjp(logits, 1 / np.sqrt(query.shape[-1]))
 
     def pullback(d_bias: Array | None) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
 def _benchmark(random: Random) -> dict[str, Any]:
     return {
         "x": random.normal((1, 64, 16, 16)),
-        "weights": conv_attention_weights(random, 64, 48, 16, 16, (16, 16), heads=4),
+        "weights": conv_attention_weights(random, 64, 48, 16, 16, (16, 16), (3, 3), heads=4),
         "num_heads": 4,
     }
 
@@ -184,7 +183,7 @@ def _sum_bad_calls(random: Random) -> Iterator[BadCall]:
 
 
 def _sum_benchmark(random: Random) -> dict[str, Any]:
-    weights = conv_attention_weights(random, 64, 64, 64, 64, (16, 16), heads=4)
+    weights = conv_attention_weights(random, 64, 64, 64, 64, (16, 16), (3, 3), heads=4)
     learned = {"alpha": np.asarray(random.normal()), "beta": np.asarray(random.normal())}
     return {"x": random.normal((1, 64, 16, 16)), "weights": weights, **learned, "num_heads": 4}
 

@@ -93,26 +93,37 @@ class AcmixWeights(NamedTuple):
 
 
 def conv_attention_weights(
-    random: Random, channels: int, out: int, attended: int, features: int, size: tuple[int, int], *, heads: int, bare: bool = False
+    random: Random,
+    channels: int,
+    out: int,
+    attended: int,
+    features: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int] = (3, 2),
+    *,
+    heads: int,
+    bare: bool = False,
 ) -> ConvAttentionWeights:
     """Random ones, for samples and benchmarks; the bare ones have neither tables nor biases."""
     step = 1 / channels**0.5
-    w_conv = step / 2 * random.normal((out, channels, 3, 2))
-    projections = (step * random.normal((rows, channels)) for rows in (features, features, attended))
-    weights = ConvAttentionWeights(w_conv, *projections, random.normal((attended, attended)) / max(attended, 1) ** 0.5)
+    w_conv = step / 2 * random.normal((out, channels, *kernel))
+    w_query, w_key, w_value = (step * random.normal((rows, channels)) for rows in (features, features, attended))
+    weights = ConvAttentionWeights(w_conv, w_query, w_key, w_value, random.normal((attended, attended)) / max(attended, 1) ** 0.5)
     if bare:
         return weights
     row_table, column_table = (random.normal((2 * n - 1, features // heads)) for n in size)
-    biases = (random.normal(n) for n in (out, features, features, attended, attended))
-    return ConvAttentionWeights(*weights[:5], row_table, column_table, *biases)
+    rows = {"conv": out, "query": features, "key": features, "value": attended, "output": attended}
+    biases = {f"b_{name}": random.normal(n) for name, n in rows.items()}
+    return weights._replace(row_table=row_table, column_table=column_table, **biases)
 
 
 def acmix_weights(random: Random, channels: int, out: int, kernel: tuple[int, int], *, heads: int, bare: bool = False) -> AcmixWeights:
     """Random ones, for samples and benchmarks; the bare ones have what the paper's equations have."""
     step, taps = 1 / channels**0.5, kernel[0] * kernel[1]
-    projections = (step * random.normal((out, channels)) for _ in range(3))
-    weights = AcmixWeights(*projections, random.normal((*kernel, 3 * heads)) / 2)
+    w_query, w_key, w_value = (step * random.normal((out, channels)) for _ in range(3))
+    weights = AcmixWeights(w_query, w_key, w_value, random.normal((*kernel, 3 * heads)) / 2)
     if bare:
         return weights
-    biases = (random.normal(out) for _ in range(4))
-    return AcmixWeights(*weights[:4], random.normal((out, taps, *kernel)) / taps, 2 * random.normal((out // heads, 2)), *biases)
+    biases = {f"b_{name}": random.normal(out) for name in ("query", "key", "value", "shift")}
+    w_shift, w_position = random.normal((out, taps, *kernel)) / taps, 2 * random.normal((out // heads, 2))
+    return weights._replace(w_shift=w_shift, w_position=w_position, **biases)
