@@ -37,6 +37,12 @@ from refattn.attention.score import general_attention as general_attention
 from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
+from refattn.attention.spatial import AcmixWeights as AcmixWeights
+from refattn.attention.spatial import ConvAttentionWeights as ConvAttentionWeights
+from refattn.attention.spatial import acmix as acmix
+from refattn.attention.spatial import attention_augmented_conv2d as attention_augmented_conv2d
+from refattn.attention.spatial import conv_attention_sum as conv_attention_sum
+from refattn.attention.spatial import local_attention_2d as local_attention_2d
 from refattn.attention.spatial import non_local as non_local
 from refattn.attention.spatial import non_local_means as non_local_means
 from refattn.attention.spatial import pixel_self_attention as pixel_self_attention
@@ -83,10 +89,13 @@ from refattn.convolution import conv_transpose3d as conv_transpose3d
 from refattn.convolution import depthwise_conv2d as depthwise_conv2d
 from refattn.convolution import pointwise_conv2d as pointwise_conv2d
 from refattn.convolution import separable_conv2d as separable_conv2d
+from refattn.convolution import unfold2d as unfold2d
 from refattn.positional import add_learned as add_learned
 from refattn.positional import add_learned_2d as add_learned_2d
 from refattn.positional import add_sinusoidal as add_sinusoidal
 from refattn.positional import add_sinusoidal_2d as add_sinusoidal_2d
+from refattn.positional import relative_logits_1d as relative_logits_1d
+from refattn.positional import relative_logits_2d as relative_logits_2d
 from refattn.positional import sinusoidal_encoding as sinusoidal_encoding
 from refattn.primitives import adaptive_avg_pool1d as adaptive_avg_pool1d
 from refattn.primitives import adaptive_avg_pool2d as adaptive_avg_pool2d
@@ -141,5 +150,6 @@ from refattn.primitives import softmax as softmax
 from refattn.primitives import softplus as softplus
 from refattn.primitives import squared_distances as squared_distances
 from refattn.primitives import tanh as tanh
+from refattn.primitives import weighted_sum as weighted_sum
 
 __version__: str

@@ -48,6 +48,10 @@ HARD = "attention/stochastic/hard.py"
 PAIRS = "attention/spatial/pairs.py"
 MEANS = "attention/spatial/non_local_means.py"
 RESIDUAL = "attention/spatial/residual_attention.py"
+RELATIVE = "positional/relative.py"
+BESIDE = "attention/spatial/conv_attention.py"
+LOCAL = "attention/spatial/local_attention.py"
+ACMIX = "attention/spatial/acmix.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -121,6 +125,25 @@ FAULTS = (
     Fault("levels of the mask in backward order", "blocks/soft_mask_branch.py", '(here, *d_deep["levels"])', '(*d_deep["levels"], here)', "soft_mask_branch"),
     Fault("norms of a unit swapped", "blocks/residual_unit.py", "mixed, weights.norm_expand, weights.w_expand", "mixed, weights.norm_spatial, weights.w_expand", "residual_unit"),
     Fault("mask has no gradient to the input", "blocks/residual_attention_module.py", 'd_trunk["x"] + d_mask["x"]', 'd_trunk["x"] + 0 * d_mask["x"]', "residual_attention_module"),
+    Fault("distance from key to query", RELATIVE, "np.arange(length) - rows + length - 1", "rows - np.arange(length) + length - 1", "relative_logits_1d relative_logits_2d"),
+    Fault("tables of rows and columns swapped", RELATIVE, '"row_table": d_down["table"]', '"row_table": d_across["table"]', "relative_logits_2d"),
+    Fault("distances of rows across", RELATIVE, "total, add_pullback = add.vjp(down.swapaxes(-2, -3)[..., :, None]", "total, add_pullback = add.vjp(down.swapaxes(-2, -3)[..., None, :]", "relative_logits_2d"),
+    Fault("relative logits not scaled", BESIDE, "scaled.vjp(logits, 1 / np.sqrt(query.shape[-1]))", "scaled.vjp(logits, 1.0)", "attention_augmented_conv2d conv_attention_sum"),
+    Fault("distances not in the query's gradient", BESIDE, 'd["query"] + d_distance["query"]', 'd["query"] + 0 * d_distance["query"]', "attention_augmented_conv2d conv_attention_sum"),
+    Fault("attention before convolution", BESIDE, "np.concatenate([convolved, attended], axis=1)", "np.concatenate([attended, convolved], axis=1)", "attention_augmented_conv2d"),
+    Fault("branches of the sum swapped", BESIDE, "weighted_sum.vjp(attended, convolved, alpha, beta)", "weighted_sum.vjp(convolved, attended, alpha, beta)", "conv_attention_sum"),
+    Fault("tokens scrambled with channels", BESIDE, "projected.swapaxes(1, 2).reshape(batch, projected", "projected.reshape(batch, projected", "attention_augmented_conv2d conv_attention_sum"),
+    Fault("zeros for the mirror image", LOCAL, 'mode = "reflect" if border == "reflect" else "zeros"', 'mode = "zeros"', "local_attention_2d acmix"),
+    Fault("border takes part", LOCAL, 'mask = inside[:, None, None] if border == "masked" else None', "mask = None", "local_attention_2d"),
+    Fault("coordinates from query to neighbour", LOCAL, "2 * (queries - mirrored)", "2 * (mirrored - queries)", "local_attention_2d"),
+    Fault("vertical coordinate first", LOCAL, "(across[:, None], down[:, None, :, None])", "(down[:, None, :, None], across[:, None])", "local_attention_2d"),
+    Fault("heads interleaved with features", ACMIX, "pieces = maps.reshape(batch, 3 * heads, width, math.prod(size))",
+          "pieces = maps.reshape(batch, width, 3 * heads, math.prod(size)).swapaxes(1, 2)", "acmix"),
+    Fault("shift the other way", ACMIX, "own = (taps[:, None] == taps)", "own = (taps[:, None] == taps[::-1])", "acmix"),
+    Fault("maps of a group apart", ACMIX, "mixed.swapaxes(1, 2).reshape", "mixed.reshape", "acmix"),
+    Fault("a projection's gradient from the attention alone", ACMIX, "back(d_attention[name] + d_map)", "back(d_attention[name] + 0 * d_map)", "acmix"),
+    Fault("overlap of windows kept once", "convolution/im2col.py", "x[seen] += columns[:, :, :, i]", "x[seen] = columns[:, :, :, i]", "unfold2d"),
+    Fault("weights of a sum swapped in the pullback", "primitives/arithmetic.py", '"alpha": unbroadcast(a * dy', '"alpha": unbroadcast(b * dy', "weighted_sum"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
     Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),
     Fault("gradients of query and key swapped", SCORE, 'np.concatenate([d["w_query"], d["w_key"]], axis=1)', 'np.concatenate([d["w_key"], d["w_query"]], axis=1)',

@@ -51,6 +51,7 @@ GLOSSARY = {
     "rows": "entries of a table",
     "sequences": "sequences that are packed one after another",
     "table_len": "pages that a sequence may have",
+    "taps": "positions that a window sees",
     "value_dim": "features of one value",
     "vocabulary": "entries of an embedding table",
     "width": "positions along the horizontal axis of an image",

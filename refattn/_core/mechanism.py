@@ -385,8 +385,8 @@ def _hooked(path: tuple[str, ...], kind: hook.Kind, name: str, x: Any) -> Any:
     if hook.CURRENT.get() is None:
         return x
     for leaf, value in list(tree.leaves(x, name)):
-        if not is_scalar(value):
-            x = tree.replace(x, leaf.partition(".")[2], hook.passed(path, kind, leaf, value))
+        if kind == "gradient" or not is_scalar(value):  # a sum over all axes is a NumPy scalar, and the gradient of an array
+            x = tree.replace(x, leaf.partition(".")[2], hook.passed(path, kind, leaf, np.asanyarray(value)))
     return x
 
 

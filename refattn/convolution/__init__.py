@@ -7,7 +7,8 @@ with a kernel of one tap channels alone (`pointwise_conv2d`), and `separable_con
 `causal_conv1d` sees the past alone, and carries its last positions from one chunk of a sequence to the next.
 
 `conv2d_im2col`, `conv2d_fft` and `conv2d_winograd` compute `conv2d` as the classic kernels do: by one large matrix product,
-by products of spectra, and with fewer multiplications.
+by products of spectra, and with fewer multiplications; `unfold2d` is the first step of the first of them, what each position
+sees.
 """
 
 from refattn.convolution.causal import causal_conv1d
@@ -22,6 +23,7 @@ from refattn.convolution.fft import conv2d_fft
 from refattn.convolution.im2col import conv2d_im2col
 from refattn.convolution.pointwise import pointwise_conv2d
 from refattn.convolution.separable import separable_conv2d
+from refattn.convolution.unfold import unfold2d
 from refattn.convolution.winograd import conv2d_winograd
 
 __all__ = [
@@ -38,4 +40,5 @@ __all__ = [
     "depthwise_conv2d",
     "pointwise_conv2d",
     "separable_conv2d",
+    "unfold2d",
 ]

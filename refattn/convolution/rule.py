@@ -224,11 +224,11 @@ def pairs_of(padding: int | tuple[int, ...] | Pairs, axes: int) -> Pairs:
     return tuple(p if isinstance(p, tuple) else (p, p) for p in entries)
 
 
-def refuse_small(size: Axes, kernel: Axes, dilation: Axes) -> None:
+def refuse_small(size: Axes, kernel: Axes, dilation: Axes, *, name: str = "weight") -> None:
     """ValueError where a kernel does not fit."""
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if any(n < r for n, r in zip(size, reach, strict=True)):
-        raise ValueError(f"weight reaches over {reach} positions, but the padded x has {size}")
+        raise ValueError(f"{name} reaches over {reach} positions, but the padded x has {size}")
 
 
 def _windows(kernel: Axes, out: Axes, stride: Axes, dilation: Axes) -> tuple[list[Any], list[Any]]:

@@ -12,7 +12,7 @@ from refattn.primitives.adaptive_pooling import (
     adaptive_max_pool2d,
     adaptive_max_pool3d,
 )
-from refattn.primitives.arithmetic import add, matmul, multiply
+from refattn.primitives.arithmetic import add, matmul, multiply, weighted_sum
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
 from refattn.primitives.average_pooling import avg_pool1d, avg_pool2d, avg_pool3d
 from refattn.primitives.distance import squared_distances
@@ -81,4 +81,5 @@ __all__ = [
     "softplus",
     "squared_distances",
     "tanh",
+    "weighted_sum",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism, unbroadcast
 
 
@@ -76,6 +78,66 @@ def multiply(a: Array, b: Array) -> tuple[Array, Pullback]:
            [0. , 1. ]])
     """
     return a * b, lambda dy: {"a": unbroadcast(b * dy, a.shape), "b": unbroadcast(a * dy, b.shape)}
+
+
+def _weighted_samples(random: Random) -> Iterator[Sample]:
+    inputs = {"a": random.normal((2, 3)), "b": random.normal((2, 3))}
+    yield Sample("learned", {**inputs, "alpha": np.asarray(random.normal()), "beta": np.asarray(random.normal())})
+    yield Sample("one for each column", {**inputs, "alpha": random.normal(3), "beta": 0.25})
+
+
+def _weighted_bad_calls(random: Random) -> Iterator[BadCall]:
+    inputs = {"a": random.normal((2, 3)), "b": random.normal((2, 3)), "alpha": 0.5, "beta": 0.5}
+    yield BadCall("another shape", {**inputs, "b": random.normal((1, 3))}, ValueError, "the leading shape is")
+    yield BadCall("too many weights", {**inputs, "alpha": random.normal(2)}, ValueError, "alpha .* does not broadcast")
+
+
+@mechanism(samples=_weighted_samples, bad_calls=_weighted_bad_calls)
+def weighted_sum(a: Array, b: Array, alpha: Array | float, beta: Array | float) -> tuple[Array, Pullback]:
+    r"""Mix two branches of one shape by learned weights.
+
+    Parameters
+    ----------
+    a : array, shape (...)
+        One.
+    b : array, shape (...)
+        The other.
+    alpha : float or array, broadcastable to (...)
+        Weight of `a`; a number has no gradient, an array has one.
+    beta : float or array, broadcastable to (...)
+        Weight of `b`.
+
+    Returns
+    -------
+    array, shape (...)
+        Their weighted sum.
+
+    Notes
+    -----
+    .. math::
+
+        y = \alpha \odot a + \beta \odot b, \qquad
+        \bar a = \alpha \odot \bar y, \quad \bar b = \beta \odot \bar y, \quad
+        \bar\alpha = \sum a \odot \bar y, \quad \bar\beta = \sum b \odot \bar y
+
+    with sums over the axes along which a weight was broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.weighted_sum(np.array([1.0, 2.0]), np.array([4.0, 8.0]), 0.5, 0.25)
+    array([1.5, 3. ])
+    """
+
+    def pullback(dy: Array) -> Grads:
+        return {
+            "a": alpha * dy,
+            "b": beta * dy,
+            "alpha": unbroadcast(a * dy, np.shape(alpha)),
+            "beta": unbroadcast(b * dy, np.shape(beta)),
+        }
+
+    return alpha * a + beta * b, pullback
 
 
 def _matmul_samples(random: Random) -> Iterator[Sample]:

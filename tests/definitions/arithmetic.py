@@ -32,3 +32,11 @@ def matmul(a, b):
         *lead, i, j = at
         y[at] = sum(a[(*lead, i, k)] * b[(*lead, k, j)] for k in range(a.shape[-1]))
     return y
+
+
+def weighted_sum(a, b, alpha, beta):
+    y = np.zeros(a.shape)
+    alphas, betas = np.broadcast_to(alpha, a.shape), np.broadcast_to(beta, a.shape)
+    for at in np.ndindex(a.shape):
+        y[at] = alphas[at] * a[at] + betas[at] * b[at]
+    return y

@@ -153,3 +153,16 @@ def causal_conv1d(x, weight, bias=None, state=None):
     for b, c, p in np.ndindex(new.shape):
         new[b, c, p] = at(b, c, length + p - (taps - 1))
     return y, new
+
+
+def unfold2d(x, *, kernel_size, stride=1, padding=0, dilation=1, padding_mode="zeros"):
+    batch, channels, *size = x.shape
+    kernel, strides, dilations = (_numbers(option, 2) for option in (kernel_size, stride, dilation))
+    paddings = [padding] * 2 if padding == "same" else _numbers(padding, 2)
+    borders = [_before_and_out(*each) for each in zip(paddings, size, kernel, strides, dilations, strict=True)]
+    y = np.zeros((batch, channels, kernel[0] * kernel[1], *(out for _, out in borders)))
+    for b, c, tap, *p in np.ndindex(y.shape):
+        t = divmod(tap, kernel[1])
+        seen = [_source(strides[i] * p[i] + dilations[i] * t[i] - borders[i][0], size[i], padding_mode) for i in range(2)]
+        y[(b, c, tap, *p)] = 0.0 if None in seen else x[(b, c, *seen)]
+    return y

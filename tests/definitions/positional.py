@@ -52,3 +52,23 @@ def add_learned_2d(x, row_table, column_table, *, first="height"):
         vectors = [*row_table[i], *column_table[j]] if first == "height" else [*column_table[j], *row_table[i]]
         y[b, c, i, j] = x[b, c, i, j] + vectors[c]
     return y
+
+
+def relative_logits_1d(query, table):
+    *lead, length, head_dim = query.shape
+    y = np.zeros((*lead, length, length))
+    for at in np.ndindex(y.shape):
+        *n, i, j = at
+        y[at] = sum(query[(*n, i, d)] * table[j - i + length - 1, d] for d in range(head_dim))
+    return y
+
+
+def relative_logits_2d(query, row_table, column_table):
+    *lead, height, width, head_dim = query.shape
+    y = np.zeros((*lead, height * width, height * width))
+    for at in np.ndindex(y.shape):
+        *n, i, j = at
+        (iy, ix), (jy, jx) = divmod(i, width), divmod(j, width)
+        row, column = row_table[jy - iy + height - 1], column_table[jx - ix + width - 1]
+        y[at] = sum(query[(*n, iy, ix, d)] * (row[d] + column[d]) for d in range(head_dim))
+    return y

@@ -21,18 +21,18 @@ def compare(name, theirs):
         if sample.arguments.get("masked_rows", "zero") != "zero":
             continue
         given, leaves = dict(sample.arguments), {}
-        for path, x in tree.leaves(sample.arguments):
+        for path, x in tree.leaves(sample.arguments):  # records are walked too
             if isinstance(x, np.ndarray):
-                tensor = torch.tensor(x, requires_grad=x.dtype == np.float64 and bool(x.ndim))
+                tensor = torch.tensor(x, requires_grad=x.dtype == np.float64)
                 given = tree.replace(given, path, tensor)
-                leaves.update({path: tensor} if tensor.requires_grad else {})
+                leaves |= {path: tensor} if tensor.requires_grad else {}
         made = outputs(theirs(**given))
         y, pullback = mechanism.vjp(**sample.arguments)
         ds = testing.cotangents(y)
         for a, b in zip(outputs(y), made, strict=True):
             np.testing.assert_allclose(a, b.detach().numpy(), **CLOSE, err_msg=sample.name)
         wanted = torch.autograd.grad(made, list(leaves.values()), [torch.tensor(d) for d in ds], allow_unused=True)
-        grads = dict(tree.leaves(pullback(*ds)))
+        grads = testing.gradient_leaves(pullback(*ds))
         for n, g in zip(leaves, wanted, strict=True):
             np.testing.assert_allclose(
                 grads[n], np.zeros_like(grads[n]) if g is None else g.numpy(), **CLOSE, err_msg=f"{sample.name}, {n}"
