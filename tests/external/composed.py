@@ -6,30 +6,32 @@ import numpy as np
 
 import refattn
 from refattn import testing
+from refattn._core import tree
 from refattn._core.mechanism import outputs
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def compare(name, theirs):
-    """Every sample of a mechanism against the same call of `theirs`, which takes and returns tensors."""
+    """Every sample of a mechanism against the same call of `theirs`, which takes and returns tensors, in records where ours has records."""
     import torch  # the tests that call this are skipped without it
 
     mechanism = getattr(refattn, name)
     for sample in testing.samples(mechanism):
         if sample.arguments.get("masked_rows", "zero") != "zero":
             continue
-        leaves = {
-            n: torch.tensor(x, requires_grad=True) for n, x in sample.arguments.items() if np.asarray(x).dtype == np.float64 and np.ndim(x)
-        }
-        rest = {n: torch.tensor(x) if isinstance(x, np.ndarray) else x for n, x in sample.arguments.items() if n not in leaves}
-        made = outputs(theirs(**leaves, **rest))
+        given = tree.map_leaves(
+            lambda x: torch.tensor(x, requires_grad=x.dtype == np.float64 and x.ndim > 0) if isinstance(x, np.ndarray) else x,
+            dict(sample.arguments),
+        )
+        leaves = {path: x for path, x in tree.leaves(given) if isinstance(x, torch.Tensor) and x.requires_grad}
+        made = outputs(theirs(**given))
         y, pullback = mechanism.vjp(**sample.arguments)
         ds = testing.cotangents(y)
         for a, b in zip(outputs(y), made, strict=True):
             np.testing.assert_allclose(a, b.detach().numpy(), **CLOSE, err_msg=sample.name)
         wanted = torch.autograd.grad(made, list(leaves.values()), [torch.tensor(d) for d in ds], allow_unused=True)
-        grads = pullback(*ds)
+        grads = dict(tree.leaves(pullback(*ds)))
         for n, g in zip(leaves, wanted, strict=True):
             np.testing.assert_allclose(
                 grads[n], np.zeros_like(grads[n]) if g is None else g.numpy(), **CLOSE, err_msg=f"{sample.name}, {n}"
