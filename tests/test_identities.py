@@ -135,6 +135,16 @@ def test_multi_head_attention_of_one_head_and_identities_is_attention():
     np.testing.assert_allclose(whole, refattn.scaled_dot_product_attention(*[x[:, None]] * 3, causal=True)[:, 0], **EXACT)
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_heads_without_projections_are_multi_head_attention_with_identities(num_heads):
+    random, eye = Random(9), np.eye(8)
+    given = {"query": random.normal((2, 3, 8)), "key": random.normal((2, 5, 8)), "value": random.normal((2, 5, 8)), "num_heads": num_heads}
+    given |= {"mask": random.booleans(0.6, (2, num_heads, 3, 5)), "scale": 0.3}
+    alone = gradients(refattn.multi_head_attention_without_projections, given)
+    projected, grads = gradients(refattn.multi_head_attention, {**given, **dict.fromkeys(("w_query", "w_key", "w_value", "w_output"), eye)})
+    same(alone, (projected, {n: grads[n] for n in alone[1]}), **EXACT)
+
+
 # Blocks of keys, and some rows of queries
 
 WHOLE = {
