@@ -20,7 +20,11 @@ def _split_bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("heads that do not divide", {"x": random.normal((3, 6)), "num_heads": 4}, ValueError, r"num_heads \* head_dim is 6 in x")
 
 
-@mechanism(samples=_split_samples, bad_calls=_split_bad_calls)
+def _split_benchmark(random: Random) -> dict[str, Any]:
+    return {"x": random.normal((8, 512, 512)), "num_heads": 8}
+
+
+@mechanism(samples=_split_samples, bad_calls=_split_bad_calls, benchmark=_split_benchmark)
 def split_heads(x: Array, *, num_heads: int) -> tuple[Array, Pullback]:
     r"""Cut the features of each token into heads, and put the heads before the tokens.
 
@@ -67,7 +71,11 @@ def _merge_samples(random: Random) -> Iterator[Sample]:
     yield Sample("one sequence", {"x": random.normal((3, 2, 4))})
 
 
-@mechanism(samples=_merge_samples)
+def _merge_benchmark(random: Random) -> dict[str, Any]:
+    return {"x": random.normal((8, 8, 512, 64))}
+
+
+@mechanism(samples=_merge_samples, benchmark=_merge_benchmark)
 def merge_heads(x: Array) -> tuple[Array, Pullback]:
     r"""Put the heads of each token behind each other: undo `split_heads`.
 
@@ -122,7 +130,11 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("heads that do not divide", {**inputs, "num_heads": 4}, ValueError, r"num_heads \* head_dim is 6 in query")
 
 
-@mechanism(tags={"softmax", "quadratic"}, samples=_samples, bad_calls=_bad_calls)
+def _benchmark(random: Random) -> dict[str, Any]:
+    return {**dict.fromkeys(("query", "key", "value"), random.normal((1, 256, 512))), "num_heads": 8}
+
+
+@mechanism(tags={"softmax", "quadratic"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def multi_head_attention_without_projections(
     query: Array,
     key: Array,

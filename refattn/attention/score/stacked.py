@@ -68,11 +68,16 @@ def _stacked_samples(random: Random) -> Iterator[Sample]:
 
 
 def _benchmark(random: Random) -> dict[str, Any]:
+    weights = _weights(random, 512, 256)._asdict()
+    return {"regions": random.normal((16, 196, 512)), "question": random.normal((16, 512)), **weights}
+
+
+def _stacked_benchmark(random: Random) -> dict[str, Any]:
     hops = tuple(_weights(random, 512, 256) for _ in range(2))
     return {"regions": random.normal((16, 196, 512)), "question": random.normal((16, 512)), "hops": hops}
 
 
-@mechanism(tags={"softmax"}, samples=_samples)
+@mechanism(tags={"softmax"}, samples=_samples, benchmark=_benchmark)
 def question_attention(
     regions: Array,
     question: Array,
@@ -142,7 +147,7 @@ def question_attention(
     return Attended(refined, attended.weights), pullback
 
 
-@mechanism(tags={"softmax"}, samples=_stacked_samples, benchmark=_benchmark)
+@mechanism(tags={"softmax"}, samples=_stacked_samples, benchmark=_stacked_benchmark)
 def stacked_attention(
     regions: Array, question: Array, hops: tuple[QuestionWeights, ...], *, mask: Booleans | None = None
 ) -> tuple[Attended, Pullback]:

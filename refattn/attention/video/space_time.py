@@ -109,8 +109,25 @@ def _divided_bad_calls(random: Random) -> Iterator[BadCall]:
     yield BadCall("heads that do not divide", {**inputs, "num_heads": 3}, ValueError, r"num_heads \* head_dim is 4 in")
 
 
-def _benchmark(random: Random) -> dict[str, Any]:
+def _divided_class_bad_calls(random: Random) -> Iterator[BadCall]:
+    for bad in _divided_bad_calls(random):
+        yield BadCall(bad.name, {**bad.arguments, "class_token": random.normal((2, 4))}, bad.error, bad.match)
+
+
+def _joint_benchmark(random: Random) -> dict[str, Any]:
+    return {"x": random.normal((1, 8, 49, 256)), "weights": _joint_weights(random, 256), "num_heads": 8}
+
+
+def _joint_class_benchmark(random: Random) -> dict[str, Any]:
+    return {**_joint_benchmark(random), "class_token": random.normal((1, 256))}
+
+
+def _divided_benchmark(random: Random) -> dict[str, Any]:
     return {"x": random.normal((1, 8, 49, 256)), "weights": _divided_weights(random, 256), "num_heads": 8}
+
+
+def _divided_class_benchmark(random: Random) -> dict[str, Any]:
+    return {**_divided_benchmark(random), "class_token": random.normal((1, 256))}
 
 
 def _sequences(x: Array, class_token: Array | None, sublayer: Sublayer, norm: NormWeights, eps: float) -> tuple[Video, Pullback]:
@@ -186,7 +203,7 @@ def _divided(
     return spaced, pullback
 
 
-@mechanism(tags={"softmax", "quadratic"}, samples=_joint_samples)
+@mechanism(tags={"softmax", "quadratic"}, samples=_joint_samples, benchmark=_joint_benchmark)
 def joint_space_time_attention(x: Array, weights: JointWeights, *, num_heads: int, eps: float = 1e-5) -> tuple[Array, Pullback]:
     r"""Let each patch of a video look at all patches of all frames.
 
@@ -237,7 +254,7 @@ def joint_space_time_attention(x: Array, weights: JointWeights, *, num_heads: in
     return made.output, lambda dy: pullback(dy, np.zeros_like(made.class_token))
 
 
-@mechanism(tags={"softmax", "quadratic"}, samples=_joint_class_samples)
+@mechanism(tags={"softmax", "quadratic"}, samples=_joint_class_samples, benchmark=_joint_class_benchmark)
 def joint_space_time_attention_with_class_token(
     x: Array, class_token: Array, weights: JointWeights, *, num_heads: int, eps: float = 1e-5
 ) -> tuple[Video, Pullback]:
@@ -290,7 +307,7 @@ def joint_space_time_attention_with_class_token(
     return Video(made.output, made.class_token[..., 0, :]), lambda d_x, d_class: pullback(d_x, d_class[..., None, :])
 
 
-@mechanism(tags={"softmax"}, samples=_divided_samples, bad_calls=_divided_bad_calls, benchmark=_benchmark)
+@mechanism(tags={"softmax"}, samples=_divided_samples, bad_calls=_divided_bad_calls, benchmark=_divided_benchmark)
 def divided_space_time_attention(x: Array, weights: DividedWeights, *, num_heads: int, eps: float = 1e-5) -> tuple[Array, Pullback]:
     r"""Let each patch of a video look at its own place in all frames, then at all places of its own frame.
 
@@ -341,7 +358,7 @@ def divided_space_time_attention(x: Array, weights: DividedWeights, *, num_heads
     return made.output, lambda dy: pullback(dy, np.zeros_like(made.class_token))
 
 
-@mechanism(tags={"softmax"}, samples=_divided_class_samples)
+@mechanism(tags={"softmax"}, samples=_divided_class_samples, bad_calls=_divided_class_bad_calls, benchmark=_divided_class_benchmark)
 def divided_space_time_attention_with_class_token(
     x: Array, class_token: Array, weights: DividedWeights, *, num_heads: int, class_in_time: bool = False, eps: float = 1e-5
 ) -> tuple[Video, Pullback]:

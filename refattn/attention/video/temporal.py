@@ -110,6 +110,11 @@ def _benchmark(random: Random) -> dict[str, Any]:
     return {"x": random.normal((16, 32, 512)), **weights}
 
 
+def _spatial_benchmark(random: Random) -> dict[str, Any]:
+    spatial, temporal = (PoolingWeights(random.normal((128, 256)), random.normal(128)) for _ in range(2))
+    return {"x": random.normal((4, 16, 49, 256)), "spatial": spatial, "temporal": temporal}
+
+
 def _cnn_benchmark(random: Random) -> dict[str, Any]:
     weights = {"w_conv": random.normal((64, 3, 3, 3)), "w_frames": random.normal((32, 64)), "w_score": random.normal(32)}
     return {"x": random.normal((2, 8, 3, 56, 56)), **weights}
@@ -154,7 +159,8 @@ def temporal_attention(
 
     Notes
     -----
-    It is `region_attention` with frames as regions; no state is a state that has no features.
+    It is `region_attention` with frames as regions; no state is a state that has no features. The authors' program has no mask in
+    its softmax, so that frames that fill up a video take weight there; and it adds one number to all scores, without effect.
 
     .. math::
 
@@ -187,7 +193,7 @@ def temporal_attention(
     return attended, pullback
 
 
-@mechanism(tags={"softmax"}, samples=_spatial_samples, bad_calls=_spatial_bad_calls)
+@mechanism(tags={"softmax"}, samples=_spatial_samples, bad_calls=_spatial_bad_calls, benchmark=_spatial_benchmark)
 def spatial_temporal_attention(
     x: Array, spatial: PoolingWeights, temporal: PoolingWeights, state: Array | None = None, *, mask: Booleans | None = None
 ) -> tuple[Seen, Pullback]:
