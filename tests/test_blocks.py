@@ -1,4 +1,4 @@
-"""What must hold of the Transformer's layers by mathematics, and mistakes that public code makes in them."""
+"""What must hold of the Transformer's layers by mathematics."""
 
 from __future__ import annotations
 
@@ -12,72 +12,6 @@ from refattn._core.random import Random
 from refattn.blocks import draws
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
-
-
-def self_attention_with(split, merge, x, weights, heads):
-    """Multi-head self-attention in which splitting and merging are given."""
-    w = weights
-    query, key, value = (
-        split(refattn.linear(x, *pair), heads) for pair in ((w.w_query, w.b_query), (w.w_key, w.b_key), (w.w_value, w.b_value))
-    )
-    return refattn.linear(merge(refattn.scaled_dot_product_attention(query, key, value)), w.w_output, w.b_output)
-
-
-def right_split(x, heads):
-    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
-
-
-def right_merge(x):
-    return x.swapaxes(-2, -3).reshape(x.shape[0], x.shape[2], -1)
-
-
-def reshaped_split(x, heads):
-    """Without the transpose: the rows of several time steps come into one head."""
-    return x.reshape(x.shape[0], heads, x.shape[1], -1)
-
-
-def reshaped_merge(x):
-    """Without the transpose, the shape is the right one all the same."""
-    return x.reshape(x.shape[0], x.shape[2], -1)
-
-
-@pytest.mark.parametrize(
-    ("split", "merge"),
-    [(reshaped_split, right_merge), (right_split, reshaped_merge), (reshaped_split, reshaped_merge)],
-    ids=["split", "merge", "both"],
-)
-def test_heads_by_reshape_alone_are_another_function(split, merge):
-    random = Random(0)
-    x, weights = random.normal((2, 8, 12)), draws.attention_weights(random, 12)
-    ours = refattn.multi_head_attention(x, x, x, *weights, num_heads=4)
-    np.testing.assert_allclose(ours, self_attention_with(right_split, right_merge, x, weights, 4), **CLOSE)
-    wrong = self_attention_with(split, merge, x, weights, 4)
-    assert wrong.shape == ours.shape
-    assert np.abs(wrong - ours).max() > 0.1
-
-    def kernel(query, key, value, w_query, w_key, w_value, w_output, b_query, b_key, b_value, b_output, num_heads):
-        given = refattn.AttentionWeights(w_query, w_key, w_value, w_output, b_query, b_key, b_value, b_output)
-        return self_attention_with(split, merge, query, given, num_heads)
-
-    with pytest.raises(AssertionError):
-        refattn.testing.assert_matches(
-            kernel(x, x, x, *weights, 4),
-            refattn.multi_head_attention,
-            {"query": x, "key": x, "value": x, **weights._asdict(), "num_heads": 4},
-            dtype="float64",
-        )
-
-
-def test_heads_split_and_merged_by_reshape_are_pieces_of_the_sequence():
-    """Both errors together do not cancel: with two heads, the second half of the tokens never sees the first."""
-    random = Random(1)
-    x, weights = random.normal((1, 6, 4)), draws.attention_weights(random, 4)
-    other = x.copy()
-    other[0, 0] += 1
-    for split, merge, sees in ((right_split, right_merge, True), (reshaped_split, reshaped_merge, False)):
-        y, moved = (self_attention_with(split, merge, a, weights, 2) for a in (x, other))
-        assert (np.abs(moved - y)[0, 3:].max() > 1e-3) == sees
-        assert np.abs(moved - y)[0, :3].max() > 1e-3
 
 
 def encoder_call(**options):

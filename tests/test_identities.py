@@ -135,6 +135,16 @@ def test_multi_head_attention_of_one_head_and_identities_is_attention():
     np.testing.assert_allclose(whole, refattn.scaled_dot_product_attention(*[x[:, None]] * 3, causal=True)[:, 0], **EXACT)
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_heads_without_projections_are_multi_head_attention_with_identities(num_heads):
+    random, eye = Random(9), np.eye(8)
+    given = {"query": random.normal((2, 3, 8)), "key": random.normal((2, 5, 8)), "value": random.normal((2, 5, 8)), "num_heads": num_heads}
+    given |= {"mask": random.booleans(0.6, (2, num_heads, 3, 5)), "scale": 0.3}
+    alone = gradients(refattn.multi_head_attention_without_projections, given)
+    projected, grads = gradients(refattn.multi_head_attention, {**given, **dict.fromkeys(("w_query", "w_key", "w_value", "w_output"), eye)})
+    same(alone, (projected, {n: grads[n] for n in alone[1]}), **EXACT)
+
+
 # Blocks of keys, and some rows of queries
 
 WHOLE = {
@@ -290,83 +300,11 @@ def test_nothing_gives_zeros(name, sizes):
     assert all((g == 0).all() and g.shape == given[n].shape for n, g in grads.items())
 
 
-# Gates, and the mistakes that public implementations make
-
-
-def mlp(z, w_reduce, w_expand):
-    return np.maximum(z @ w_reduce.T, 0) @ w_expand.T
+# Gates and maps
 
 
 def gate(t):
     return (1 / (1 + np.exp(-t)))[:, :, None, None]
-
-
-def test_the_maxima_reach_the_channel_gate_of_cbam():
-    """A public implementation adds the branch of the means twice."""
-    given = next(testing.samples(refattn.cbam_channel)).arguments
-    x, weights = given["x"], (given["w_reduce"], given["w_expand"])
-    means, maxima = mlp(x.mean((2, 3)), *weights), mlp(x.max((2, 3)), *weights)
-    y = refattn.cbam_channel(**given)
-    np.testing.assert_allclose(y, gate(means + maxima) * x, **EXACT)
-    assert np.abs(y - gate(means + means) * x).max() > 0.01
-    assert np.abs(y - gate(mlp(x.mean((2, 3)) + x.max((2, 3)), *weights)) * x).max() > 0.01  # summed before the network
-
-
-def test_both_layers_of_squeeze_and_excitation_count():
-    given = next(testing.samples(refattn.squeeze_excitation)).arguments
-    x, w_reduce, w_expand = given.values()
-    y, means = refattn.squeeze_excitation(**given), x.mean((2, 3))
-    np.testing.assert_allclose(y, gate(mlp(means, w_reduce, w_expand)) * x, **EXACT)
-    assert np.abs(y - gate(means @ w_reduce.T @ w_expand.T) * x).max() > 0.01  # without the relu it is one layer
-    assert np.abs(y - gate(means @ (w_expand @ w_reduce).T / 2) * x).max() > 0.01
-
-
-def test_gates_of_another_map_are_refused():
-    """A public listing squeezes the 128 channels of a hidden map, and multiplies the 3 of the input by these gates."""
-    hidden, x = Random(0).normal((2, 128, 4, 4)), Random(1).normal((2, 3, 4, 4))
-    w_gate = Random(2).normal((128, 128))
-    with pytest.raises(ValueError, match="channels is 128 in w_gate, but 3 in x"):
-        refattn.squeeze_excitation_one_layer(x, w_gate)
-    gates = 1 / (1 + np.exp(-hidden.mean((2, 3)) @ w_gate.T))
-    y = refattn.squeeze_excitation_one_layer(hidden, w_gate)
-    np.testing.assert_allclose(y, gates[:, :, None, None] * hidden, rtol=1e-11)  # logits up to 30, of 128 products
-
-
-def test_one_layer_is_squeeze_and_excitation_only_where_the_relu_does_nothing():
-    """The same listing has neither the bottleneck nor the relu of the paper."""
-    given = next(testing.samples(refattn.squeeze_excitation)).arguments
-    x, w_reduce, w_expand = np.abs(given["x"]), given["w_reduce"], given["w_expand"]
-    one_layer = refattn.squeeze_excitation_one_layer(x, w_expand @ w_reduce)
-    assert np.abs(refattn.squeeze_excitation(x, w_reduce, w_expand) - one_layer).max() > 0.01
-    positive = np.abs(w_reduce)
-    one_layer = refattn.squeeze_excitation_one_layer(x, w_expand @ positive)
-    np.testing.assert_allclose(refattn.squeeze_excitation(x, positive, w_expand), one_layer, **EXACT)
-
-
-def test_means_and_maxima_behind_each_other_are_not_the_channel_gate_of_cbam():
-    """Public texts concatenate the two before one layer; only without the relu does that agree with the paper."""
-    given = next(testing.samples(refattn.cbam_channel)).arguments
-    x, w_reduce, w_expand = np.abs(given["x"]), given["w_reduce"], given["w_expand"]
-    both = np.concatenate([w_expand @ w_reduce] * 2, axis=1)
-    assert np.abs(refattn.cbam_channel(x, w_reduce, w_expand) - refattn.cbam_channel_concat(x, both)).max() > 0.01
-    positive = np.abs(w_reduce)  # so that every hidden unit is
-    both = np.concatenate([w_expand @ positive] * 2, axis=1)
-    np.testing.assert_allclose(refattn.cbam_channel(x, positive, w_expand), refattn.cbam_channel_concat(x, both), **EXACT)
-    means_only = np.concatenate([both[:, :6], np.zeros((6, 6))], axis=1)
-    squeezed = refattn.squeeze_excitation_one_layer(x, both[:, :6])
-    np.testing.assert_allclose(refattn.cbam_channel_concat(x, means_only), squeezed, **EXACT)
-
-
-@pytest.mark.parametrize("size", [3, 7])
-def test_the_spatial_gate_of_cbam_depends_on_the_size_of_its_kernel(size):
-    """A public listing has 3 where the paper has 7: the larger is the smaller only with zeros around it."""
-    given = dict(next(testing.samples(refattn.cbam_spatial)).arguments)
-    kernel = given.pop("w_spatial")
-    border = ((0, 0), (0, 0), (size // 2 - 1, size // 2 - 1), (size // 2 - 1, size // 2 - 1))
-    y = refattn.cbam_spatial(**given, w_spatial=np.pad(kernel, border))
-    np.testing.assert_allclose(y, refattn.cbam_spatial(**given, w_spatial=kernel), **EXACT)
-    larger = refattn.cbam_spatial(**given, w_spatial=np.pad(kernel, [(0, 0), (0, 0), (2, 2), (2, 2)], mode="edge"))
-    assert np.abs(y - larger).max() > 0.01
 
 
 def test_non_local_is_unscaled_attention_or_a_mean():

@@ -7,6 +7,8 @@ import pytest
 
 import refattn
 from refattn import testing
+from refattn._core import tree
+from refattn._core.random import Random
 from tests.test_identities import EXACT, POISON, gradients, poisoned, same
 
 PAIRS = ["additive_attention", "concat_attention", "perceptron_attention", "dot_attention", "general_attention"]
@@ -121,3 +123,64 @@ def test_nothing_gives_zeros(name, axis):
     assert made[0].shape == (len(given["query"]), 3, 2)
     assert (made[0] == 0).all()
     assert all((g == 0).all() and g.shape == given[n].shape for n, g in grads.items())
+
+
+def question_call(**options):
+    given = {**list(testing.samples(refattn.question_attention))[1].arguments, **options}
+    return given, refattn.QuestionWeights(*(given[n] for n in refattn.QuestionWeights._fields))
+
+
+def test_a_hop_adds_what_region_attention_finds():
+    given, weights = question_call()
+    found = refattn.region_attention(given["regions"], given["question"], *weights)
+    made = refattn.question_attention(**given)
+    np.testing.assert_array_equal(made.output, given["question"] + found.output)
+    np.testing.assert_array_equal(made.weights, found.weights)
+
+
+def test_each_hop_asks_with_what_the_one_before_has_made_of_the_question():
+    given, weights = question_call()
+    regions, question = given["regions"], given["question"]
+    other = weights._replace(w_score=-2 * weights.w_score, b_hidden=None)
+    once = refattn.question_attention(regions, question, *weights)
+    twice = refattn.question_attention(regions, once.output, *other)
+    made = refattn.stacked_attention(regions, question, (weights, other))
+    np.testing.assert_array_equal(made.output, twice.output)
+    np.testing.assert_array_equal(made.weights, np.stack([once.weights, twice.weights], axis=1))
+    same_question = refattn.question_attention(regions, question, *other)  # instead of the refined one
+    assert np.abs(made.output - (once.output + same_question.output - question)).max() > 0.01
+    assert np.abs(made.output - (twice.output - once.output)).max() > 0.01  # what was found last, without the question
+
+
+def test_hops_that_share_weights_add_their_gradients():
+    given, weights = question_call()
+    start = {n: given[n] for n in ("regions", "question")}
+    made, pullback = refattn.stacked_attention.vjp(**start, hops=(weights, weights))
+    ds = testing.cotangents(made)
+    one, other = pullback(*ds)["hops"]
+    step = 1e-5 * Random(5).normal(weights.w_score.shape)
+    up, down = (refattn.stacked_attention(**start, hops=(weights._replace(w_score=weights.w_score + s * step),) * 2) for s in (1, -1))
+    moved = sum(((a - b) * d).sum() / 2 for a, b, d in zip(up, down, ds, strict=True))
+    np.testing.assert_allclose(((one.w_score + other.w_score) * step).sum(), moved, rtol=1e-6)
+
+
+def test_an_image_without_regions_leaves_the_question_as_it_is():
+    given, weights = question_call(mask=np.zeros(5, bool))
+    np.testing.assert_array_equal(refattn.question_attention(**given).output, given["question"])
+    made = refattn.stacked_attention(given["regions"], given["question"], (weights, weights), mask=given["mask"])
+    np.testing.assert_array_equal(made.output, given["question"])
+    assert (made.weights == 0).all()
+
+
+@POISON
+def test_regions_that_are_missing_are_not_read_in_any_hop(poison):
+    there = np.array([True, True, False, True, False])
+    given, weights = question_call()
+    clean = {"regions": given["regions"], "question": given["question"], "hops": (weights, weights), "mask": there}
+    dirty = {**clean, "regions": poisoned(clean["regions"], there[:, None], poison)}
+    (y, one), (z, other) = gradients(refattn.stacked_attention, clean), gradients(refattn.stacked_attention, dirty)
+    for a, b in zip(y, z, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for (path, g), (_, h) in zip(tree.leaves(one), tree.leaves(other), strict=True):
+        assert np.isfinite(h).all()
+        np.testing.assert_array_equal(g, h, err_msg=path)

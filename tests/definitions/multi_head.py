@@ -59,3 +59,32 @@ def multi_head_attention(
         )
         heads.append(head[..., 0, :, :])
     return _projected(np.concatenate(heads, axis=-1), w_output, b_output)
+
+
+def split_heads(x, *, num_heads):
+    head_dim = x.shape[-1] // num_heads
+    y = np.zeros((*x.shape[:-2], num_heads, x.shape[-2], head_dim))
+    for *lead, h, t, i in np.ndindex(y.shape):
+        y[(*lead, h, t, i)] = x[(*lead, t, h * head_dim + i)]
+    return y
+
+
+def merge_heads(x):
+    *lead, heads, length, head_dim = x.shape
+    y = np.zeros((*lead, length, heads * head_dim))
+    for *at, h, t, i in np.ndindex(x.shape):
+        y[(*at, t, h * head_dim + i)] = x[(*at, h, t, i)]
+    return y
+
+
+def multi_head_attention_without_projections(query, key, value, *, num_heads, mask=None, **options):
+    full = (*query.shape[:-2], num_heads, query.shape[-2], key.shape[-2])
+    parts = []
+    for h in range(num_heads):
+        shares = []
+        for x in (query, key, value):
+            width = x.shape[-1] // num_heads
+            shares.append(x[..., None, :, h * width : (h + 1) * width])
+        seen = None if mask is None else np.broadcast_to(mask, full)[..., h : h + 1, :, :]
+        parts.append(_attention(*shares, mask=seen, **options)[..., 0, :, :])
+    return np.concatenate(parts, axis=-1)

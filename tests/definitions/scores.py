@@ -94,3 +94,20 @@ def doubly_stochastic_penalty(weights):
         words, regions = weights[at].shape
         penalty[at] = sum((1 - sum(weights[at][t, i] for t in range(words))) ** 2 for i in range(regions))
     return penalty
+
+
+def question_attention(regions, question, w_regions, w_question, w_score, b_hidden=None, *, mask=None):
+    found, weights = region_attention(regions, question, w_regions, w_question, w_score, b_hidden, mask=mask)
+    output = np.zeros(question.shape)
+    for at in np.ndindex(question.shape):
+        output[at] = question[at] + found[at]
+    return output, weights
+
+
+def stacked_attention(regions, question, hops, *, mask=None):
+    weights = np.zeros((*regions.shape[:-2], len(hops), regions.shape[-2]))
+    for k, hop in enumerate(hops):
+        question, seen = question_attention(regions, question, *hop, mask=mask)
+        for *at, i in np.ndindex(seen.shape):
+            weights[(*at, k, i)] = seen[(*at, i)]
+    return question, weights

@@ -13,7 +13,7 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def compare(name, theirs):
-    """Every sample of a mechanism against the same call of `theirs`, which takes and returns tensors."""
+    """Every sample of a mechanism against the same call of `theirs`, which takes and returns tensors, in records where ours has records."""
     import torch  # the tests that call this are skipped without it
 
     mechanism = getattr(refattn, name)

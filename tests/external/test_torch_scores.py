@@ -51,6 +51,20 @@ def region(regions, state, w_regions, w_state, w_score, b_hidden=None, w_gate=No
     return (context if w_gate is None else context * torch.sigmoid(torch.nn.functional.linear(state, w_gate, b_gate))), weights
 
 
+def question(regions, question, w_regions, w_question, w_score, b_hidden=None, *, mask=None):
+    found, weights = region(regions, question, w_regions, w_question, w_score, b_hidden, mask=mask)
+    return found + question, weights
+
+
+def stacked(regions, question, hops, *, mask=None):
+    weights = [regions.mT[..., :0, :]]
+    for hop in hops:
+        found, seen = region(regions, question, *hop, mask=mask)
+        question = question + found
+        weights.append(seen.unsqueeze(-2))
+    return question, torch.cat(weights, dim=-2)
+
+
 def penalty(weights):
     return ((1 - weights.sum(dim=-2)) ** 2).sum(dim=-1)
 
@@ -64,6 +78,8 @@ SCORES = {
     "location_attention": location,
     "region_attention": region,
     "doubly_stochastic_penalty": penalty,
+    "question_attention": question,
+    "stacked_attention": stacked,
 }
 
 
