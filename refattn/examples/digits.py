@@ -6,6 +6,7 @@ both models, trained by ``refattn train``, and the first images of the test set 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -265,21 +266,21 @@ def cnn_weights(random: Random, channels: tuple[int, ...] = (16, 32), reduced: i
     """Where the training of `digits_cnn` begins; gates are half open."""
     stages = []
     for before, after in zip((1, *channels), channels, strict=False):
-        zeros = [np.zeros(n, dtype=np.float64) for n in (reduced, after, 1)]
+        zeros = [np.zeros(n, dtype=float) for n in (reduced, after, 1)]
         gates = Gates(_drawn(random, reduced, after), _drawn(random, after, reduced), _drawn(random, 1, 2, 3, 3), *zeros)
-        stages.append(Stage(_drawn(random, after, before, 3, 3), np.zeros(after, dtype=np.float64), gates))
-    return CnnWeights(tuple(stages), _drawn(random, CLASSES, channels[-1]), np.zeros(CLASSES, dtype=np.float64))
+        stages.append(Stage(_drawn(random, after, before, 3, 3), np.zeros(after, dtype=float), gates))
+    return CnnWeights(tuple(stages), _drawn(random, CLASSES, channels[-1]), np.zeros(CLASSES, dtype=float))
 
 
 def transformer_weights(random: Random, model: int = 32, hidden: int = 64, layers: int = 2) -> TransformerWeights:
     """Where the training of `digits_transformer` begins."""
-    zeros, ones = np.zeros(model, dtype=np.float64), np.ones(model, dtype=np.float64)
+    zeros, ones = np.zeros(model, dtype=float), np.ones(model, dtype=float)
     norm = NormWeights(ones, zeros)
     encoder = []
     for _ in range(layers):
         attention = AttentionWeights(*(_drawn(random, model, model) for _ in range(4)), *[zeros] * 4)
         network = FeedForwardWeights(
-            _drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=np.float64), zeros
+            _drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=float), zeros
         )
         encoder.append(EncoderLayerWeights(attention, network, norm, norm))
     return TransformerWeights(
@@ -289,13 +290,13 @@ def transformer_weights(random: Random, model: int = 32, hidden: int = 64, layer
         layers=tuple(encoder),
         final_norm=norm,
         w_classes=_drawn(random, CLASSES, model),
-        b_classes=np.zeros(CLASSES, dtype=np.float64),
+        b_classes=np.zeros(CLASSES, dtype=float),
     )
 
 
 def _drawn(random: Random, *shape: int) -> Array:
     """Weights that keep the size of what they multiply: variance 1 / (number of inputs of one output)."""
-    return random.normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return random.normal(shape) / math.prod(shape[1:]) ** 0.5
 
 
 class Recipe(NamedTuple):
@@ -341,7 +342,7 @@ def dataset() -> Dataset:
     except ImportError:
         raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[docs]'") from None
     found = load_digits()
-    images, labels = found.images[:, None] / 16.0, found.target.astype(np.int64)
+    images, labels = found.images[:, None] / 16.0, found.target.astype(int)
     order = Random(0).permutation(len(labels))
     test, train = order[:TEST], order[TEST:]
     return Dataset(images[train], labels[train], images[test], labels[test])
@@ -441,7 +442,7 @@ def train(name: Name, data: Dataset, *, epochs: int | None = None, seed: int = 0
 
 def save(path: str | Path, weights: Any, data: Dataset) -> None:
     """Write weights in float16, with the first images of the test set, as `load` reads them."""
-    archive.save(path, Shipped(weights, data.test_images[:SHIPPED], data.test_labels[:SHIPPED]), np.float16)
+    archive.save(path, Shipped(weights, data.test_images[:SHIPPED], data.test_labels[:SHIPPED]), "float16")
 
 
 def load(name: Name, path: str | Path | None = None) -> Trained:
@@ -462,6 +463,6 @@ def load(name: Name, path: str | Path | None = None) -> Trained:
     if name not in get_args(Name):
         raise ValueError(f"name is {name!r}, but must be one of {', '.join(get_args(Name))}")
     model, first_weights, *_ = RECIPES[name]
-    none = np.zeros((0, 1, SIZE, SIZE), dtype=np.float64)
-    like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=np.int64))
+    none = np.zeros((0, 1, SIZE, SIZE), dtype=float)
+    like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=int))
     return Trained(*archive.load(path or Path(__file__).with_name(f"digits_{name}.npz"), like), model)
