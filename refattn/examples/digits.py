@@ -274,8 +274,8 @@ def cnn_weights(random: Random, channels: tuple[int, ...] = (16, 32), reduced: i
 
 def transformer_weights(random: Random, model: int = 32, hidden: int = 64, layers: int = 2) -> TransformerWeights:
     """Where the training of `digits_transformer` begins."""
-    zeros, ones = np.zeros(model, dtype=float), np.ones(model, dtype=float)
-    norm = NormWeights(ones, zeros)
+    zeros = np.zeros(model, dtype=float)
+    norm = NormWeights(zeros + 1, zeros)
     encoder = []
     for _ in range(layers):
         attention = AttentionWeights(*(_drawn(random, model, model) for _ in range(4)), *[zeros] * 4)
