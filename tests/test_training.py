@@ -102,11 +102,11 @@ def test_the_hook_sees_gates_and_attention():
     seen = {}
     for name in digits.RECIPES:
         trained = digits.load(name)
-        with refattn.hooked(lambda result: seen.setdefault((*result.path, result.kind), []).append(result.value.shape)):
+        with refattn.hooked(lambda result: seen.setdefault((*result.path, result.name), []).append(result.value.shape)):
             trained.forward(trained.images[:2], trained.weights)
     assert seen["cbam", "cbam_channel", "sigmoid", "output"] == [(2, 16), (2, 32)]
     assert seen["cbam", "cbam_spatial", "sigmoid", "output"] == [(2, 1, 8, 8), (2, 1, 4, 4)]
-    weights = [shapes for path, shapes in seen.items() if path[-2:] == ("masked_softmax", "output")]
+    weights = [shapes for path, shapes in seen.items() if path[-2:] == ("masked_softmax", "weights")]
     assert weights == [[(2, 4, 16, 16)] * 2]
 
 

@@ -279,9 +279,7 @@ def transformer_weights(random: Random, model: int = 32, hidden: int = 64, layer
     encoder = []
     for _ in range(layers):
         attention = AttentionWeights(*(_drawn(random, model, model) for _ in range(4)), *[zeros] * 4)
-        network = FeedForwardWeights(
-            _drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=float), zeros
-        )
+        network = FeedForwardWeights(_drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=float), zeros)
         encoder.append(EncoderLayerWeights(attention, network, norm, norm))
     return TransformerWeights(
         w_patch=_drawn(random, model, 1, 2 * PATCH, 2 * PATCH),
@@ -341,8 +339,8 @@ def dataset() -> Dataset:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # an extra
     except ImportError:
         raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[docs]'") from None
-    found = load_digits()
-    images, labels = found.images[:, None] / 16.0, found.target.astype(int)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = np.reshape(pixels, (-1, 1, SIZE, SIZE)) / 16.0, np.asarray(digits, dtype=int)
     order = Random(0).permutation(len(labels))
     test, train = order[:TEST], order[TEST:]
     return Dataset(images[train], labels[train], images[test], labels[test])

@@ -114,7 +114,7 @@ def torch_losses(weights: SeriesWeights, x: Array, labels: Array, steps: int) ->
     except ImportError:
         raise ImportError("PyTorch is not installed: pip install torch") from None
     functional: Any = torch.nn.functional
-    theirs = tree.map_leaves(lambda w: torch.tensor(w, requires_grad=True), weights)
+    theirs: Any = tree.map_leaves(lambda w: torch.tensor(w, requires_grad=True), weights)
     inputs, wanted = torch.tensor(x), torch.tensor(labels)
     optimizer = torch.optim.Adam(theirs, lr=LEARNING_RATE)
     losses = []

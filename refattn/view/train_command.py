@@ -62,8 +62,9 @@ def _digits(args: Namespace) -> int:
     data, name, began = digits.dataset(), args.model.removeprefix(DIGITS), time.perf_counter()
     columns = {"epoch": "5d", "loss": "7.4f", "train accuracy": "9.1%", "test accuracy": "9.1%", "seconds": "7.1f"}
     table, rows, weights = None if args.json else Lines(columns), [], None
-    for *numbers, weights in digits.train(name, data, epochs=args.epochs, seed=args.seed):
-        rows.append([*numbers, round(time.perf_counter() - began, 1)])
+    for done in digits.train(name, data, epochs=args.epochs, seed=args.seed):
+        weights = done.weights
+        rows.append([done.epoch, done.loss, done.train_accuracy, done.test_accuracy, round(time.perf_counter() - began, 1)])
         if table:
             table.row(*rows[-1])
     if args.save:
@@ -102,7 +103,9 @@ def _series(args: Namespace) -> int:
         print(json.dumps(made, indent=2))
     elif theirs:
         verdict = "agrees with" if agrees else "differs from"
-        print(f"\nseries: {verdict} torch; the largest relative difference in {steps} steps is {worst:.1e}, and should be below {AGREEMENT:.0e}")
+        print(
+            f"\nseries: {verdict} torch: relative difference up to {worst:.1e} in {steps} steps, where less than {AGREEMENT:.0e} is right"
+        )
     else:
         print(f"\nseries: loss {losses[-1]:.4f} after {steps} steps")
     return 0 if agrees else 1
