@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from typing import NamedTuple
@@ -196,8 +197,11 @@ def test_a_whole_training_reads_more_than_95_percent(name, tmp_path):
     pytest.importorskip("sklearn")
     saved = tmp_path / "weights.npz"
     command = [sys.executable, "-m", "refattn", "train", f"digits-{name}", "--json", "--save", str(saved)]
+    before = os.times()
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    after = os.times()
     assert done["test_accuracy"] > 0.95
-    assert done["epochs"][-1]["seconds"] < 120
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 120  # seconds of one core; a clock on the wall would blame the training for its neighbours
     data, trained = digits.dataset(), digits.load(name, saved)
     assert digits.accuracy(trained.forward, trained.weights, data.test_images, data.test_labels) > 0.95
