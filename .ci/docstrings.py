@@ -13,7 +13,7 @@ from numpydoc.validate import ERROR_MSGS, validate
 
 import refattn
 
-MODULES = ("refattn", "refattn.masks", "refattn.testing")
+MODULES = ("refattn", "refattn.masks", "refattn.testing", *(f"refattn.examples.{name}" for name in ("digits", "series", "training")))
 
 
 def public_names() -> Iterator[str]:
