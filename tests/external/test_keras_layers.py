@@ -47,6 +47,25 @@ def test_embedding():
     compare(refattn.embedding, interop.embedding, layer, {}, lambda: layer(indices), {"indices": indices})
 
 
+def two_layers(weights):
+    """Those of two dense layers as those of a feed-forward network."""
+    items = list(weights.items())
+    (w_expand, b_expand), (w_reduce, b_reduce) = (interop.dense(dict(half)).values() for half in (items[:2], items[2:]))
+    return {"w_expand": w_expand, "w_reduce": w_reduce, "b_expand": b_expand, "b_reduce": b_reduce}
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_feed_forward(activation):
+    x = Random(1).normal((2, 3, 4))
+    network = drawn(keras.Sequential([layers.Dense(6, activation), layers.Dense(4)]), x.shape)
+    compare(refattn.feed_forward, two_layers, network, {"x": x}, network, {"activation": activation})
+
+
+def test_residual_connection():
+    inputs = {"a": Random(1).normal((2, 3, 4)), "b": Random(2).normal((2, 3, 4))}
+    compare(refattn.add, nothing, layers.Add(), inputs, lambda a, b: layers.Add()([a, b]), {})
+
+
 # Convolutions
 
 CONVOLUTIONS = list(itertools.product((1, 2, 3), ("valid", "same"), ((1, 1), (2, 1), (3, 1), (1, 2)), (1, 2), (True, False)))
