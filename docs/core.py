@@ -93,7 +93,7 @@ def main() -> None:
 def page(errors: Iterable[str]) -> str:
     """The whole page, with these cells in its last column."""
     papers, links, witnesses = Papers(), dict[str, str](), witnessed()
-    rows = [("#", "system", "given by", "paper", "compared with", "worst error")]
+    rows: list[tuple[str, ...]] = [("#", "system", "given by", "paper", "compared with", "worst error")]
     for number, (system, error) in enumerate(zip(CORE, errors, strict=True), 1):
         labels = dict.fromkeys(papers.label(r) for r in references(system))
         cells = (given(system, links), labels, compared(system, witnesses, links))
@@ -211,7 +211,7 @@ def looked_up(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield re.escape(node.value)
         elif isinstance(node, ast.JoinedStr):
-            yield "".join(re.escape(v.value) if isinstance(v, ast.Constant) else "[a-z0-9]+" for v in node.values)
+            yield "".join(re.escape(str(v.value)) if isinstance(v, ast.Constant) else "[a-z0-9]+" for v in node.values)
         elif isinstance(node, ast.FunctionDef):
             yield re.escape(node.name)
 
