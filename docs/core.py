@@ -87,7 +87,7 @@ def main() -> None:
     named = {name for system in CORE for name in system.mechanisms}
     errors = {m.__name__: worst_error(m) for m in refattn.mechanisms() if m.__name__ in named}
     measured = [max((errors[n] for n in system.mechanisms if n in errors), default=None) for system in CORE]
-    PAGE.write_text(page(NOTHING if e is None else f"{e:.0e}" for e in measured), "utf-8")
+    PAGE.write_text(page(NOTHING if e is None else f"{e:.0e}" if e else "0" for e in measured), "utf-8")
 
 
 def page(errors: Iterable[str]) -> str:
@@ -156,8 +156,11 @@ def compared(system: System, witnesses: Mapping[str, Mapping[str, str]], links: 
     """Links to the comparisons of a system."""
     found = {title: target for name in system.mechanisms for title, target in witnesses.get(name, {}).items()}
     for pattern in system.tests:
-        for file in sorted(ROOT.glob(pattern)):
-            found.setdefault(title_of(file), f"../{file.relative_to(ROOT).as_posix()}")
+        folder, _, name = pattern.rpartition("/")
+        if "*" in name:
+            found[title_of(Path(name)).partition(" ")[0]] = f"../{folder}"
+        elif (ROOT / pattern).is_file():
+            found.setdefault(title_of(Path(name)), f"../{pattern}")
     whole = {title.partition(" ")[0] for title in found if not title.endswith("adapter")}
     for title, target in found.items():
         if not (title.endswith("adapter") and title.partition(" ")[0] in whole):  # its own tests compare more
@@ -206,8 +209,21 @@ def mentioned(tree: ast.Module) -> Iterator[str]:
 
 
 def looked_up(tree: ast.Module) -> Iterator[str]:
-    """Patterns of names in strings, also in those with a part to fill in, and of functions that are named as what they compare."""
+    """Patterns of names in strings, also in those with a part to fill in, and of functions that are named as what they compare.
+
+    The values of keywords, defaults and mappings are options, not names.
+    """
+    options: set[ast.AST | None] = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.keyword):
+            options.add(node.value)
+        elif isinstance(node, ast.arguments):
+            options |= {*node.defaults, *node.kw_defaults}
+        elif isinstance(node, ast.Dict):
+            options |= {*node.values}
+    for node in ast.walk(tree):
+        if node in options:
+            continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield re.escape(node.value)
         elif isinstance(node, ast.JoinedStr):

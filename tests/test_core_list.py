@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_links_of_the_page_lead_somewhere():
     assert used == labels.keys()
     files = [target.removeprefix("../") for target in labels.values() if not target.startswith("https://arxiv.org/abs/")]
     package = Path(refattn.__file__).parent.parent  # which may be installed elsewhere
-    assert all(((package if file.startswith("refattn/") else ROOT) / file).is_file() for file in files)
+    assert all(((package if file.startswith("refattn/") else ROOT) / file).exists() for file in files)
     assert len(files) > 40
 
 
@@ -95,6 +96,14 @@ WITNESSES = document.witnessed()
 @pytest.mark.parametrize("name", sorted({name for system in core.CORE for name in system.mechanisms}))
 def test_each_is_compared_with_something_outside(name):
     assert WITNESSES[name]
+
+
+def test_names_are_found_in_tests():
+    """As attributes of the package; as strings and functions where mechanisms are looked up by name, but not as options."""
+    plain = "refattn.softmax(x)\nother.linear(x)\nnames = ['erf']"
+    by_name = "def relu(x, activation='tanh'): f(m='gelu', **{'silu': 'add'})\ngetattr(refattn, f'conv{axes}d')"
+    assert set(document.mentioned(ast.parse(plain))) == {"softmax"}
+    assert set(document.mentioned(ast.parse(by_name))) == {"relu", "silu", "conv[a-z0-9]+d", "conv", "d"}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ CORE = (
     System("non-local means", ("non_local_means",)),
     System("ACmix", ("acmix",)),
     System("self-attention with convolution, concatenated or added", ("attention_augmented_conv2d", "conv_attention_sum")),
-    System("residual attention network", ("residual_attention",)),
+    System("residual attention network", ("residual_attention_module", "residual_attention")),
     System(
         "spatial-temporal attention",
         (
@@ -82,14 +82,19 @@ CORE = (
     ),
     System("question-guided image attention", ("stacked_attention", "question_attention")),
     System("convolution and ReLU", ("conv1d", "conv2d", "relu")),
-    System("dense layer, mean squared error, Adam", ("linear", "mean_squared_error"), ("optim.adam",)),
+    System(
+        "dense layer, mean squared error, Adam",
+        ("linear", "mean_squared_error"),
+        ("optim.adam",),
+        tests=("tests/external/test_torch_optim.py", "tests/external/test_keras_training.py"),
+    ),
     System(
         "training of convolution, attention and dense layer",
         functions=("examples.series",),
         commands=("train series",),
         tests=("tests/external/test_torch_training.py",),
     ),
-    System("views of attention maps", functions=("view.attention_maps", "view.page"), commands=("view",)),
+    System("views of attention maps", functions=("view.attention_maps", "view.page"), commands=("view",), tests=("tests/test_view.py",)),
     System(
         "parity with PyTorch and Keras",
         functions=("interop.torch", "interop.keras"),
