@@ -31,7 +31,8 @@ all of it is there; `refattn show NAME` prints the shapes and the equation of on
 
 - **Given by**: mechanisms, which have a value and gradients, and functions and commands around them. Links lead to the source.
 - **Paper**: what the docstrings cite; with section or equation [below](#papers).
-- **Compared with**: outside implementations, run on the same inputs: values and gradients in float64. Links lead to the tests.
+- **Compared with**: outside implementations, run on the same inputs: values, and gradients where they have them, in float64 where
+  they can. Links lead to the tests.
 - **Worst error**: of the mechanisms' outputs, in float64, against an index-by-index transcription of the equations in plain
   Python ([`tests/definitions`](../tests/definitions)): the largest `|ours - definition| / (1 + |definition|)` over all samples. It
   was measured once, and differs a little from machine to machine; the tests hold it under 1e-12 everywhere.

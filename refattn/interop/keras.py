@@ -70,8 +70,10 @@ def dense(weights: Mapping[str, Any]) -> dict[str, Array]:
 def conv(weights: Mapping[str, Any]) -> dict[str, Array]:
     """Weights of ``keras.layers.Conv1D``, ``Conv2D`` or ``Conv3D``, or of their transposes, as arguments of `refattn.conv1d` and so on.
 
-    Keras writes a kernel (*kernel_size, in, out), and that of a transpose (*kernel_size, out, in). Its ``padding="same"`` is this
-    package's for convolutions; for a transpose, and ``padding="causal"``, see the tests for the numbers that mean the same.
+    Keras writes a kernel (*kernel_size, in, out), and that of a transpose (*kernel_size, out, in). ``padding="valid"`` and "same" of
+    a convolution mean the same here; "causal" is ``padding=((dilation * (kernel_size - 1), 0),)``. Of a transpose "same" cuts
+    ``max(kernel_size - stride, 0)`` positions, the smaller half of them before, and "valid" none; both add
+    ``output_padding=max(stride - kernel_size, 0)``.
 
     Parameters
     ----------

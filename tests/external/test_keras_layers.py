@@ -179,7 +179,7 @@ print(*np.asarray(keras.layers.AveragePooling1D(4, 1, "same")(np.arange(1.0, 6.0
 
 
 def test_average_pooling_repeats_the_edge_where_it_pads_unevenly():
-    """Keras's two backends disagree. JAX's leaves the padding out, as TensorFlow does, and so does the reference."""
+    """Keras's two backends disagree. JAX's leaves the padding out, as the reference does."""
     x = np.arange(1.0, 6.0)[None] ** 2
     right = [(1 + 4 + 9) / 3, (1 + 4 + 9 + 16) / 4, (4 + 9 + 16 + 25) / 4, (9 + 16 + 25) / 3, (16 + 25) / 2]
     ours = refattn.avg_pool1d(x, kernel_size=4, stride=1, padding=2, count_include_pad=False)[0, 1:]  # 1 before and 2 after

@@ -147,7 +147,7 @@ BETAS = (0.8, 0.9)
 @pytest.mark.parametrize(("ours", "theirs", "more"), ADAM, ids=["adam", "adamw"])
 @pytest.mark.parametrize("eps", [0.0, 1e-7, 0.1])
 def test_adam(ours, theirs, more, eps):
-    """Keras adds epsilon before it corrects the root, the form at the end of section 2 of the paper: ours with a larger epsilon in early steps."""
+    """Keras adds epsilon before it corrects the root, the form just before section 2.1 of the paper: ours with a larger epsilon in early steps."""
 
     def corrected(t, *given, **rate):
         return ours(*given, **rate, betas=BETAS, eps=eps / np.sqrt(1 - BETAS[1] ** t), **more)
