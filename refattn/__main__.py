@@ -14,6 +14,7 @@ from refattn.view import catalogue, check_command, train_command
 EXAMPLES = """\
 examples:
   refattn list --family convolution            what there is
+  refattn list --tag core                      what introductions name, and what gives each
   refattn show scaled_dot_product_attention    its signature, shapes, equation, paper and source
   refattn check torch                          is the installed PyTorch right?
   refattn check my_module:my_kernel softmax    is this function a softmax?

@@ -12,13 +12,16 @@ from typing import Any
 import refattn
 from refattn._core.docstring import Fact, Leaf, record_facts
 from refattn._core.mechanism import Mechanism
+from refattn.view.core import print_core
 from refattn.view.table import Table
 
 
 def add_list_arguments(parser: ArgumentParser) -> None:
     """The options of ``refattn list``."""
     parser.add_argument("--family", metavar="F", help="only those of this folder, for example dot_product")
-    parser.add_argument("--tag", metavar="T", help="only those with this tag")
+    parser.add_argument(
+        "--tag", metavar="T", help="only those with this tag; core: the systems that introductions name, and what gives each"
+    )
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
 
@@ -38,12 +41,17 @@ def find(name: str) -> Mechanism[..., Any]:
 
 
 def run_list(args: Namespace) -> int:
-    """Print a line for each mechanism."""
+    """Print a line for each mechanism, or for each system of the core."""
     every = refattn.mechanisms()
-    for option, known in (("family", {m.spec.family for m in every}), ("tag", {t for m in every for t in m.spec.tags})):
+    for option, known in (("family", {m.spec.family for m in every}), ("tag", {"core", *(t for m in every for t in m.spec.tags)})):
         asked = getattr(args, option)
         if asked is not None and asked not in known:
             raise LookupError(f"--{option} is {asked!r}, but must be one of {', '.join(sorted(known))}")
+    if args.tag == "core":
+        if args.family is not None:
+            raise ValueError(f"--family is {args.family!r}, but --tag core lists systems of every family")
+        print_core(args.json)
+        return 0
     chosen = refattn.mechanisms(args.family, args.tag)
     if args.json:
         print(json.dumps([_listed(m) for m in chosen], indent=2))

@@ -1,0 +1,1 @@
+"""What is written about the package, and what writes it."""
