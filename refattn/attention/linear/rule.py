@@ -9,11 +9,13 @@ Here queries have the shape (..., kv_heads * group, length, head_dim), and log d
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback, unbroadcast
+from refattn._core import Array, Booleans, Grads, Pullback, unbroadcast
 from refattn.primitives.arithmetic import multiply
 from refattn.primitives.attention_stages import masked_matmul
 from refattn.primitives.cumsum import cumsum
@@ -40,12 +42,12 @@ def flat(x: Array) -> Array:
 
 def filled(
     query: Array, key: Array, value: Array, log_decay: Array | None, state: Array | None, scale: float | None
-) -> tuple[Array, Array, Array | float]:
+) -> tuple[Array, Array, float]:
     """No decay, an empty state and 1 / sqrt(head_dim) in place of what is None."""
     return (
         np.zeros_like(key[..., :1]) if log_decay is None else log_decay,
         np.zeros_like(key, shape=(*key.shape[:-2], key.shape[-1], value.shape[-1])) if state is None else state,
-        1 / np.sqrt(query.shape[-1]) if scale is None else scale,
+        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
     )
 
 
@@ -195,12 +197,12 @@ def chunk(
     return (output, end), pullback
 
 
-def causal(length: int) -> Array:
+def causal(length: int) -> Booleans:
     """Where position i (rows) is position j or later."""
     return np.tri(length, dtype=bool)
 
 
-def decays_between(log_decay: Array) -> tuple[Array, Pullback]:
+def decays_between(log_decay: Array) -> tuple[Array, Callable[[Array], Array]]:
     """The exponential of the sum of the log decays after position j up to position i, 0 where i < j; position 0 comes before the first.
 
     The sums are formed each on its own. As differences of running sums they would cancel, and a decay to nothing, of which the
