@@ -45,6 +45,7 @@ NORM = "primitives/normalization.py"
 SCORE = "attention/score/rule.py"
 SQUEEZE = "attention/channel/squeeze_excitation.py"
 HARD = "attention/stochastic/hard.py"
+RECURRENT = "attention/linear/rule.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -127,6 +128,21 @@ FAULTS = (
     Fault("norms of a layer swapped", "blocks/transformer_encoder_layer.py", 'd_attention["norm"], d_network["norm"])', 'd_network["norm"], d_attention["norm"])', "transformer_encoder_layer"),
     Fault("frequencies of odd features", "positional/sinusoidal.py", "-np.arange(0, model_dim, 2,", "-np.arange(1, model_dim + 1, 2,", "sinusoidal_encoding"),
     Fault("gradient of the rows upside down", "positional/maps.py", 'return d_tall.sum(axis=2).swapaxes(0, 1), d_wide', 'return d_tall.sum(axis=2).swapaxes(0, 1)[::-1], d_wide', "add_learned_2d"),
+    Fault("erases before the decay", RECURRENT, "(v - (k * decayed)", "(v - (k * states[t])", "gated_delta_rule"),
+    Fault("what is erased not in the state's gradient", RECURRENT, "d_decayed = d_after - k * d_v[..., None, :]", "d_decayed = d_after", "delta_rule"),
+    Fault("rate's gradient without what is held", RECURRENT, "(value[..., t, :] - (k * decayed).sum(axis=-2))).sum(axis=-1))", "value[..., t, :]).sum(axis=-1))", "delta_rule"),
+    Fault("no decay back through time", RECURRENT, "d_after = decay[..., t, :, None] * d_decayed", "d_after = d_decayed", "gated_linear_attention"),
+    Fault("query's gradient without the scale", RECURRENT, "factor * flat(d_queries)", "flat(d_queries)", "linear_attention gated_linear_attention"),
+    Fault("a chunk reads one position ahead", RECURRENT, "np.tri(length, dtype=bool)", "np.tri(length, k=1, dtype=bool)", "chunked_linear_attention"),
+    Fault("a position's own decay left out of a chunk", RECURRENT, "decays[..., None, 1:, 0, :])", "decays[..., None, :-1, 0, :])", "chunked_gated_linear_attention"),
+    Fault("writes not decayed to the end of a chunk", RECURRENT, "kept + key_end.swapaxes", "kept + key.swapaxes", "chunked_gated_linear_attention"),
+    Fault("the state not erased in a chunk", RECURRENT, "return U - W @ state, pullback", "return U, pullback", "chunked_delta_rule"),
+    Fault("a triangular matrix of which the gradient is not solved for", RECURRENT, 'd_w["lower"] + d_u["lower"]', 'd_u["lower"]', "chunked_delta_rule"),
+    Fault("normaliser has no gradient", "attention/linear/linear.py", "d_total = -(d_sum * output)", "d_total = -(0 * d_sum * output)", "linear_attention"),
+    Fault("features of the queries as keys", "attention/linear/linear.py", "run(features, key_features, values", "run(features, key, values", "linear_attention"),
+    Fault("the diagonal has a gradient", "primitives/triangular_solve.py", "np.tri(lower.shape[-1], k=-1, dtype=bool)", "np.tri(lower.shape[-1], dtype=bool)", "triangular_solve"),
+    Fault("a running sum's gradient runs forward", "primitives/cumsum.py", "np.flip(np.cumsum(np.flip(dy, axis), axis=axis), axis)", "np.cumsum(dy, axis=axis)", "cumsum"),
+    Fault("slope of elu above 1", "primitives/activation.py", "np.minimum(y, 1) * dy", "y * dy", "elu_plus_one"),
 )  # fmt: skip
 
 

@@ -154,8 +154,8 @@ def chunk(
 ) -> tuple[tuple[Array, Array], Pullback]:
     r"""One chunk, with queries of the shape (..., kv_heads, group, length, head_dim).
 
-    With :math:`E_{ij}` the decay from position j to i, 0 for the state's own place, the state that position i leaves is
-    :math:`E_{i0} S + \sum_{j \le i} E_{ij} k_j u_j^\top`. So the queries read the state and, through decayed scores, the writes.
+    With :math:`E_{ij}` the decay from position j to i, and index 0 for the place of the state S, position i leaves the state
+    :math:`E_{i0} S + \sum_{j \le i} E_{ij} k_j u_j^\top`: queries read the decayed S and, through decayed scores, the writes u.
     """
     decays, decays_pullback = decays_between(log_decay)
     inner = decays[..., 1:, 1:, :]
@@ -245,10 +245,8 @@ def write(key: Array, key_state: Array, value: Array, decays: Array, beta: Array
     is :math:`U - W S` with U and W solutions for the values and the keys, which no state enters.
     """
     if beta is None:
-        none = np.zeros_like
-        return value, lambda d_writes: {
-            "key": none(key), "key_state": none(key_state), "value": d_writes, "inner": none(decays), "beta": None, "state": none(state)
-        }  # fmt: skip
+        others = {"key": np.zeros_like(key), "key_state": np.zeros_like(key), "inner": np.zeros_like(decays), "state": np.zeros_like(state)}
+        return value, lambda d_writes: {**others, "value": d_writes, "beta": None}
     rate = beta[..., None]
     scores, scores_pullback = decayed_scores(key, key, decays)
     lower, lower_pullback = multiply.vjp(rate, scores)
