@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
-from refattn.attention.linear import rule
+from refattn.attention.linear.rule import Recalled, chunked, recurrent
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _benchmark(random: Random) -> dict[str, Any]:
 @mechanism(tags={"linear", "recurrent"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def delta_rule(
     query: Array, key: Array, value: Array, beta: Array, state: Array | None = None, *, scale: float | None = None
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""Read from a state in which each position replaces what stands at its key, so that it stays an associative memory.
 
     Parameters
@@ -105,7 +105,7 @@ def delta_rule(
     >>> output.ravel(), state
     (array([8. , 5.5]), array([[[5.5]]]))
     """
-    return rule.recurrent(query, key, value, None, beta, state, scale=scale)
+    return recurrent(query, key, value, None, beta, state, scale=scale)
 
 
 @mechanism(
@@ -113,7 +113,7 @@ def delta_rule(
 )
 def chunked_delta_rule(
     query: Array, key: Array, value: Array, beta: Array, state: Array | None = None, *, scale: float | None = None, chunk_size: int = 64
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""`delta_rule`, chunk by chunk: a triangular system inside a chunk, in the WY representation, the state between chunks.
 
     Parameters
@@ -175,4 +175,4 @@ def chunked_delta_rule(
     >>> output.ravel(), state
     (array([8. , 5.5]), array([[[5.5]]]))
     """
-    return rule.chunked(query, key, value, None, beta, state, scale=scale, chunk_size=chunk_size)
+    return chunked(query, key, value, None, beta, state, scale=scale, chunk_size=chunk_size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
-from refattn.attention.linear import rule
+from refattn.attention.linear.rule import Recalled, chunked, recurrent
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _benchmark(random: Random) -> dict[str, Any]:
 @mechanism(tags={"linear", "recurrent"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def gated_linear_attention(
     query: Array, key: Array, value: Array, log_decay: Array, state: Array | None = None, *, scale: float | None = None
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""Read from a state to which each position adds its value at its key, after each row of the state has decayed.
 
     Parameters
@@ -108,7 +108,7 @@ def gated_linear_attention(
     >>> output.ravel(), state
     (array([8., 4., 3.]), array([[[3.]]]))
     """
-    return rule.recurrent(query, key, value, log_decay, None, state, scale=scale)
+    return recurrent(query, key, value, log_decay, None, state, scale=scale)
 
 
 @mechanism(
@@ -123,7 +123,7 @@ def chunked_gated_linear_attention(
     *,
     scale: float | None = None,
     chunk_size: int = 64,
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""`gated_linear_attention`, chunk by chunk: decayed scores inside a chunk, the state between chunks.
 
     Parameters
@@ -180,4 +180,4 @@ def chunked_gated_linear_attention(
     >>> output.ravel(), state
     (array([8., 4., 3.]), array([[[3.]]]))
     """
-    return rule.chunked(query, key, value, log_decay, None, state, scale=scale, chunk_size=chunk_size)
+    return chunked(query, key, value, log_decay, None, state, scale=scale, chunk_size=chunk_size)

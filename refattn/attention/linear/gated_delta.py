@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
-from refattn.attention.linear import rule
+from refattn.attention.linear.rule import Recalled, chunked, recurrent
 
 
 def _inputs(random: Random) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def _benchmark(random: Random) -> dict[str, Any]:
 
 
 def per_head(
-    form: Callable[..., tuple[rule.Recalled, Pullback]],
+    form: Callable[..., tuple[Recalled, Pullback]],
     query: Array,
     key: Array,
     value: Array,
     log_decay: Array,
     *rest: Any,
     **options: Any,
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     """The rule, with one decay for all rows of a state."""
     recalled, form_pullback = form(query, key, value, log_decay[..., None], *rest, **options)
 
@@ -77,7 +77,7 @@ def per_head(
 @mechanism(tags={"linear", "recurrent"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def gated_delta_rule(
     query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array | None = None, *, scale: float | None = None
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""Read from a state that decays, and in which each position then replaces what is left at its key.
 
     Parameters
@@ -138,7 +138,7 @@ def gated_delta_rule(
     >>> output.ravel(), state
     (array([8. , 2.5]), array([[[2.5]]]))
     """
-    return per_head(rule.recurrent, query, key, value, log_decay, beta, state, scale=scale)
+    return per_head(recurrent, query, key, value, log_decay, beta, state, scale=scale)
 
 
 @mechanism(
@@ -154,7 +154,7 @@ def chunked_gated_delta_rule(
     *,
     scale: float | None = None,
     chunk_size: int = 64,
-) -> tuple[rule.Recalled, Pullback]:
+) -> tuple[Recalled, Pullback]:
     r"""`gated_delta_rule`, chunk by chunk: a triangular system inside a chunk, in the WY representation, the state between chunks.
 
     Parameters
@@ -220,4 +220,4 @@ def chunked_gated_delta_rule(
     >>> output.ravel(), state
     (array([8. , 2.5]), array([[[2.5]]]))
     """
-    return per_head(rule.chunked, query, key, value, log_decay, beta, state, scale=scale, chunk_size=chunk_size)
+    return per_head(chunked, query, key, value, log_decay, beta, state, scale=scale, chunk_size=chunk_size)
