@@ -33,6 +33,14 @@ from refattn.attention.dot_product import scaled_dot_product_attention_rows as s
 from refattn.attention.dot_product import scaled_dot_product_attention_with_lse as scaled_dot_product_attention_with_lse
 from refattn.attention.dot_product import scaled_dot_product_attention_with_weights as scaled_dot_product_attention_with_weights
 from refattn.attention.dot_product import split_heads as split_heads
+from refattn.attention.linear import chunked_delta_rule as chunked_delta_rule
+from refattn.attention.linear import chunked_gated_delta_rule as chunked_gated_delta_rule
+from refattn.attention.linear import chunked_gated_linear_attention as chunked_gated_linear_attention
+from refattn.attention.linear import chunked_linear_attention as chunked_linear_attention
+from refattn.attention.linear import delta_rule as delta_rule
+from refattn.attention.linear import gated_delta_rule as gated_delta_rule
+from refattn.attention.linear import gated_linear_attention as gated_linear_attention
+from refattn.attention.linear import linear_attention as linear_attention
 from refattn.attention.score import QuestionWeights as QuestionWeights
 from refattn.attention.score import additive_attention as additive_attention
 from refattn.attention.score import concat_attention as concat_attention
@@ -127,7 +135,9 @@ from refattn.primitives import avg_pool3d as avg_pool3d
 from refattn.primitives import batch_norm as batch_norm
 from refattn.primitives import batch_norm_training as batch_norm_training
 from refattn.primitives import cross_entropy as cross_entropy
+from refattn.primitives import cumsum as cumsum
 from refattn.primitives import dropout as dropout
+from refattn.primitives import elu_plus_one as elu_plus_one
 from refattn.primitives import embedding as embedding
 from refattn.primitives import erf as erf
 from refattn.primitives import erfc as erfc
@@ -167,6 +177,7 @@ from refattn.primitives import softmax as softmax
 from refattn.primitives import softplus as softplus
 from refattn.primitives import squared_distances as squared_distances
 from refattn.primitives import tanh as tanh
+from refattn.primitives import triangular_solve as triangular_solve
 from refattn.primitives import weighted_sum as weighted_sum
 
 __version__: str

@@ -52,6 +52,7 @@ RELATIVE = "positional/relative.py"
 BESIDE = "attention/spatial/conv_attention.py"
 LOCAL = "attention/spatial/local_attention.py"
 ACMIX = "attention/spatial/acmix.py"
+RECURRENT = "attention/linear/rule.py"
 
 FAULTS = (
     Fault("scale is 1 / head_dim", SDPA, "1 / np.sqrt(head_dim)", "1 / head_dim", "scaled_dot_product_attention"),
@@ -193,6 +194,21 @@ FAULTS = (
     Fault("codes without their scale in the pullback", "attention/cached/decode.py", 'return {"codes": d["a"],', 'return {"codes": d_numbers,', "decode_attention"),
     Fault("heads and pages in the wrong order", "attention/cached/paged.py", "in_order = picked.swapaxes(-4, -3)", "in_order = picked", "paged_attention"),
     Fault("what was overwritten keeps its gradient", "attention/cached/append.py", "d_cache[sequence][:, rows] = 0", "d_cache[sequence][:, rows] *= 1", "append_to_cache"),
+    Fault("erases before the decay", RECURRENT, "(v - (k * decayed)", "(v - (k * states[t])", "gated_delta_rule"),
+    Fault("what is erased not in the state's gradient", RECURRENT, "d_decayed = d_after - k * d_v[..., None, :]", "d_decayed = d_after", "delta_rule"),
+    Fault("rate's gradient without what is held", RECURRENT, "(value[..., t, :] - (k * decayed).sum(axis=-2))).sum(axis=-1))", "value[..., t, :]).sum(axis=-1))", "delta_rule"),
+    Fault("no decay back through time", RECURRENT, "d_after = decay[..., t, :, None] * d_decayed", "d_after = d_decayed", "gated_linear_attention"),
+    Fault("query's gradient without the scale", RECURRENT, "factor * flat(d_queries)", "flat(d_queries)", "linear_attention gated_linear_attention"),
+    Fault("a chunk reads one position ahead", RECURRENT, "np.tri(length, dtype=bool)", "np.tri(length, k=1, dtype=bool)", "chunked_linear_attention"),
+    Fault("a position's own decay left out of a chunk", RECURRENT, "decays[..., None, 1:, 0, :])", "decays[..., None, :-1, 0, :])", "chunked_gated_linear_attention"),
+    Fault("writes not decayed to the end of a chunk", RECURRENT, "kept + key_end.swapaxes", "kept + key.swapaxes", "chunked_gated_linear_attention"),
+    Fault("the state not erased in a chunk", RECURRENT, "return U - W @ state, pullback", "return U, pullback", "chunked_delta_rule"),
+    Fault("a triangular matrix of which the gradient is not solved for", RECURRENT, 'd_w["lower"] + d_u["lower"]', 'd_u["lower"]', "chunked_delta_rule"),
+    Fault("normaliser has no gradient", "attention/linear/linear.py", "d_total = -(d_sum * output)", "d_total = -(0 * d_sum * output)", "linear_attention"),
+    Fault("features of the queries as keys", "attention/linear/linear.py", "run(features, key_features, values", "run(features, key, values", "linear_attention"),
+    Fault("the diagonal has a gradient", "primitives/triangular_solve.py", "np.tri(lower.shape[-1], k=-1, dtype=bool)", "np.tri(lower.shape[-1], dtype=bool)", "triangular_solve"),
+    Fault("a running sum's gradient runs forward", "primitives/cumsum.py", "np.flip(np.cumsum(np.flip(dy, axis), axis=axis), axis)", "np.cumsum(dy, axis=axis)", "cumsum"),
+    Fault("slope of elu above 1", "primitives/activation.py", "np.minimum(y, 1) * dy", "y * dy", "elu_plus_one"),
 )  # fmt: skip
 
 

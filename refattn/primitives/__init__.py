@@ -3,7 +3,7 @@
 Read `softmax` and `linear` first: every other file has their shape.
 """
 
-from refattn.primitives.activation import gelu, relu, sigmoid, silu, softplus, tanh
+from refattn.primitives.activation import elu_plus_one, gelu, relu, sigmoid, silu, softplus, tanh
 from refattn.primitives.adaptive_pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -15,6 +15,7 @@ from refattn.primitives.adaptive_pooling import (
 from refattn.primitives.arithmetic import add, matmul, multiply, weighted_sum
 from refattn.primitives.attention_stages import dropout, masked_softmax, scaled, softcap
 from refattn.primitives.average_pooling import avg_pool1d, avg_pool2d, avg_pool3d
+from refattn.primitives.cumsum import cumsum
 from refattn.primitives.distance import squared_distances
 from refattn.primitives.erf import erf, erfc
 from refattn.primitives.indexing import embedding, gather, padded_embedding, scatter_add, segment_softmax, segment_sum
@@ -26,6 +27,7 @@ from refattn.primitives.padding import pad
 from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_over, mean_over
 from refattn.primitives.resize import resize_bilinear, resize_nearest
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
+from refattn.primitives.triangular_solve import triangular_solve
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -41,7 +43,9 @@ __all__ = [
     "batch_norm",
     "batch_norm_training",
     "cross_entropy",
+    "cumsum",
     "dropout",
+    "elu_plus_one",
     "embedding",
     "erf",
     "erfc",
@@ -81,5 +85,6 @@ __all__ = [
     "softplus",
     "squared_distances",
     "tanh",
+    "triangular_solve",
     "weighted_sum",
 ]

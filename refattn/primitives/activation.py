@@ -57,6 +57,41 @@ def relu(x: Array) -> tuple[Array, Pullback]:
 
 
 @mechanism(samples=_samples)
+def elu_plus_one(x: Array) -> tuple[Array, Pullback]:
+    r"""Exponential linear unit, raised by 1: positive everywhere.
+
+    Parameters
+    ----------
+    x : array, shape (...)
+        Input.
+
+    Returns
+    -------
+    array, shape (...)
+        Output.
+
+    Notes
+    -----
+    .. math::
+
+        y = \begin{cases} x + 1 & x > 0 \\ e^x & x \le 0 \end{cases}, \qquad \bar x = \min(y, 1)\, \bar y
+
+    References
+    ----------
+    .. [1] Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention", ICML 2020: the
+       feature map. arXiv:2006.16236.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.elu_plus_one(np.array([-np.inf, 0.0, 2.0]))
+    array([0., 1., 3.])
+    """
+    y = np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+    return y, lambda dy: {"x": np.minimum(y, 1) * dy}
+
+
+@mechanism(samples=_samples)
 def sigmoid(x: Array) -> tuple[Array, Pullback]:
     r"""Logistic function.
 

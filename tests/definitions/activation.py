@@ -21,6 +21,10 @@ def relu(x):
     return _each(lambda v: v if v > 0 else 0.0, x)
 
 
+def elu_plus_one(x):
+    return _each(lambda v: v + 1 if v > 0 else math.exp(v), x)
+
+
 def _logistic(v):
     return 1 / (1 + math.exp(-v)) if v > 0 else math.exp(v) / (1 + math.exp(v))
 
