@@ -2,6 +2,7 @@ from refattn import interop as interop
 from refattn import masks as masks
 from refattn import optim as optim
 from refattn import testing as testing
+from refattn import view as view
 from refattn._core.hook import Result as Result
 from refattn._core.hook import hooked as hooked
 from refattn._core.mechanism import BadCall as BadCall
