@@ -1,0 +1,41 @@
+"""Records of arrays in ``.npz`` files, one entry for each leaf, by its dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from refattn._core import tree
+
+T = TypeVar("T")
+
+
+def save(path: str | Path, record: Any, dtype: Any = None) -> None:
+    """Write a record; real leaves are rounded to `dtype` where one is given."""
+    rounded = {name: x.astype(dtype) if dtype and x.dtype.kind == "f" else x for name, x in tree.leaves(record)}
+    with Path(path).open("wb") as file:  # NumPy would add a suffix to a name without one
+        np.savez_compressed(file, allow_pickle=False, **cast("Mapping[str, Any]", rounded))
+
+
+def load(path: str | Path, like: T) -> T:
+    """Read a record with the structure, shapes and precision of `like`; ValueError where the file holds another.
+
+    A leaf of `like` with no rows (shape ``(0, ...)``) takes as many as the file has.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} is no .npz file")
+        found = dict(file)
+    wanted = dict(tree.leaves(like))
+    if found.keys() != wanted.keys():
+        lacking, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        raise ValueError(f"{path} holds another record: it lacks {lacking}, and has {unknown}")
+    made = like
+    for name, x in wanted.items():
+        if found[name].shape[1 if x.size == 0 else 0 :] != x.shape[1 if x.size == 0 else 0 :]:
+            raise ValueError(f"{path}: {name} has shape {found[name].shape}, but should have {x.shape}")
+        made = tree.replace(made, name, found[name].astype(x.dtype))
+    return made
