@@ -32,6 +32,7 @@ from refattn.attention.score import general_attention as general_attention
 from refattn.attention.score import location_attention as location_attention
 from refattn.attention.score import perceptron_attention as perceptron_attention
 from refattn.attention.score import region_attention as region_attention
+from refattn.attention.spatial import mean_weights as mean_weights
 from refattn.attention.spatial import non_local as non_local
 from refattn.attention.stochastic import gumbel_softmax as gumbel_softmax
 from refattn.attention.stochastic import gumbel_softmax_attention as gumbel_softmax_attention

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 Theme: TypeAlias = Literal["light", "dark"]
 
 LIGHTNESS: dict[Theme, tuple[float, float]] = {"light": (0.975, 0.30), "dark": (0.26, 0.955)}
-PALE_HUE, DEEP_HUE, CHROMA = 105.0, 275.0, 0.16
+PALE_HUE, DEEP_HUE, CHROMA = 105.0, 275.0, 0.095
 
 
 def scale(theme: Theme, steps: int = 33) -> list[str]:

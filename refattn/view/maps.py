@@ -149,9 +149,7 @@ def grid_of(count: int, size: Size) -> Size | None:
     return None if side**2 * count != height * width or height % side or width % side else (height // side, width // side)
 
 
-def upsampled(
-    shown: AttentionMap, size: Size, *, grid: Size | None = None, method: Literal["nearest", "bilinear"] = "nearest"
-) -> Array:
+def upsampled(shown: AttentionMap, size: Size, *, grid: Size | None = None, method: Literal["nearest", "bilinear"] = "nearest") -> Array:
     """The map at the size of the image that was attended to.
 
     Parameters

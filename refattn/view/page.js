@@ -40,7 +40,11 @@
     return between(light ? [255, 255, 255] : [14, 16, 20], light ? [20, 22, 26] : [255, 255, 255], part[0]);
   }
 
-  const number = (x) => (x === null ? "not a number" : x === 0 ? "0" : Math.abs(x) < 1e-4 ? x.toExponential(2) : String(Number(x.toPrecision(4))));
+  function number(x) {
+    if (x === null) return "not finite";
+    const size = Math.abs(x);
+    return Number.isInteger(x) && size < 1e6 ? String(x) : size < 1e-3 ? x.toExponential(2) : size <= 1 ? x.toFixed(4) : String(Number(x.toPrecision(5)));
+  }
 
   // A small canvas, one pixel a cell, that the style sheet makes large.
   function canvas(rows, columns, cell, className = "") {
@@ -60,6 +64,30 @@
     return { made, paint };
   }
 
+  const pale = ([r, g, b]) => 0.299 * r + 0.587 * g + 0.114 * b > 140;
+
+  // The ink of a small picture as dots of that area, on cells whose colours stay as they are.
+  function dots(rows, columns, cell) {
+    const { rows: height, columns: width, channels, low, high } = data.image;
+    const side = 48;
+    const made = element("canvas", { width: side * width, height: side * height, className: "over image" });
+    const paint = () => {
+      const context = made.getContext("2d");
+      context.clearRect(0, 0, made.width, made.height);
+      channels[0].forEach((ink, i) => {
+        const [y, x] = [Math.floor(i / width), i % width];
+        const below = cell(Math.floor((y * rows) / height) * columns + Math.floor((x * columns) / width)) ?? [128, 128, 128];
+        context.fillStyle = pale(below) ? "#14161bd0" : "#ffffffd8";
+        context.beginPath();
+        context.arc((x + 0.5) * side, (y + 0.5) * side, 0.36 * side * Math.sqrt(Math.max(((ink ?? 0) - low) / (high - low), 0)), 0, 7);
+        context.fill();
+      });
+    };
+    paint();
+    redraw.push(paint);
+    return { made, paint };
+  }
+
   function place(box, i, rows, columns) {
     box.classList.toggle("on", i !== null);
     if (i === null) return;
@@ -70,7 +98,7 @@
   }
 
   // A figure whose cells can be pointed at, touched, and walked over with the arrow keys.
-  function grid({ rows, columns, name, layers, say, moved, picked }) {
+  function grid({ rows, columns, name, layers, say, rest, moved, picked }) {
     const output = element("output", { aria: { live: "off" } });
     const cursor = element("div", { className: "cursor" });
     const pin = element("div", { className: "pin" });
@@ -83,10 +111,9 @@
     function show(i) {
       at = i ?? at;
       place(cursor, i, rows, columns);
-      output.replaceChildren();
+      const { value, where } = i === null ? rest() : say(i);
+      output.replaceChildren(...(value ? [element("strong", { textContent: value }), element("br")] : []), where);
       if (i === null) return;
-      const { value, where } = say(i);
-      output.append(element("strong", { textContent: value }), element("br"), where);
       stage.setAttribute("aria-valuenow", i);
       stage.setAttribute("aria-valuetext", `${where}: ${value}`);
     }
@@ -115,19 +142,26 @@
       if (event.key === "Enter" || event.key === " ") picked?.(i);
     });
     const paint = () => { for (const layer of layers) layer.paint(); };
-    return { made: element("figure", {}, stage, caption), show, paint, mark: (i) => place(pin, i, rows, columns) };
+    const settle = () => { if (!cursor.classList.contains("on")) show(null); };
+    settle();
+    return { settle, made: element("figure", {}, stage, caption), show, paint, mark: (i) => place(pin, i, rows, columns) };
   }
 
   const spot = (i, rows, columns) => (rows === 1 ? `position ${i}` : `row ${Math.floor(i / columns)}, column ${i % columns}`);
   const picture = () => canvas(data.image.rows, data.image.columns, pixel);
 
-  function legend(low, high) {
-    const bar = element("i");
-    const paint = () => { bar.style.background = `linear-gradient(to right, ${data.scales[theme()].join(", ")})`; };
+  function legend(map) {
+    const [low, bar, high] = [element("span"), element("i"), element("span")];
+    const made = element("div", { className: "legend", role: "img" }, low, bar, high);
+    const paint = () => {
+      bar.style.background = `linear-gradient(to right, ${data.scales[theme()].join(", ")})`;
+      low.textContent = number(map.low);
+      high.textContent = number(map.high);
+      made.setAttribute("aria-label", `colours from ${low.textContent} to ${high.textContent}`);
+    };
     paint();
     redraw.push(paint);
-    return element("div", { className: "legend", role: "img", aria: { label: `colours from ${number(low)} to ${number(high)}` } },
-      element("span", { textContent: number(low) }), bar, element("span", { textContent: number(high) }));
+    return made;
   }
 
   function checkbox(text, checked, changed) {
@@ -136,10 +170,12 @@
     return element("label", {}, box, text);
   }
 
-  // Lets the picture shine through the maps that lie on it.
+  // Shows or hides the picture: dots on the maps, or a picture that shines through the maps that lie on it.
   function addOverlay(tools, drawn) {
-    const change = (on) => { for (const c of drawn.querySelectorAll("canvas.over")) c.style.opacity = on ? 0.72 : 1; };
-    tools.append(checkbox("image underneath", true, change));
+    const change = (on) => {
+      for (const c of drawn.querySelectorAll("canvas.over")) c.style.opacity = c.classList.contains("image") ? Number(on) : on ? 0.7 : 1;
+    };
+    tools.append(checkbox("show the image", true, change));
     change(true);
   }
 
@@ -147,10 +183,18 @@
   function linked(map, options) {
     const { rows, columns, over } = map;
     const grids = map.panels.map((panel) => {
-      const { cell, say } = options(panel);
-      const drawn = canvas(rows, columns, cell, over ? "over" : "");
+      const { cell, say, value } = options(panel);
+      const dotted = over && data.image.ink && data.image.channels.length === 1 && data.image.rows * data.image.columns <= 1024;
+      const drawn = canvas(rows, columns, cell, over && !dotted ? "over" : "");
+      const largest = () => {
+        let most = 0;
+        for (let i = 1; i < rows * columns; i++) if (value(i) > (value(most) ?? -Infinity)) most = i;
+        const { value: text, where } = say(most);
+        return { value: text, where: `largest: ${where}` };
+      };
       return grid({
-        rows, columns, say, name: panel.name, layers: over ? [picture(), drawn] : [drawn],
+        rows, columns, say, rest: largest, name: panel.name,
+        layers: dotted ? [drawn, dots(rows, columns, cell)] : over ? [picture(), drawn] : [drawn],
         moved: (i) => { for (const g of grids) g.show(i); options.moved?.(i); },
         picked: options.picked,
       });
@@ -161,60 +205,89 @@
   function positions(map, drawn) {
     const grids = linked(map, ({ values }) => ({
       cell: (i) => colour(values[i], map.low, map.high),
+      value: (i) => values[i],
       say: (i) => ({ value: number(values[i]), where: spot(i, map.rows, map.columns) }),
     }));
-    const tools = element("div", { className: "tools" }, legend(map.low, map.high));
-    drawn.append(tools, element("div", { className: "panels" }, ...grids.map((g) => g.made)));
+    const tools = element("div", { className: "tools" }, legend(map));
+    drawn.append(tools, element("div", { className: grids.length === 1 ? "panels lone" : "panels" }, ...grids.map((g) => g.made)));
     if (map.over) addOverlay(tools, drawn);
+    addStretch(tools, map);
   }
+
+  // Gives all colours to the numbers that there are, where they are close to each other.
+  function addStretch(tools, map) {
+    const whole = [map.low, map.high];
+    const numbers = map.panels.flatMap(({ values }) => values.filter((x) => x !== null));
+    const found = [Math.min(...numbers), Math.max(...numbers)];
+    if (!(found[0] < found[1])) return;
+    tools.append(checkbox("stretch the colours", false, (on) => {
+      [map.low, map.high] = on ? found : whole;
+      for (const paint of redraw) paint();
+    }));
+  }
+
+  // Sections with as many queries follow each other.
+  const following = new Map();
 
   // Weights over the patches of the image, for one query or for the mean of all.
   function patches(map, drawn) {
     const { rows, columns, queries } = map;
     const keys = rows * columns;
     const square = queries === keys;
-    let pinned = square ? darkest(rows, columns) : 0;
-    let query = pinned;
-    let all = false;
+    let pinned = square ? striking(rows, columns) : 0;
+    let query = pinned; // null is the mean of all
     const means = map.panels.map(({ values }) => Array.from({ length: keys }, (_, k) => {
       let sum = 0;
       for (let q = 0; q < queries; q++) sum += values[q * keys + k] ?? NaN;
       return Number.isFinite(sum) ? sum / queries : null;
     }));
-    const weight = (panel, k) => (all ? means[map.panels.indexOf(panel)][k] : panel.values[query * keys + k]);
-    const named = (q) => (square ? spot(q, rows, columns) : `${q}`);
-    const grids = linked(map, (panel) => ({
-      cell: (k) => colour(weight(panel, k), map.low, map.high),
-      say: (k) => ({ value: number(weight(panel, k)), where: `${all ? "mean of all queries" : `query ${named(query)}`} → key ${spot(k, rows, columns)}` }),
-    }));
-    const ask = (q) => {
-      query = q ?? pinned;
-      for (const g of grids) { g.paint(); g.mark(square && !all ? query : null); }
-    };
-    const tools = element("div", { className: "tools" }, legend(map.low, map.high));
+    const named = (q) => (q === null ? "all (mean)" : square ? spot(q, rows, columns) : `${q}`);
+    const grids = linked(map, (panel) => {
+      const value = (k) => (query === null ? means[map.panels.indexOf(panel)][k] : panel.values[query * keys + k]);
+      return {
+        value,
+        cell: (k) => colour(value(k), map.low, map.high),
+        say: (k) => ({ value: number(value(k)), where: `key ${spot(k, rows, columns)}` }),
+      };
+    });
+    const tools = element("div", { className: "tools" }, legend(map));
     const panels = element("div", { className: "panels" }, ...grids.map((g) => g.made));
-    if (queries > 1) {
+    if (queries === 1) {
+      drawn.append(tools, panels);
+    } else {
       const [r, c] = square ? [rows, columns] : [1, queries];
+      const all = following.get(queries) ?? [];
+      following.set(queries, [...all, { ask, pick }]);
+      const each = (what, q) => { for (const section of following.get(queries)) section[what](q); };
+      const say = (q) => ({ value: named(q), where: "choose: click, touch, or Enter" });
       const chooser = grid({
-        rows: r, columns: c, name: "Query: who asks",
+        rows: r, columns: c, name: "Query: who asks", say, rest: () => say(query),
         layers: [square ? picture() : canvas(1, queries, () => colour(map.low, map.low, map.high))],
-        say: (q) => ({ value: named(q), where: "choose with a click, a touch, or Enter" }),
-        moved: (q) => { chooser.show(q); if (!all) ask(q); },
-        picked: (q) => { pinned = q; all = false; mean.querySelector("input").checked = false; chooser.mark(q); ask(q); },
+        moved: (q) => { chooser.show(q); if (pinned !== null) each("ask", q ?? pinned); },
+        picked: (q) => each("pick", q),
       });
-      const mean = checkbox("mean of all queries", false, (on) => { all = on; chooser.mark(on ? null : pinned); ask(pinned); });
-      chooser.mark(pinned);
+      const mean = checkbox("mean of all queries", false, (on) => each("pick", on ? null : striking(rows, columns)));
       tools.append(mean);
       drawn.append(tools, element("div", { className: "split" }, element("div", { className: "panels one" }, chooser.made), panels));
-    } else {
-      drawn.append(tools, panels);
+
+      function ask(q) {
+        query = q;
+        for (const g of grids) { g.paint(); g.mark(square ? q : null); g.settle(); }
+        chooser.mark(q);
+        chooser.settle();
+      }
+      function pick(q) {
+        pinned = q;
+        mean.querySelector("input").checked = q === null;
+        ask(q);
+      }
+      ask(pinned);
     }
     if (map.over) addOverlay(tools, drawn);
-    ask(pinned);
   }
 
   // The patch that differs most from the mean of the image: where something is to be seen.
-  function darkest(rows, columns) {
+  function striking(rows, columns) {
     const { channels, rows: height, columns: width } = data.image;
     const mean = channels[0].reduce((a, b) => a + b, 0) / channels[0].length;
     const sums = new Array(rows * columns).fill(0);
@@ -229,30 +302,41 @@
     const { rows, columns } = map;
     const row = (q) => (map.rowTokens ? `${q} “${data.tokens[q]}”` : `${q}`);
     const column = (k) => (map.columnTokens ? `${k} “${data.tokens[k]}”` : `${k}`);
-    let pinned = 0;
-    let query = 0;
+    let pinned = rows - 1; // under a causal mask, the query that sees most
+    let query = pinned;
     const strips = [];
     const ask = (q) => { query = q ?? pinned; for (const paint of strips) paint(); };
     const options = ({ values }) => ({
       cell: (i) => colour(values[i], map.low, map.high),
+      value: (i) => values[i],
       say: (i) => ({ value: number(values[i]), where: `query ${row(Math.floor(i / columns))} → key ${column(i % columns)}` }),
     });
     options.moved = (i) => ask(i === null ? null : Math.floor(i / columns));
     options.picked = (i) => pick(Math.floor(i / columns));
     const grids = linked(map, options);
     const buttons = map.rowTokens ? data.tokens.map((t, q) => {
-      const button = element("button", { type: "button", textContent: t, aria: { pressed: q === 0, label: `query ${row(q)}` } });
+      const button = element("button", { type: "button", textContent: t, aria: { pressed: q === pinned, label: `query ${row(q)}` } });
       button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") ask(q); });
       button.addEventListener("pointerleave", () => ask(null));
       button.addEventListener("click", () => pick(q));
       return button;
     }) : [];
     const pick = (q) => { pinned = q; buttons.forEach((b, i) => b.setAttribute("aria-pressed", i === q)); ask(q); };
+    if (rows <= 24 && columns <= 24 && (map.rowTokens || map.columnTokens)) grids.forEach((g) => addAxes(g.made, map));
     if (map.columnTokens) grids.forEach((g, p) => g.made.append(strip(map.panels[p], () => query, columns, map, strips)));
-    drawn.append(element("div", { className: "tools" }, legend(map.low, map.high)));
+    drawn.append(element("div", { className: "tools" }, legend(map)));
     if (buttons.length) drawn.append(element("h3", { textContent: "Query: who asks" }), element("div", { className: "tokens strip" }, ...buttons));
     drawn.append(element("div", { className: "panels wide" }, ...grids.map((g) => g.made)));
-    ask(0);
+    ask(pinned);
+  }
+
+  // Tokens beside the rows and above the columns of a small table; a pointer reads them out in full.
+  function addAxes(figure, { rows, columns, rowTokens, columnTokens }) {
+    const axis = (className, count, known) => element("div", { className, aria: { hidden: true } },
+      ...Array.from({ length: count }, (_, i) => element("span", { textContent: known ? data.tokens[i] : i })));
+    const table = element("div", { className: "axes" }, element("span"), axis("above", columns, columnTokens), axis("beside", rows, rowTokens));
+    figure.prepend(table);
+    table.append(figure.querySelector(".stage"));
   }
 
   // The keys as words, each on the colour of what the query gives it.
@@ -262,7 +346,7 @@
       const value = values[query() * columns + k];
       const c = colour(value, low, high) ?? [128, 128, 128];
       word.style.background = `rgb(${c})`;
-      word.style.color = 0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] > 140 ? "#101216" : "#ffffff";
+      word.style.color = pale(c) ? "#101216" : "#ffffff";
       word.title = number(value);
     });
     strips.push(paint);
@@ -275,6 +359,7 @@
     const shown = grid({
       rows, columns, name: `Image, ${rows} by ${columns} pixels`, layers: [picture()],
       say: (i) => ({ value: channels.map((c) => number(c[i])).join(", "), where: spot(i, rows, columns) }),
+      rest: () => ({ value: "", where: "Point at any cell of the page, touch it, or walk with the arrow keys." }),
       moved: (i) => shown.show(i),
     });
     document.getElementById("image").append(shown.made);

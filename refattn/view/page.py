@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from refattn.view.colours import scale
 from refattn.view.maps import SEPARATOR, AttentionMap, Size, grid_of
 
 DIGITS = 5
+NOTES = {
+    "bars": "Each channel is multiplied by its gate.",
+    "positions": "Each position is multiplied by its gate.",
+    "patches": "What the framed query reads of each patch: weights that a softmax makes.",
+    "pairs": "What each query, a row, reads of each key, a column: weights that a softmax makes.",
+}
 STAGES = {"masked_softmax", "softmax", "segment_softmax", "sigmoid"}
 
 
@@ -154,14 +160,14 @@ def _shown(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[
     if m.kind == "gate":
         rows, columns = (1, array.shape[-1]) if array.ndim == 3 else array.shape[-2:]
         lead = array.shape[:-1] if array.ndim == 3 else array.shape[:-2]
-        panels = _panels(lead, ("example", "channel", "frame"), array.reshape(-1, rows * columns))
+        panels = _panels(lead, ("example", "channel", "frame")[: len(lead)], array.reshape(-1, rows * columns))
         low, high = 0.0, 1.0
         over = size is not None and grid_of(rows * columns, size) == (rows, columns)
         return {"form": "positions", "rows": rows, "columns": columns, "low": low, "high": high, "over": over, "panels": panels}
     table = array if array.ndim > 1 else array[None]
     queries, keys = table.shape[-2:]
-    names = ("example", "head") if table.ndim == 4 else ("head",)
-    panels = _panels(table.shape[:-2], names, table.reshape(-1, queries * keys))
+    lead = table.shape[:-2]
+    panels = _panels(lead, ("example", "head")[max(2 - len(lead), 0) :], table.reshape(-1, queries * keys))
     finite = array[np.isfinite(array)]
     low, high = min(0.0, float(finite.min(initial=0))), float(f"{finite.max(initial=0):.{DIGITS}g}") or 1.0
     common = {"queries": queries, "low": low, "high": high, "panels": panels}
@@ -180,7 +186,7 @@ def _shown(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[
 
 def _panels(lead: tuple[int, ...], names: tuple[str, ...], flat: Array) -> list[dict[str, Any]]:
     """One heat map for each index of the leading axes; axes of one entry are not worth a word."""
-    known = names if len(lead) == len(names) else names[-len(lead) :] if len(lead) < len(names) else ("axis",) * len(lead)
+    known = names if len(lead) == len(names) else ("axis",) * len(lead)
     return [{"name": _label(at, lead, known), "values": _numbers(x)} for at, x in zip(np.ndindex(lead), flat, strict=True)]
 
 
@@ -192,8 +198,8 @@ def _bars(array: Array) -> str:
     """One line for each gate of a channel, its number beside it."""
     lines = []
     for example, gates in enumerate(array.reshape(-1, array.shape[-1])):
-        name = f"Gates of example {example}" if array.size > array.shape[-1] else "Gates"
-        items = (_bar("channel " * (len(gates) > 1) + str(c), float(x), f"{x:.3f}") for c, x in enumerate(gates))
+        name = f"Gates of example {example}, by channel" if array.size > array.shape[-1] else "Gates, by channel"
+        items = (_bar(str(c), float(x), f"{x:.3f}") for c, x in enumerate(gates))
         lines.append(f'<ol class="bars" aria-label="{name}">{"".join(items)}</ol>')
     return "".join(lines)
 
@@ -231,12 +237,14 @@ def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
     named = [c for c in chain if c.partition("[")[0] not in STAGES] or chain
     of = next((c for c in reversed(chain) if c.endswith("]")), None)
     heading = named[-1].partition("[")[0].replace("_", " ") + (f", {_ordinal(of)}" if of else "")
-    body = shown if isinstance(shown, str) else ""
+    body, form = (shown, "bars") if isinstance(shown, str) else ("", shown["form"])
+    wide = " wide" if form in {"patches", "pairs"} or not isinstance(shown, str) and len(shown["panels"]) > 1 else ""
     return "".join(
         [
-            f'<section class="map" aria-labelledby="map-{number}">',
+            f'<section class="map{wide}" aria-labelledby="map-{number}">',
             f'<h2 id="map-{number}">{escape(heading)}</h2>',
             f'<p class="chain">{" <span>›</span> ".join(f"<code>{escape(c)}</code>" for c in chain)}</p>',
+            f'<p class="note">{NOTES[form]}</p>',
             f'<div class="drawn" id="drawn-{number}">{body}</div>',
             "</section>",
         ]
@@ -246,9 +254,3 @@ def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
 def _ordinal(call: str) -> str:
     name, _, number = call.rstrip("]").partition("[")
     return f"{name.replace('_', ' ')} {number}"
-
-
-def describe(maps: Sequence[AttentionMap]) -> Iterator[tuple[str, str, str]]:
-    """Name, kind and shape of each map, for a table."""
-    for m in maps:
-        yield m.name, m.kind, " x ".join(map(str, m.array.shape))

@@ -111,3 +111,10 @@ def non_local(
             y = [sum(f[j] / c * g[j][d] for j in range(len(places))) for d in range(len(w_g))]
             z[(n, slice(None), *p)] = np.array(_layer(y, w_output, b_output)) + at[i]
     return z
+
+
+def mean_weights(scores):
+    y = np.zeros(scores.shape)
+    for at in np.ndindex(scores.shape):
+        y[at] = scores[at] / len(scores[at[:-1]])
+    return y

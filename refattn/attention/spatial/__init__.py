@@ -3,6 +3,6 @@
 Every position of an image or a video is compared with all the others, however far.
 """
 
-from refattn.attention.spatial.non_local import non_local
+from refattn.attention.spatial.non_local import mean_weights, non_local
 
-__all__ = ["non_local"]
+__all__ = ["mean_weights", "non_local"]
