@@ -13,7 +13,7 @@ from numpydoc.validate import ERROR_MSGS, validate
 
 import refattn
 
-MODULES = ("refattn", "refattn.masks", "refattn.testing")
+MODULES = ("refattn", "refattn.masks", "refattn.testing", "refattn.view")
 
 
 def public_names() -> Iterator[str]:

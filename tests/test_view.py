@@ -300,7 +300,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def data_of(text):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
 
 
 def words_page():
@@ -406,6 +406,18 @@ def test_leading_axes_are_told_apart():
     assert [p["name"] for p in shown["panels"]][1] == "axis 0, axis 1"
     shown = data_of(page("sequence", [AttentionMap("sigmoid", "gate", np.ones((1, 1, 5)))]))["maps"][0]
     assert (shown["rows"], shown["columns"]) == (1, 5)
+
+
+def test_weights_below_zero_have_colours_too():
+    (shown,) = data_of(page("mean", [AttentionMap("mean_weights", "weights", np.array([[-0.5, 0.25]]))]))["maps"]
+    assert (shown["low"], shown["high"]) == (-0.5, 0.25)
+
+
+def test_a_heading_names_the_caller_and_the_layer():
+    chain = "transformer_encoder > transformer_encoder_layer[1] > multi_head_attention > masked_softmax"
+    text = page("names", [AttentionMap(chain, "weights", np.ones((1, 1))), AttentionMap("softmax", "weights", np.ones((1, 1)))])
+    assert Elements(text).text["h2"] == ["Input", "multi head attention, transformer encoder layer 1", "softmax"]
+    assert Elements(text).text["code"] == [*chain.split(" > "), "softmax"]
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4, 4), (1, 1, 4, 4), (0, 4)])

@@ -19,12 +19,13 @@ from refattn.view.maps import SEPARATOR, AttentionMap, Size, grid_of
 
 DIGITS = 5
 NOTES = {
+    "empty": "There is nothing in it.",
     "bars": "Each channel is multiplied by its gate.",
     "positions": "Each position is multiplied by its gate.",
-    "patches": "What the framed query reads of each patch: weights that a softmax makes.",
-    "pairs": "What each query, a row, reads of each key, a column: weights that a softmax makes.",
+    "patches": "How much the framed query reads of each patch.",
+    "pairs": "How much each query, a row, reads of each key, a column.",
 }
-STAGES = {"masked_softmax", "softmax", "segment_softmax", "sigmoid"}
+UNNAMED = {"masked_softmax", "softmax", "segment_softmax", "mean_weights", "sigmoid"}  # headings name who called these
 
 
 def page(
@@ -154,7 +155,7 @@ def _shown(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[
     """How the page shows a map: the data of its heat maps, or bars, which are HTML."""
     array = m.array
     if not array.size:
-        return "<p>There is nothing in it.</p>"
+        return ""
     if m.kind == "gate" and array.ndim <= 2:
         return _bars(array)
     if m.kind == "gate":
@@ -234,11 +235,13 @@ def _input(
 def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
     """The heading of a map, what it is, and where the script puts its heat maps."""
     chain = m.name.split(SEPARATOR)
-    named = [c for c in chain if c.partition("[")[0] not in STAGES] or chain
-    of = next((c for c in reversed(chain) if c.endswith("]")), None)
-    heading = named[-1].partition("[")[0].replace("_", " ") + (f", {_ordinal(of)}" if of else "")
-    body, form = (shown, "bars") if isinstance(shown, str) else ("", shown["form"])
-    wide = " wide" if form in {"patches", "pairs"} or not isinstance(shown, str) and len(shown["panels"]) > 1 else ""
+    named = [c for c in chain if c.partition("[")[0] not in UNNAMED] or chain
+    numbered = [f", {c.rstrip(']').replace('[', ' ')}" for c in chain if c.endswith("]")]
+    heading = f"{named[-1].partition('[')[0]}{''.join(numbered[-1:])}".replace("_", " ")
+    if isinstance(shown, str):
+        body, form, wide = shown, "bars" if shown.startswith("<ol") else "empty", ""
+    else:
+        body, form, wide = "", shown["form"], " wide" if shown["form"] != "positions" or len(shown["panels"]) > 1 else ""
     return "".join(
         [
             f'<section class="map{wide}" aria-labelledby="map-{number}">',
@@ -249,8 +252,3 @@ def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
             "</section>",
         ]
     )
-
-
-def _ordinal(call: str) -> str:
-    name, _, number = call.rstrip("]").partition("[")
-    return f"{name.replace('_', ' ')} {number}"
