@@ -103,6 +103,7 @@ FAULTS = (
           "cbam_channel_concat"),
     Fault("both gates on x", "attention/channel/cbam.py", "cbam_spatial.vjp(gated, w_spatial, b_spatial)", "cbam_spatial.vjp(x, w_spatial, b_spatial)", "cbam"),
     Fault("a scale where there is none", "attention/spatial/non_local.py", "scale=1.0", "scale=None", "non_local"),
+    Fault("a mean's gradient not divided", "attention/spatial/non_local.py", 'lambda dy: {"scores": dy / count}', 'lambda dy: {"scores": dy}', "mean_weights"),
     Fault("halves of the weights swapped", "attention/spatial/non_local.py", "np.concatenate([d_left[\"weight\"][0], d_right[\"weight\"][0]])",
           "np.concatenate([d_right[\"weight\"][0], d_left[\"weight\"][0]])", "non_local"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),

@@ -416,7 +416,7 @@ def test_weights_below_zero_have_colours_too():
 def test_a_heading_names_the_caller_and_the_layer():
     chain = "transformer_encoder > transformer_encoder_layer[1] > multi_head_attention > masked_softmax"
     text = page("names", [AttentionMap(chain, "weights", np.ones((1, 1))), AttentionMap("softmax", "weights", np.ones((1, 1)))])
-    assert Elements(text).text["h2"] == ["Input", "multi head attention, transformer encoder layer 1", "softmax"]
+    assert Elements(text).text["h2"] == ["multi head attention, transformer encoder layer 1", "softmax"]
     assert Elements(text).text["code"] == [*chain.split(" > "), "softmax"]
 
 

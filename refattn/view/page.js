@@ -217,8 +217,10 @@
   // Gives all colours to the numbers that there are, where they are close to each other.
   function addStretch(tools, map) {
     const whole = [map.low, map.high];
-    const numbers = map.panels.flatMap(({ values }) => values.filter((x) => x !== null));
-    const found = [Math.min(...numbers), Math.max(...numbers)];
+    const found = [Infinity, -Infinity];
+    for (const { values } of map.panels) {
+      for (const x of values) if (x !== null) found.splice(0, 2, Math.min(found[0], x), Math.max(found[1], x));
+    }
     if (!(found[0] < found[1])) return;
     tools.append(checkbox("stretch the colours", false, (on) => {
       [map.low, map.high] = on ? found : whole;
@@ -286,13 +288,12 @@
     if (map.over) addOverlay(tools, drawn);
   }
 
-  // The patch that differs most from the mean of the image: where something is to be seen.
+  // The patch with most ink or light: where something is to be seen.
   function striking(rows, columns) {
     const { channels, rows: height, columns: width } = data.image;
-    const mean = channels[0].reduce((a, b) => a + b, 0) / channels[0].length;
     const sums = new Array(rows * columns).fill(0);
     channels[0].forEach((x, i) => {
-      sums[Math.floor((Math.floor(i / width) * rows) / height) * columns + Math.floor(((i % width) * columns) / width)] += x - mean;
+      sums[Math.floor((Math.floor(i / width) * rows) / height) * columns + Math.floor(((i % width) * columns) / width)] += x ?? 0;
     });
     return sums.indexOf(Math.max(...sums));
   }

@@ -153,45 +153,43 @@ def _picture(image: Array, *, ink: bool) -> dict[str, Any]:
 
 def _shown(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[str, Any] | str:
     """How the page shows a map: the data of its heat maps, or bars, which are HTML."""
-    array = m.array
-    if not array.size:
+    if not m.array.size:
         return ""
-    if m.kind == "gate" and array.ndim <= 2:
-        return _bars(array)
-    if m.kind == "gate":
-        rows, columns = (1, array.shape[-1]) if array.ndim == 3 else array.shape[-2:]
-        lead = array.shape[:-1] if array.ndim == 3 else array.shape[:-2]
-        panels = _panels(lead, ("example", "channel", "frame")[: len(lead)], array.reshape(-1, rows * columns))
-        low, high = 0.0, 1.0
-        over = size is not None and grid_of(rows * columns, size) == (rows, columns)
-        return {"form": "positions", "rows": rows, "columns": columns, "low": low, "high": high, "over": over, "panels": panels}
-    table = array if array.ndim > 1 else array[None]
-    queries, keys = table.shape[-2:]
-    lead = table.shape[:-2]
-    panels = _panels(lead, ("example", "head")[max(2 - len(lead), 0) :], table.reshape(-1, queries * keys))
+    if m.kind == "weights":
+        return _weights(np.atleast_2d(m.array), size, token_count)
+    return _bars(np.atleast_2d(m.array)) if m.array.ndim <= 2 else _positions(m.array, size)
+
+
+def _weights(array: Array, size: Size | None, token_count: int | None) -> dict[str, Any]:
+    """A heat map for each head: over the image, where the keys are its patches, and of queries and keys where they are not."""
+    *lead, queries, keys = array.shape
+    panels = _panels(lead, ("example", "head")[max(2 - len(lead), 0) :], array.reshape(-1, queries * keys))
     finite = array[np.isfinite(array)]
     low, high = min(0.0, float(finite.min(initial=0))), float(f"{finite.max(initial=0):.{DIGITS}g}") or 1.0
     common = {"queries": queries, "low": low, "high": high, "panels": panels}
     grid = None if size is None else grid_of(keys, size)
     if grid is not None:
         return {"form": "patches", "rows": grid[0], "columns": grid[1], "over": True, **common}
-    return {
-        "form": "pairs",
-        "rows": queries,
-        "columns": keys,
-        "rowTokens": queries == token_count,
-        "columnTokens": keys == token_count,
-        **common,
-    }
+    known = {"rowTokens": queries == token_count, "columnTokens": keys == token_count}
+    return {"form": "pairs", "rows": queries, "columns": keys, **known, **common}
 
 
-def _panels(lead: tuple[int, ...], names: tuple[str, ...], flat: Array) -> list[dict[str, Any]]:
+def _positions(array: Array, size: Size | None) -> dict[str, Any]:
+    """A heat map for each channel and frame of a gate; a sequence has one row."""
+    maps = array[..., None, :] if array.ndim == 3 else array
+    *lead, rows, columns = maps.shape
+    panels = _panels(lead, ("example", "channel", "frame")[: len(lead)], maps.reshape(-1, rows * columns))
+    over = size is not None and grid_of(rows * columns, size) == (rows, columns)
+    return {"form": "positions", "rows": rows, "columns": columns, "low": 0.0, "high": 1.0, "over": over, "panels": panels}
+
+
+def _panels(lead: Sequence[int], names: Sequence[str], flat: Array) -> list[dict[str, Any]]:
     """One heat map for each index of the leading axes; axes of one entry are not worth a word."""
     known = names if len(lead) == len(names) else ("axis",) * len(lead)
-    return [{"name": _label(at, lead, known), "values": _numbers(x)} for at, x in zip(np.ndindex(lead), flat, strict=True)]
+    return [{"name": _label(at, lead, known), "values": _numbers(x)} for at, x in zip(np.ndindex(*lead), flat, strict=True)]
 
 
-def _label(at: tuple[int, ...], lead: tuple[int, ...], names: tuple[str, ...]) -> str:
+def _label(at: Sequence[int], lead: Sequence[int], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {i}" for name, i, n in zip(names, at, lead, strict=True) if n > 1)
 
 
@@ -215,7 +213,9 @@ def _bar(name: str, share: float, text: str, marked: str = "") -> str:
 def _input(
     picture: dict[str, Any] | None, tokens: Sequence[str] | None, facts: Mapping[str, str], probabilities: Mapping[str, float]
 ) -> str:
-    """The input, what is said of it, and the model's answer."""
+    """The input, what is said of it, and the model's answer; nothing where there is none of these."""
+    if picture is None and tokens is None and not facts and not probabilities:
+        return ""
     parts = ['<section class="input" aria-labelledby="input"><h2 id="input">Input</h2><div class="columns">']
     if picture is not None:
         parts.append('<div id="image" class="panels one"></div>')

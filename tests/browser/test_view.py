@@ -6,11 +6,12 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 import refattn
 from refattn._core import Random
-from refattn.view import attention_maps, page
+from refattn.view import AttentionMap, attention_maps, page
 from refattn.view.view_command import digits_page
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -44,6 +45,13 @@ def pages(tmp_path_factory):
     query, key, value = (random.normal((1, 2, len(TOKENS), 4)) for _ in range(3))
     _, words = attention_maps(refattn.scaled_dot_product_attention, query, key, value)
     made = {"words": (page("Words", words, tokens=TOKENS), words), **{m: digits_page(m, 1)[:2] for m in ("cnn", "transformer")}}
+    shapes = {"non_local > mean_weights": (1, 2, 3, 16), "region_attention > masked_softmax": (1, 1, 1, 16), "softmax": (1, 4, 7)}
+    photo = [AttentionMap(name, "weights", random.uniform(0, 1, shape)) for name, shape in shapes.items()]
+    photo += [
+        AttentionMap(name, "gate", random.uniform(0, 1, shape)) for name, shape in (("a", (2, 3)), ("b", (1, 3, 8, 8)), ("c", (1, 2, 5)))
+    ]
+    photo[0].array[0, 0, 0, :3] = -0.25, np.nan, np.inf
+    made["photo"] = page("Photo", photo, image=random.uniform(0, 1, (3, 32, 32))), photo
     written = {}
     for name, (text, maps) in made.items():
         path = tmp_path_factory.mktemp("pages") / f"{name}.html"
@@ -142,6 +150,32 @@ def test_without_a_pointer_a_head_says_what_is_largest(browser, opened):
     assert said(browser, 0)[1] == f"largest: key row {row.argmax() // 4}, column {row.argmax() % 4}"
 
 
+def test_queries_that_are_no_patches_are_chosen_from_a_list(browser, opened):
+    m, one, table, _, gate, sequence = opened("photo")
+    chooser = browser.find_element(By.CSS_SELECTOR, "#drawn-0 .panels.one .stage")
+    point(browser, stages(browser, 0)[0], 0, 0, 4, 4)
+    assert said(browser, 0)[0] == "-0.2500"
+    assert browser.find_element(By.CSS_SELECTOR, "#drawn-0 .legend").text.startswith("-0.25")
+    for column in (1, 2):
+        point(browser, stages(browser, 0)[0], 0, column, 4, 4)
+        assert said(browser, 0)[0] == "not finite"
+    point(browser, chooser, 0, 2, 1, 3)
+    ActionChains(browser).click().perform()
+    point(browser, stages(browser, 0)[1], 1, 3, 4, 4)
+    assert is_read(said(browser, 0, 1)[0], m.array[0, 1, 2, 7])
+    point(browser, stages(browser, 1)[0], 3, 3, 4, 4)
+    assert is_read(said(browser, 1)[0], one.array[0, 0, 0, 15])
+    point(browser, stages(browser, 2)[0], 3, 6, 4, 7)
+    assert is_read(said(browser, 2)[0], table.array[0, 3, 6])
+    assert said(browser, 2)[1] == "query 3 → key 6"
+    point(browser, stages(browser, 4)[0], 7, 0, 8, 8)
+    for channel in range(3):
+        assert is_read(said(browser, 4, channel)[0], gate.array[0, channel, 7, 0])
+    point(browser, stages(browser, 5)[1], 0, 4, 1, 5)
+    assert is_read(said(browser, 5, 1)[0], sequence.array[0, 1, 4])
+    assert said(browser, 5, 1)[1] == "position 4"
+
+
 def test_arrow_keys_walk_over_the_cells(browser, opened):
     (m,) = opened("words")
     stage = stages(browser, 0)[0]
@@ -176,7 +210,7 @@ def test_text_stays_text(browser, opened):
 
 
 @pytest.mark.parametrize("width", [320, 375, 1280])
-@pytest.mark.parametrize("name", ["words", "cnn", "transformer"])
+@pytest.mark.parametrize("name", ["words", "photo", "cnn", "transformer"])
 def test_nothing_is_wider_than_the_screen(browser, opened, name, width):
     opened(name, width)
     assert browser.execute_script("const r = document.documentElement; return r.scrollWidth - r.clientWidth") == 0
