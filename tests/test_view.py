@@ -408,6 +408,13 @@ def test_leading_axes_are_told_apart():
     assert (shown["rows"], shown["columns"]) == (1, 5)
 
 
+def test_channels_of_several_examples_stand_below_each_other():
+    elements = Elements(page("two", [AttentionMap("sigmoid", "gate", np.array([[0.25, 1.0], [0.0, 0.125]]))]))
+    assert elements.text["h3"] == ["Example 0", "Example 1"]
+    assert elements.text["span"] == ["0", "0.250", "1", "1.000", "0", "0.000", "1", "0.125"]
+    assert [a["width"] for tag, a in elements.found if tag == "rect"] == ["25.00", "100.00", "0.00", "12.50"]
+
+
 def test_weights_below_zero_have_colours_too():
     (shown,) = data_of(page("mean", [AttentionMap("mean_weights", "weights", np.array([[-0.5, 0.25]]))]))["maps"]
     assert (shown["low"], shown["high"]) == (-0.5, 0.25)

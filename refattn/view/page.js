@@ -148,6 +148,8 @@
   }
 
   const spot = (i, rows, columns) => (rows === 1 ? `position ${i}` : `row ${Math.floor(i / columns)}, column ${i % columns}`);
+  const grey = (i) => new Array(3).fill(Math.round([0.299, 0.587, 0.114].reduce((sum, part, c) => sum + part * pixel(i)[c], 0)));
+  const underlay = () => canvas(data.image.rows, data.image.columns, grey); // the colours are the map's
   const picture = () => canvas(data.image.rows, data.image.columns, pixel);
 
   function legend(map) {
@@ -194,7 +196,7 @@
       };
       return grid({
         rows, columns, say, rest: largest, name: panel.name,
-        layers: dotted ? [drawn, dots(rows, columns, cell)] : over ? [picture(), drawn] : [drawn],
+        layers: dotted ? [drawn, dots(rows, columns, cell)] : over ? [underlay(), drawn] : [drawn],
         moved: (i) => { for (const g of grids) g.show(i); options.moved?.(i); },
         picked: options.picked,
       });
@@ -264,7 +266,7 @@
       const say = (q) => ({ value: named(q), where: "choose: click, touch, or Enter" });
       const chooser = grid({
         rows: r, columns: c, name: "Query: who asks", say, rest: () => say(query),
-        layers: [square ? picture() : canvas(1, queries, () => colour(map.low, map.low, map.high))],
+        layers: [square ? picture() : canvas(1, queries, (q) => colour(q % 2 ? 0.2 : 0.1, 0, 1))],
         moved: (q) => { chooser.show(q); if (pinned !== null) each("ask", q ?? pinned); },
         picked: (q) => each("pick", q),
       });

@@ -195,12 +195,12 @@ def _label(at: Sequence[int], lead: Sequence[int], names: Sequence[str]) -> str:
 
 def _bars(array: Array) -> str:
     """One line for each gate of a channel, its number beside it."""
-    lines = []
-    for example, gates in enumerate(array.reshape(-1, array.shape[-1])):
-        name = f"Gates of example {example}, by channel" if array.size > array.shape[-1] else "Gates, by channel"
-        items = (_bar(str(c), float(x), f"{x:.3f}") for c, x in enumerate(gates))
-        lines.append(f'<ol class="bars" aria-label="{name}">{"".join(items)}</ol>')
-    return "".join(lines)
+    several = array.shape[0] > 1
+    parts = []
+    for example, gates in enumerate(array):
+        items = "".join(_bar(str(c), float(x), f"{x:.3f}") for c, x in enumerate(gates))
+        parts.append(f"<h3>Example {example}</h3>" * several + f'<ol class="bars" aria-label="Gates, by channel" start="0">{items}</ol>')
+    return "".join(parts)
 
 
 def _bar(name: str, share: float, text: str, marked: str = "") -> str:
@@ -239,7 +239,7 @@ def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
     numbered = [f", {c.rstrip(']').replace('[', ' ')}" for c in chain if c.endswith("]")]
     heading = f"{named[-1].partition('[')[0]}{''.join(numbered[-1:])}".replace("_", " ")
     if isinstance(shown, str):
-        body, form, wide = shown, "bars" if shown.startswith("<ol") else "empty", ""
+        body, form, wide = shown, "bars" if shown else "empty", ""
     else:
         body, form, wide = "", shown["form"], " wide" if shown["form"] != "positions" or len(shown["panels"]) > 1 else ""
     return "".join(
