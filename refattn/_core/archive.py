@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,17 +26,19 @@ def load(path: str | Path, like: T) -> T:
 
     A leaf of `like` with no rows (shape ``(0, ...)``) takes as many as the file has.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
+    with Path(path).open("rb") as file:
+        if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is no .npz file")
-        found = dict(file)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            found = dict(arrays)
     wanted = dict(tree.leaves(like))
     if found.keys() != wanted.keys():
         lacking, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         raise ValueError(f"{path} holds another record: it lacks {lacking}, and has {unknown}")
     made = like
     for name, x in wanted.items():
-        if found[name].shape[1 if x.size == 0 else 0 :] != x.shape[1 if x.size == 0 else 0 :]:
+        if found[name].ndim != x.ndim or found[name].shape[x.size == 0 :] != x.shape[x.size == 0 :]:
             raise ValueError(f"{path}: {name} has shape {found[name].shape}, but should have {x.shape}")
         made = tree.replace(made, name, found[name].astype(x.dtype))
     return made

@@ -4,3 +4,7 @@ A model is a plain function of its input and of a record of weights, that return
 that it is composed of. `training.descend` makes a loss smaller; `series` is the smallest model; `digits` has a convolutional
 network with gates and a Transformer that read handwritten digits. ``refattn train`` trains them.
 """
+
+from refattn.examples import digits, series, training
+
+__all__ = ["digits", "series", "training"]

@@ -6,6 +6,7 @@ both models, trained by ``refattn train``, and the first images of the test set 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -31,7 +32,7 @@ Model: TypeAlias = Callable[[Array, Any], tuple[Array, Pullback]]
 SIZE, CLASSES = 8, 10
 PATCH, HEADS = 2, 4
 TEST, SHIPPED = 360, 20
-BATCH, SMOOTHING = 32, 0.1
+BATCH, SMOOTHING, SHIFTED = 32, 0.1, 0.25
 
 
 class Gates(NamedTuple):
@@ -265,22 +266,20 @@ def cnn_weights(random: Random, channels: tuple[int, ...] = (16, 32), reduced: i
     """Where the training of `digits_cnn` begins; gates are half open."""
     stages = []
     for before, after in zip((1, *channels), channels, strict=False):
-        zeros = [np.zeros(n, dtype=np.float64) for n in (reduced, after, 1)]
+        zeros = [np.zeros(n, dtype=float) for n in (reduced, after, 1)]
         gates = Gates(_drawn(random, reduced, after), _drawn(random, after, reduced), _drawn(random, 1, 2, 3, 3), *zeros)
-        stages.append(Stage(_drawn(random, after, before, 3, 3), np.zeros(after, dtype=np.float64), gates))
-    return CnnWeights(tuple(stages), _drawn(random, CLASSES, channels[-1]), np.zeros(CLASSES, dtype=np.float64))
+        stages.append(Stage(_drawn(random, after, before, 3, 3), np.zeros(after, dtype=float), gates))
+    return CnnWeights(tuple(stages), _drawn(random, CLASSES, channels[-1]), np.zeros(CLASSES, dtype=float))
 
 
-def transformer_weights(random: Random, model: int = 24, hidden: int = 48, layers: int = 2) -> TransformerWeights:
+def transformer_weights(random: Random, model: int = 32, hidden: int = 64, layers: int = 2) -> TransformerWeights:
     """Where the training of `digits_transformer` begins."""
-    zeros, ones = np.zeros(model, dtype=np.float64), np.ones(model, dtype=np.float64)
-    norm = NormWeights(ones, zeros)
+    zeros = np.zeros(model, dtype=float)
+    norm = NormWeights(zeros + 1, zeros)
     encoder = []
     for _ in range(layers):
         attention = AttentionWeights(*(_drawn(random, model, model) for _ in range(4)), *[zeros] * 4)
-        network = FeedForwardWeights(
-            _drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=np.float64), zeros
-        )
+        network = FeedForwardWeights(_drawn(random, hidden, model), _drawn(random, model, hidden), np.zeros(hidden, dtype=float), zeros)
         encoder.append(EncoderLayerWeights(attention, network, norm, norm))
     return TransformerWeights(
         w_patch=_drawn(random, model, 1, 2 * PATCH, 2 * PATCH),
@@ -289,13 +288,13 @@ def transformer_weights(random: Random, model: int = 24, hidden: int = 48, layer
         layers=tuple(encoder),
         final_norm=norm,
         w_classes=_drawn(random, CLASSES, model),
-        b_classes=np.zeros(CLASSES, dtype=np.float64),
+        b_classes=np.zeros(CLASSES, dtype=float),
     )
 
 
 def _drawn(random: Random, *shape: int) -> Array:
     """Weights that keep the size of what they multiply: variance 1 / (number of inputs of one output)."""
-    return random.normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return random.normal(shape) / math.prod(shape[1:]) ** 0.5
 
 
 class Recipe(NamedTuple):
@@ -319,7 +318,7 @@ class Recipe(NamedTuple):
 
 RECIPES: dict[str, Recipe] = {
     "cnn": Recipe(digits_cnn, cnn_weights, 15, 1e-2),
-    "transformer": Recipe(digits_transformer, transformer_weights, 20, 5e-3),
+    "transformer": Recipe(digits_transformer, transformer_weights, 20, 4e-3),
 }
 
 
@@ -340,11 +339,20 @@ def dataset() -> Dataset:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # an extra
     except ImportError:
         raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[docs]'") from None
-    found = load_digits()
-    images, labels = found.images[:, None] / 16.0, found.target.astype(np.int64)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = np.reshape(pixels, (-1, 1, SIZE, SIZE)) / 16.0, np.asarray(digits, dtype=int)
     order = Random(0).permutation(len(labels))
     test, train = order[:TEST], order[TEST:]
     return Dataset(images[train], labels[train], images[test], labels[test])
+
+
+def shifted(random: Random, images: Array) -> Array:
+    """The images, some of them moved by a pixel: what leaves on one side is lost, and what comes in on the other is black."""
+    moved = random.booleans(SHIFTED, (len(images), 1, 1))
+    down, right = random.integers(-1, 2, (2, len(images), 1, 1)) * moved
+    framed = np.pad(images[:, 0], ((0, 0), (1, 1), (1, 1)))
+    each, row, column = np.arange(len(images))[:, None, None], np.arange(SIZE)[:, None], np.arange(SIZE)
+    return framed[each, 1 + row + down, 1 + column + right][:, None]
 
 
 def loss(model: Model) -> Callable[..., tuple[Array, Pullback]]:
@@ -374,7 +382,7 @@ class Epoch(NamedTuple):
     loss : float
         Mean over the batches of this epoch.
     train_accuracy, test_accuracy : float
-        Shares of the images that are read right, after it.
+        Shares of the images that are read right after it: of the first 360 to learn from, and of the test set.
     weights : record
         What has been learned.
     """
@@ -414,7 +422,8 @@ def train(name: Name, data: Dataset, *, epochs: int | None = None, seed: int = 0
         for _ in range(epochs):
             order = random.permutation(count)
             for i in range(0, count, BATCH):
-                yield data.train_images[order[i : i + BATCH]], data.train_labels[order[i : i + BATCH]]
+                chosen = order[i : i + BATCH]
+                yield shifted(random, data.train_images[chosen]), data.train_labels[chosen]
 
     def rate(step: int) -> float:
         return learning_rate / 2 * float(1 + np.cos(np.pi * step / (epochs * per_epoch)))
@@ -423,15 +432,15 @@ def train(name: Name, data: Dataset, *, epochs: int | None = None, seed: int = 0
     for number, step in enumerate(descend(loss(model), weights, batches(), rate), start=1):
         losses.append(step.loss)
         if number % per_epoch == 0:
-            train_accuracy = accuracy(model, step.weights, data.train_images, data.train_labels)
+            train_accuracy = accuracy(model, step.weights, data.train_images[:TEST], data.train_labels[:TEST])
             test_accuracy = accuracy(model, step.weights, data.test_images, data.test_labels)
             yield Epoch(number // per_epoch, sum(losses) / len(losses), train_accuracy, test_accuracy, step.weights)
             losses.clear()
 
 
 def save(path: str | Path, weights: Any, data: Dataset) -> None:
-    """Write weights in float32, with the first images of the test set, as `load` reads them."""
-    archive.save(path, Shipped(weights, data.test_images[:SHIPPED], data.test_labels[:SHIPPED]), np.float32)
+    """Write weights in float16, with the first images of the test set, as `load` reads them."""
+    archive.save(path, Shipped(weights, data.test_images[:SHIPPED], data.test_labels[:SHIPPED]), "float16")
 
 
 def load(name: Name, path: str | Path | None = None) -> Trained:
@@ -447,11 +456,11 @@ def load(name: Name, path: str | Path | None = None) -> Trained:
     Returns
     -------
     Trained
-        Weights in float64, some images that the model has not learned from, and the function.
+        Weights, some images that the model has not learned from, and the function.
     """
     if name not in get_args(Name):
         raise ValueError(f"name is {name!r}, but must be one of {', '.join(get_args(Name))}")
     model, first_weights, *_ = RECIPES[name]
-    none = np.zeros((0, 1, SIZE, SIZE), dtype=np.float64)
-    like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=np.int64))
+    none = np.zeros((0, 1, SIZE, SIZE), dtype=float)
+    like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=int))
     return Trained(*archive.load(path or Path(__file__).with_name(f"digits_{name}.npz"), like), model)

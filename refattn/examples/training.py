@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from refattn import optim
 from refattn._core import Pullback
-
-W = TypeVar("W")
 
 Loss: TypeAlias = Callable[..., tuple[Any, Pullback]]
 """From weights and a batch to the loss, and a pullback whose gradients hold ``"weights"``."""
@@ -29,7 +27,7 @@ class Step(NamedTuple):
     weights: Any
 
 
-def descend(loss: Loss, weights: W, batches: Iterable[tuple[Any, ...]], learning_rate: float | Callable[[int], float]) -> Iterator[Step]:
+def descend(loss: Loss, weights: Any, batches: Iterable[tuple[Any, ...]], learning_rate: float | Callable[[int], float]) -> Iterator[Step]:
     """One step of Adam for each batch.
 
     Parameters

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -59,8 +59,7 @@ class Table:
     def lines(self, width: int | None = None) -> list[str]:
         """The heading and the rows, without trailing blanks; with `width`, longer lines end in an ellipsis."""
         columns = [_aligned(heading, [row[i] for row in self.rows]) for i, heading in enumerate(self.columns)]
-        joined = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-        return [line if width is None or len(line) <= width else line[: width - 1] + "…" for line in joined]
+        return [_cut("  ".join(cells).rstrip(), width) for cells in zip(*columns, strict=True)]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -68,16 +67,63 @@ class Table:
     def print(self, file: TextIO | None = None) -> None:
         """Write to a file, standard output by default; cut to its width where that is a terminal."""
         out = sys.stdout if file is None else file
-        lines = self.lines(shutil.get_terminal_size().columns if out.isatty() else None)
-        if not is_coloured(out):
-            out.write("\n".join(lines) + "\n")
-            return
-        from rich.console import Console  # noqa: PLC0415  # an extra
-        from rich.text import Text  # noqa: PLC0415
+        _write(out, self.lines(_width(out)), ["bold", *self.styles])
 
-        console = Console(file=out)
-        for line, style in zip(lines, ["bold", *self.styles], strict=True):
-            console.print(Text(line, style), soft_wrap=True)
+
+class Lines:
+    """A table that is printed while it grows: the width of each column is known beforehand, from its heading and its format.
+
+    Parameters
+    ----------
+    columns : dict of str to str
+        The headings, and how the numbers below them are formatted.
+    file : text file, optional
+        Where to write; standard output by default.
+
+    Examples
+    --------
+    >>> import sys
+    >>> lines = Lines({"step": "4d", "loss": "8.4f"}, sys.stdout)
+    step      loss
+    >>> lines.row(1, 12.5)
+       1   12.5000
+    """
+
+    def __init__(self, columns: Mapping[str, str], file: TextIO | None = None) -> None:
+        self.out = sys.stdout if file is None else file
+        self.formats = list(columns.values())
+        self.widths = [max(len(heading), len(format(0, spec))) for heading, spec in columns.items()]
+        self._print(list(columns), "bold")
+
+    def row(self, *cells: float) -> None:
+        """Print one row."""
+        self._print([format(x, spec) for x, spec in zip(cells, self.formats, strict=True)])
+
+    def _print(self, cells: list[str], style: str = "") -> None:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(cells, self.widths, strict=True))
+        _write(self.out, [_cut(line, _width(self.out))], [style])
+        self.out.flush()
+
+
+def _write(out: TextIO, lines: list[str], styles: list[str]) -> None:
+    """Print lines, in colours where somebody sees them."""
+    if not is_coloured(out):
+        out.write("\n".join(lines) + "\n")
+        return
+    from rich.console import Console  # noqa: PLC0415  # an extra
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(file=out)
+    for line, style in zip(lines, styles, strict=True):
+        console.print(Text(line, style), soft_wrap=True)
+
+
+def _width(out: TextIO) -> int | None:
+    return shutil.get_terminal_size().columns if out.isatty() else None
+
+
+def _cut(line: str, width: int | None) -> str:
+    return line if width is None or len(line) <= width else line[: width - 1] + "…"
 
 
 def _aligned(heading: str, cells: list[str]) -> list[str]:
