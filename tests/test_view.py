@@ -19,7 +19,7 @@ from refattn._core.mechanism import outputs
 from refattn.blocks.weights import AttentionWeights, EncoderLayerWeights, FeedForwardWeights, NormWeights
 from refattn.view import AttentionMap, attention_maps, page, upsampled
 from refattn.view.colours import LIGHTNESS, scale
-from refattn.view.maps import grid_of
+from refattn.view.maps import grid_of, kind_of
 from refattn.view.view_command import digits_page
 from tests.enumeration import CALLS, MECHANISMS
 
@@ -173,6 +173,24 @@ def test_a_function_may_call_several_mechanisms_and_name_none():
     ]
 
 
+def test_two_calls_in_a_row_are_two():
+    assert list(attended(lambda: [refattn.softmax(np.zeros(2)) for _ in range(3)])) == ["softmax[0]", "softmax[1]", "softmax[2]"]
+    scores = np.zeros((1, 2, 2))  # with two outputs
+    assert list(attended(lambda: [refattn.masked_softmax(scores), refattn.masked_softmax(scores)])) == [
+        "masked_softmax[0]",
+        "masked_softmax[1]",
+    ]
+
+
+def test_a_gate_is_a_sigmoid_that_the_gate_itself_calls():
+    known = {m.__name__: m for m in MECHANISMS}
+    assert kind_of(("transformer", "cbam_channel", "sigmoid"), 0, known) == "gate"
+    assert kind_of(("cbam", "silu", "sigmoid"), 0, known) is None
+    assert kind_of(("sigmoid",), 0, known) is None
+    assert kind_of(("cbam", "masked_softmax"), 0, known) == "weights"
+    assert kind_of(("cbam", "masked_softmax"), 1, known) is None  # the log-sum-exp
+
+
 def test_what_a_pullback_computes_again_is_left_out():
     arguments = qkv()
 
@@ -320,7 +338,7 @@ def test_text_is_escaped():
     assert elements.text["li"] == HOSTILE
     assert elements.text["dt"] == ["<b>fact</b>"]
     assert data_of(text)["tokens"] == HOSTILE
-    assert "alert(1)</script>" not in text
+    assert not {"<", ">", "&"} & set(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
 
 
 PAGES = {"words": lambda: words_page()[0], "cnn": lambda: digits_page("cnn", 0)[0], "transformer": lambda: digits_page("transformer", 3)[0]}

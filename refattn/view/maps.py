@@ -102,7 +102,7 @@ def _add(calls: list[_Call], result: Result, known: Mapping[str, Mechanism[..., 
         calls[-1].seen = at
         return
     inner = _beneath(calls, result.path)
-    kind = _kind(result.path, at, known)
+    kind = kind_of(result.path, at, known)
     if inner or kind:
         calls.append(_Call(result.path, at, (kind, result.value) if kind else None, inner))
 
@@ -117,7 +117,8 @@ def _beneath(calls: list[_Call], path: tuple[str, ...]) -> list[_Call]:
     return taken
 
 
-def _kind(path: tuple[str, ...], output: int, known: Mapping[str, Mechanism[..., Any]]) -> Kind | None:
+def kind_of(path: tuple[str, ...], output: int, known: Mapping[str, Mechanism[..., Any]]) -> Kind | None:
+    """What an output of the last mechanism of a chain is; None where it is no attention."""
     if "weights" in known[path[-1]].spec.tags and output == 0:
         return "weights"
     if path[-1] == "sigmoid" and len(path) > 1 and "gate" in known[path[-2]].spec.tags:
@@ -134,7 +135,7 @@ def _named(calls: list[_Call], before: str) -> list[AttentionMap]:
         found += _named(call.inner, f"{before}{own}{SEPARATOR}")
         if call.map is not None:
             kind, array = call.map
-            kept = array.copy()
+            kept = array.copy()  # whoever called the mechanism may go on with its array in place
             kept.setflags(write=False)
             found.append(AttentionMap(f"{before}{own}", kind, kept))
     return found
