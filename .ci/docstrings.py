@@ -13,7 +13,8 @@ from numpydoc.validate import ERROR_MSGS, validate
 
 import refattn
 
-MODULES = ("refattn", "refattn.masks", "refattn.testing", *(f"refattn.examples.{name}" for name in ("digits", "series", "training")))
+EXAMPLES = ("digits", "series", "training")
+MODULES = ("refattn", "refattn.masks", "refattn.testing", "refattn.view", *(f"refattn.examples.{name}" for name in EXAMPLES))
 
 
 def public_names() -> Iterator[str]:

@@ -3,6 +3,7 @@ from refattn import interop as interop
 from refattn import masks as masks
 from refattn import optim as optim
 from refattn import testing as testing
+from refattn import view as view
 from refattn._core.hook import Result as Result
 from refattn._core.hook import hooked as hooked
 from refattn._core.mechanism import BadCall as BadCall
@@ -58,6 +59,7 @@ from refattn.attention.spatial import acmix as acmix
 from refattn.attention.spatial import attention_augmented_conv2d as attention_augmented_conv2d
 from refattn.attention.spatial import conv_attention_sum as conv_attention_sum
 from refattn.attention.spatial import local_attention_2d as local_attention_2d
+from refattn.attention.spatial import mean_weights as mean_weights
 from refattn.attention.spatial import non_local as non_local
 from refattn.attention.spatial import non_local_means as non_local_means
 from refattn.attention.spatial import pixel_self_attention as pixel_self_attention

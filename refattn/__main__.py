@@ -1,4 +1,4 @@
-"""The command ``refattn``: list the mechanisms, show one, check somebody's kernel, train a model."""
+"""The command ``refattn``: list the mechanisms, show one, check somebody's kernel, train a model, look at what it attends to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import refattn
-from refattn.view import catalogue, check_command, train_command
+from refattn.view import catalogue, check_command, train_command, view_command
 
 EXAMPLES = """\
 examples:
@@ -19,6 +19,7 @@ examples:
   refattn check torch                          is the installed PyTorch right?
   refattn check my_module:my_kernel softmax    is this function a softmax?
   refattn train digits-transformer             a model that learns to read digits, in seconds
+  refattn view --model transformer --open      what do the heads look at?
 
 exit status: 0 all is right, 1 something is wrong, 2 the command could not run
 """
@@ -46,6 +47,7 @@ def parser() -> ArgumentParser:
         ("show", "everything about one mechanism", catalogue.add_show_arguments, catalogue.run_show),
         ("check", "compare kernels with the reference", check_command.add_arguments, check_command.run_check),
         ("train", "train a small model with the gradients of this package", train_command.add_arguments, train_command.run_train),
+        ("view", "a page that shows what a model attends to", view_command.add_arguments, view_command.run_view),
     ):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         arguments(command)

@@ -9,12 +9,14 @@ import os
 import pty
 import subprocess
 import sys
+import webbrowser
 from pathlib import Path
 
 import pytest
 
 import refattn
 from refattn.__main__ import main
+from refattn.examples import digits
 from refattn.view import catalogue, table
 from tests.enumeration import EACH, MECHANISMS
 
@@ -149,6 +151,51 @@ def test_a_terminal_has_colours():
 
 def test_a_pipe_has_no_colours():
     assert "\x1b" not in refattn_command("list", env={**os.environ, "FORCE_COLOR": "1"}).stdout
+
+
+@pytest.mark.parametrize("model", ["cnn", "transformer"])
+def test_view_writes_a_page_and_says_what_it_shows(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["view", "--model", model]) == 0
+    written = tmp_path / f"attention_{model}.html"
+    heading, *lines, said, path = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["kind", "shape", "mechanisms"]
+    assert {line.split()[0] for line in lines if line} == {"gate" if model == "cnn" else "weights"}
+    assert said.startswith("image 0 is a ")
+    assert path == str(written)
+    assert written.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_view_takes_an_image_a_file_and_weights(tmp_path, capsys):
+    own = Path(digits.__file__).with_name("digits_cnn.npz")
+    first, second = tmp_path / "first.html", tmp_path / "second.html"
+    assert main(["view", "--image", "4", "--output", str(first), "--weights", str(own)]) == 0
+    assert main(["view", "--image", "4", "--output", str(second)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert "image 4 is a " in capsys.readouterr().out
+
+
+def test_view_opens_the_browser(tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    call = ["view", "--open", "--output", str(tmp_path / "a page.html")]
+    assert main(call) == 0
+    assert opened == [(tmp_path / "a page.html").as_uri()]
+    assert main(call) == 2
+    assert "no browser could be opened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--image", "-1"], "--image is -1, but must be in 0 to "),
+        (["--image", "999"], "--image is 999"),
+        (["--output", "/no/where.html"], "/no/"),
+    ],
+)
+def test_view_says_what_it_cannot_show(arguments, error, capsys):
+    assert main(["view", *arguments]) == 2
+    assert error in capsys.readouterr().err
 
 
 def test_decimal_points_stand_below_each_other():

@@ -118,7 +118,7 @@ def _softmax_samples(random: Random) -> Iterator[Sample]:
     yield Sample("not a number", {**inputs, "mask": mask, "sinks": sinks, "masked_rows": "nan"})
 
 
-@mechanism(samples=_softmax_samples)
+@mechanism(tags={"weights"}, samples=_softmax_samples)
 def masked_softmax(
     scores: Array, sinks: Array | None = None, *, mask: Booleans | None = None, masked_rows: MaskedRows = "zero"
 ) -> tuple[Weights, Pullback]:

@@ -252,7 +252,7 @@ def _segment_softmax_samples(random: Random) -> Iterator[Sample]:
     yield Sample("far from zero", {"x": 1000 * random.normal((5, 2)), "segments": np.asarray([1, 0, 1, 0, 1]), "num_segments": 2})
 
 
-@mechanism(samples=_segment_softmax_samples, bad_calls=_segment_bad_calls)
+@mechanism(tags={"weights"}, samples=_segment_softmax_samples, bad_calls=_segment_bad_calls)
 def segment_softmax(x: Array, segments: Integers, *, num_segments: int) -> tuple[Array, Pullback]:
     r"""Softmax over the rows of each segment.
 

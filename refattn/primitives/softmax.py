@@ -22,7 +22,7 @@ def _shifted(x: Array) -> tuple[Array, Array]:
     return x - shift, shift
 
 
-@mechanism(samples=_samples)
+@mechanism(tags={"weights"}, samples=_samples)
 def softmax(x: Array) -> tuple[Array, Pullback]:
     r"""Normalised exponential of the last axis.
 

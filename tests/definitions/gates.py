@@ -76,3 +76,10 @@ def cbam_spatial(x, w_spatial, b_spatial=None):
 
 def cbam(x, w_reduce, w_expand, w_spatial, b_reduce=None, b_expand=None, b_spatial=None):
     return cbam_spatial(cbam_channel(x, w_reduce, w_expand, b_reduce, b_expand), w_spatial, b_spatial)
+
+
+def mean_weights(scores):
+    y = np.zeros(scores.shape)
+    for at in np.ndindex(scores.shape):
+        y[at] = scores[at] / len(scores[at[:-1]])
+    return y

@@ -61,7 +61,7 @@ def _gated(context: Array, state: Array, w_gate: Array | None, b_gate: Array | N
     return output, pullback
 
 
-@mechanism(tags={"softmax"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
+@mechanism(tags={"softmax", "gate"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def region_attention(
     regions: Array,
     state: Array,

@@ -12,6 +12,7 @@ from refattn.attention.spatial.conv_attention import attention_augmented_conv2d,
 from refattn.attention.spatial.local_attention import local_attention_2d
 from refattn.attention.spatial.non_local import non_local
 from refattn.attention.spatial.non_local_means import non_local_means
+from refattn.attention.spatial.pairs import mean_weights
 from refattn.attention.spatial.pixel_self_attention import pixel_self_attention
 from refattn.attention.spatial.residual_attention import residual_attention
 from refattn.attention.spatial.weights import AcmixWeights, ConvAttentionWeights
@@ -23,6 +24,7 @@ __all__ = [
     "attention_augmented_conv2d",
     "conv_attention_sum",
     "local_attention_2d",
+    "mean_weights",
     "non_local",
     "non_local_means",
     "pixel_self_attention",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback
+from refattn._core import Array, Grads, Pullback, Random, Sample, mechanism
 from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from refattn.primitives.activation import relu
 from refattn.primitives.arithmetic import add, matmul
-from refattn.primitives.attention_stages import scaled
 from refattn.primitives.linear import linear
 
 Pair: TypeAlias = Literal["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
@@ -69,9 +69,50 @@ def _by_concatenation(theta: Array, phi: Array, g: Array, w_concat: Array) -> tu
     return output, pullback
 
 
+def _mean_samples(random: Random) -> Iterator[Sample]:
+    yield Sample("plain", {"scores": random.normal((2, 3, 4))})
+    yield Sample("one key", {"scores": random.normal((3, 1))})
+
+
+@mechanism(tags={"weights"}, samples=_mean_samples)
+def mean_weights(scores: Array) -> tuple[Array, Pullback]:
+    r"""Scores divided by the number of keys: weights that need not be positive, nor sum to 1.
+
+    Parameters
+    ----------
+    scores : array, shape (..., key_len)
+        Scores.
+
+    Returns
+    -------
+    array, shape (..., key_len)
+        Weights.
+
+    Notes
+    -----
+    With N keys,
+
+    .. math::
+
+        p_j = s_j / N, \qquad \bar s_j = \bar p_j / N
+
+    References
+    ----------
+    .. [1] Wang et al., "Non-local Neural Networks", CVPR 2018, section 3. arXiv:1711.07971.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.mean_weights(np.array([3.0, -1.0]))
+    array([ 1.5, -0.5])
+    """
+    count = max(scores.shape[-1], 1)
+    return scores / count, lambda dy: {"scores": dy / count}
+
+
 def _mean(scores: Array, g: Array) -> tuple[Array, Pullback]:
-    """The scores divided by the number of positions compared with, times what these give."""
-    weights, scale_pullback = scaled.vjp(scores, 1 / max(scores.shape[-1], 1))
+    """What the positions give, weighted by their scores divided by the number of positions."""
+    weights, scale_pullback = mean_weights.vjp(scores)
     output, product_pullback = matmul.vjp(weights, g)
 
     def pullback(dy: Array) -> Grads:

@@ -1,0 +1,1 @@
+"""Pages in a browser: Debian's chromium and chromium-driver, led by Selenium."""
