@@ -176,8 +176,14 @@ def test_longdouble_is_refused():
 
 
 @pytest.mark.parametrize(("twin", "reference"), TWINS)
-def test_bad_calls_are_refused_before_a_kernel_runs(twin, reference):
-    for m in (twin, reference):
+def test_bad_calls_of_the_reference_are_refused(twin, reference):
+    for call in reference.spec.bad_calls(Random(0)) if reference.spec.bad_calls else ():
+        with pytest.raises(call.error, match=call.match):
+            twin(**call.arguments)
+
+
+def test_bad_calls_are_refused_before_a_kernel_runs():
+    for m in (ATTENTION, REFERENCE):
         x = np.zeros((2, 3, 4))
         with pytest.raises(refattn.ShapeError, match="key_len is 4 in value, but 3 in key"):
             m(x, x, np.zeros((2, 4, 4)))
