@@ -23,6 +23,7 @@ def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
         with using():
             return rule(*args, **kwargs)
 
+    fast.__module__ = __name__
     return twin_of(reference, like=reference)(fast)
 
 

@@ -124,10 +124,11 @@ def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
 
 
 def _pullback_of(reference: Mechanism[..., Any], given: dict[str, Any], dtype: np.dtype[Any]) -> Pullback:
-    """The reference's pullback: who decodes needs none, but a test may ask."""
+    """The reference's pullback, in float64: who decodes needs none, but a test may ask."""
 
     def pullback(*cotangents: Array | None) -> dict[str, Any]:
-        grads = reference.vjp(**given)[1](*cotangents)
+        exact = {path: x.astype(np.float64) for path, leaf, x in reference.spec.facts.leaves(given) if leaf.is_real and np.ndim(x)}
+        grads = reference.vjp(**{**given, **exact})[1](*(None if d is None else d.astype(np.float64) for d in cotangents))
         return {name: g.astype(dtype) for name, g in grads.items()}
 
     return pullback
