@@ -1,9 +1,38 @@
 """The fast twin of `refattn`: the same names, signatures and checks, compiled by Numba for all cores.
 
-Arguments are computed in float64 where one of them has it, in float32 otherwise (float16 and bfloat16 included).
+Arguments are computed in float64 where one of them has it, in float32 otherwise (float16 and bfloat16 included). Caches are read
+in the types in which they are stored, float8 and int8 included. What is made of others is the reference's own body over fast parts.
 """
 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
+from refattn_numba.composites import (
+    multi_head_attention,
+    transformer,
+    transformer_decoder,
+    transformer_decoder_layer,
+    transformer_encoder,
+    transformer_encoder_layer,
+    varlen_attention,
+    varlen_attention_with_lse,
+)
+from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
 
-__all__ = ["scaled_dot_product_attention", "scaled_dot_product_attention_with_lse", "twins", "using"]
+__all__ = [
+    "decode_attention",
+    "decode_attention_with_lse",
+    "multi_head_attention",
+    "paged_attention",
+    "paged_attention_with_lse",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_with_lse",
+    "transformer",
+    "transformer_decoder",
+    "transformer_decoder_layer",
+    "transformer_encoder",
+    "transformer_encoder_layer",
+    "twins",
+    "using",
+    "varlen_attention",
+    "varlen_attention_with_lse",
+]

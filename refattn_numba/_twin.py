@@ -12,7 +12,6 @@ import numpy as np
 from refattn import Mechanism
 from refattn import using as using_these
 from refattn._core import Pullback
-from refattn._core.arrays import is_low_precision
 from refattn._core.mechanism import with_vjp
 
 P = ParamSpec("P")
@@ -23,20 +22,20 @@ _TWINS: dict[str, Mechanism[..., Any]] = {}
 
 def precision(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype to compute and return in: float64 where an argument has it, float32 otherwise."""
-    found = np.result_type(np.float32, *(d for d in dtypes if not is_low_precision(d)))
+    found = np.result_type(np.float32, *(d for d in dtypes if d.kind == "f"))
     if found not in {np.dtype(np.float32), np.dtype(np.float64)}:
         raise TypeError(f"an argument is {found}, but a compiled kernel takes at most float64: use the reference in refattn")
     return found
 
 
 def twin_of(
-    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None
+    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None, stored: bool = False
 ) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
     """Give a fast rule its reference's face; refuse a rule whose parameters differ.
 
     Shapes, options and dtypes are checked as the reference's docstring states before the rule sees them, so that a kernel,
     which has no bounds checks, never reads or writes outside an array. With `like`, the rule takes ``*args, **kwargs`` for
-    that function, whose parameters are compared in its place.
+    that function, whose parameters are compared in its place. With `stored`, it gets arrays in the types in which they are stored.
     """
 
     def decorate(rule: Callable[..., tuple[Y, Pullback]]) -> Mechanism[P, Y]:
@@ -46,7 +45,7 @@ def twin_of(
         if rule.__name__ != reference.__name__ or ours != theirs:
             raise TypeError(f"{rule.__module__}.{rule.__name__}: name or parameters differ from {reference.spec.module}")
         rule.__doc__ = reference.__doc__
-        made = with_vjp(reference.spec, rule, precision=precision)
+        made = with_vjp(reference.spec, rule, precision=None if stored else precision)
         _TWINS[reference.__name__] = made
         return cast("Mechanism[P, Y]", made)
 

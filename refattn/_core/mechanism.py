@@ -115,19 +115,29 @@ class Spec:
         """Default values of the options."""
         return {n: p.default for n, p in self.signature.parameters.items() if p.default is not inspect.Parameter.empty}
 
-    def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision = working_dtype) -> dict[str, Any]:
-        """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError."""
+    def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision | None = working_dtype) -> dict[str, Any]:
+        """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError.
+
+        Without a precision, arrays stay in the types in which they are stored.
+        """
+        stored = precision is None
         arrays = {
-            a: _arrays(f"{self.name}: {a}", f, bound[a], optional=a in self.defaults) for a, f in self.facts.arguments.items() if a in bound
+            a: _arrays(f"{self.name}: {a}", f, bound[a], optional=a in self.defaults, stored=stored)
+            for a, f in self.facts.arguments.items()
+            if a in bound
         }
         try:
-            dtype = precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
+            dtype = (
+                None
+                if precision is None
+                else precision(*(x.dtype for _, leaf, x in self.facts.leaves(arrays) if leaf.is_real and not is_scalar(x)))
+            )
         except TypeError as error:
             raise TypeError(f"{self.name}: {error}") from None
         given = {}
         for name, x in bound.items():
             if name in arrays:
-                given[name] = arrays[name] if nested else _cast(arrays[name], dtype)
+                given[name] = arrays[name] if nested or dtype is None else _cast(arrays[name], dtype)
             else:
                 given[name] = _plain(x)
                 self.facts.options[name].check(f"{self.name}: {name}", given[name])
@@ -290,8 +300,11 @@ def mechanism(
     return decorate
 
 
-def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision: Precision = working_dtype) -> Any:
-    """The function that users call: it accepts arguments as `spec` states, and has `rule` compute in one precision."""
+def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision: Precision | None = working_dtype) -> Any:
+    """The function that users call: it accepts arguments as `spec` states, and has `rule` compute in one precision.
+
+    Without a precision, `rule` gets arrays in the types in which they are stored.
+    """
 
     @functools.wraps(rule)
     def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
@@ -401,24 +414,24 @@ def _real(name: str, x: Any) -> Array:
     return array
 
 
-def _arrays(path: str, fact: Fact, x: Any, *, optional: bool) -> Any:
+def _arrays(path: str, fact: Fact, x: Any, *, optional: bool, stored: bool = False) -> Any:
     """The leaves of one argument as arrays of the stated kind; a record may be None where it is optional."""
     if isinstance(fact, Leaf):
-        return _array(path, fact, x)
+        return _array(path, fact, x, stored)
     if x is None and optional:
         return None
     got = "None" if x is None else f"a {type(x).__name__}"
     if isinstance(fact, tuple):
         if not isinstance(x, (tuple, list)) or hasattr(x, "_fields"):
             raise TypeError(f"{path} is {got}, but must be a tuple")
-        return tuple(_arrays(f"{path}.{i}", fact[0], part, optional=False) for i, part in enumerate(x))
+        return tuple(_arrays(f"{path}.{i}", fact[0], part, optional=False, stored=stored) for i, part in enumerate(x))
     if not isinstance(x, fact):
         raise TypeError(f"{path} is {got}, but must be {fact.__name__}")
     absent = cast("Any", fact)._field_defaults
-    return fact(*(_arrays(f"{path}.{n}", f, getattr(x, n), optional=n in absent) for n, f in record_facts(fact).items()))
+    return fact(*(_arrays(f"{path}.{n}", f, getattr(x, n), optional=n in absent, stored=stored) for n, f in record_facts(fact).items()))
 
 
-def _array(name: str, leaf: Leaf, x: Any) -> Any:
+def _array(name: str, leaf: Leaf, x: Any, stored: bool) -> Any:
     if x is None:
         if leaf.absent:
             return None
@@ -434,7 +447,7 @@ def _array(name: str, leaf: Leaf, x: Any) -> Any:
     if leaf.kind == "int" and array.dtype.kind not in "iu":
         raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
     if leaf.kind == "int or real" and array.dtype.kind in "iu":
-        return array.astype(np.float64)
+        return array if stored else array.astype(np.float64)
     if leaf.is_real and not is_real(array.dtype):
         raise TypeError(f"{name} is {array.dtype}, but must be floating point")
     return array

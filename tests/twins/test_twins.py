@@ -13,6 +13,7 @@ pytest.importorskip("numba")
 import refattn
 import refattn_numba
 from refattn import testing
+from refattn._core import tree
 from refattn._core.mechanism import outputs
 from refattn._core.random import Random
 from refattn_numba._twin import twin_of
@@ -33,7 +34,8 @@ def agree(twin, reference, arguments, tolerance=1e-12):
     ds = testing.cotangents(want)
     grads, want_grads = pullback(*ds), want_pullback(*ds)
     assert grads.keys() == want_grads.keys()
-    pairs = [*zip(outputs(y), outputs(want), strict=True), *((grads[n], want_grads[n]) for n in grads)]
+    of_leaves = zip(tree.leaves(grads), tree.leaves(want_grads), strict=True)
+    pairs = [*zip(outputs(y), outputs(want), strict=True), *((got, exact) for (_, got), (_, exact) in of_leaves)]
     for got, exact in pairs:
         scale = max(1.0, np.abs(exact[np.isfinite(exact)]).max(initial=0))
         np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance * scale)
@@ -176,8 +178,14 @@ def test_longdouble_is_refused():
 
 
 @pytest.mark.parametrize(("twin", "reference"), TWINS)
-def test_bad_calls_are_refused_before_a_kernel_runs(twin, reference):
-    for m in (twin, reference):
+def test_bad_calls_of_the_reference_are_refused(twin, reference):
+    for call in reference.spec.bad_calls(Random(0)) if reference.spec.bad_calls else ():
+        with pytest.raises(call.error, match=call.match):
+            twin(**call.arguments)
+
+
+def test_bad_calls_are_refused_before_a_kernel_runs():
+    for m in (ATTENTION, REFERENCE):
         x = np.zeros((2, 3, 4))
         with pytest.raises(refattn.ShapeError, match="key_len is 4 in value, but 3 in key"):
             m(x, x, np.zeros((2, 4, 4)))

@@ -120,7 +120,7 @@ def paged_attention_with_lse(
     >>> refattn.paged_attention_with_lse(np.zeros((2, 1, 1, 1)), pages, pages, table, np.array([2, 4])).lse.ravel() / np.log(2)
     array([1., 2.])
     """
-    _refuse_missing_pages(block_table, lengths, key_pages.shape[-2])
+    refuse_missing_pages(block_table, lengths, key_pages.shape[-2])
     pools = {"key": key_pages, "value": value_pages}
     factors = {"key_scale": key_scale, "value_scale": value_scale}
     arrays = {name: x for name, x in factors.items() if isinstance(x, np.ndarray)}
@@ -185,7 +185,8 @@ def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     return attended.output, lambda d_output: pullback(d_output, np.zeros_like(attended.lse))
 
 
-def _refuse_missing_pages(table: Integers, lengths: Integers, page_size: int) -> None:
+def refuse_missing_pages(table: Integers, lengths: Integers, page_size: int) -> None:
+    """ValueError where a sequence reaches a page that its table does not name."""
     firsts = page_size * np.arange(table.shape[-1])
     missing = (table < 0) & (firsts < lengths[..., None])
     if missing.any():

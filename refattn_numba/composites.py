@@ -1,0 +1,37 @@
+"""What is made of fast parts: the body is the reference's, in the precision of its arguments, with each part the fast one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ParamSpec, TypeVar, cast
+
+import refattn
+from refattn import Mechanism
+from refattn._core import Pullback
+from refattn_numba._twin import twin_of, using
+
+P = ParamSpec("P")
+Y = TypeVar("Y")
+
+
+def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
+    """The reference's own rule, whose parts are looked up among the fast ones; each of these compiles on its first call."""
+    rule = cast("Any", reference).spec.rule
+
+    @functools.wraps(rule)
+    def fast(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+        with using():
+            return rule(*args, **kwargs)
+
+    fast.__module__ = __name__
+    return twin_of(reference, like=reference)(fast)
+
+
+multi_head_attention = composite(refattn.multi_head_attention)
+transformer_encoder_layer = composite(refattn.transformer_encoder_layer)
+transformer_decoder_layer = composite(refattn.transformer_decoder_layer)
+transformer_encoder = composite(refattn.transformer_encoder)
+transformer_decoder = composite(refattn.transformer_decoder)
+transformer = composite(refattn.transformer)
+varlen_attention = composite(refattn.varlen_attention)
+varlen_attention_with_lse = composite(refattn.varlen_attention_with_lse)
