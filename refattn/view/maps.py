@@ -56,7 +56,7 @@ def attention_maps(function: Callable[P, Y], *args: P.args, **kwargs: P.kwargs) 
     """Call a function, and return with its output the attention of every mechanism in it.
 
     Weights are what mechanisms tagged "weights" return (`softmax`, `masked_softmax`, ...), before dropout. Gates are what a
-    `sigmoid` returns that a mechanism tagged "gate" calls itself. What a pullback computes again is left out, and what runs in a
+    `sigmoid` returns that a mechanism tagged "gate" calls itself; a mask that is made otherwise is not seen. What a pullback computes again is left out, and what runs in a
     twin is not seen.
 
     Parameters

@@ -179,7 +179,7 @@ def add_rows(weights: Array, block: Array, sums: Array, decay: Any, first: int, 
 
 
 @compiled
-def load_numbers(stored: Stored, page: int, head: int, first: int, count: int, block: Array) -> None:
+def load_numbers(stored: Stored, page: Any, head: Any, first: Any, count: int, block: Array) -> None:
     """Turn `count` positions of a page into rows of numbers."""
     at = page * stored.page_step + head * stored.head_step + first * stored.row_step
     by = page * stored.factor_page + head * stored.factor_head + first * stored.factor_row
@@ -236,7 +236,7 @@ def _decode_rows(codes: Any, kind: int, at: int, step: int, count: int, block: A
 
 
 @compiled
-def _small_float(code: int, sign: int, shift: int, mask: int, special: int, bias: int) -> float:
+def _small_float(code: int, sign: int, shift: int, mask: int, special: int, bias: int) -> Any:
     """A small floating format: its exponent and mantissa where float32 has them, times 2 to the difference of the biases.
 
     Bits that are `special` under `mask` are not numbers, or infinite where the mantissa is 0.
