@@ -12,9 +12,7 @@ from numba.extending import intrinsic
 LINE = 64  # bytes that arrive together
 
 
-@intrinsic
-def prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Bring the line of an element of an array near, to be read; an element outside the array is no error."""
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
     if not isinstance(array, types.Array):
         raise TypeError(f"prefetch takes an array, not {array}")
 
@@ -28,3 +26,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), build
+
+
+prefetch: Any = intrinsic(_prefetch)
+"""``prefetch(array, index)`` brings the line of an element near, to be read; an element outside the array is no error."""
