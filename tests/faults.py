@@ -120,6 +120,7 @@ FAULTS = (
     Fault("distances summed over channels", MEANS, "np.sqrt(taps / channels)", "np.sqrt(taps)", "non_local_means"),
     Fault("gradient of h of another sign", MEANS, "2 / bandwidth**3", "-2 / bandwidth**3", "non_local_means"),
     Fault("a pixel is the largest of its others", MEANS, "others = near & (pixels[:, None] != pixels)", "others = near & (pixels >= 0)", "non_local_means"),
+    Fault("rows that are not compared reach gradients", "primitives/distance.py", "masked_matmul(d, b, compared)", "d @ b", "squared_distances"),
     Fault("a distance has one end", "primitives/distance.py", '"b": 2 * (d.sum(axis=-2)[..., None] * of_b - ', '"b": 0 * (b - ', "squared_distances"),
     Fault("mask's length is not 1", RESIDUAL, "1 / np.sqrt(logits.dtype.type(logits.shape[1]))", "1.0", "residual_attention"),
     Fault("no gradient beside the mask", RESIDUAL, '"trunk": d_sum["a"] + d_product["b"]', '"trunk": d_product["b"]', "residual_attention"),

@@ -232,3 +232,12 @@ def test_a_patch_as_narrow_as_its_middle():
     x = Random(2).normal((1, 1, 4, 4))
     narrow = refattn.non_local_means(x, 1.25, patch_size=3, patch_std=1e-200)
     np.testing.assert_array_equal(narrow, refattn.non_local_means(x, 1.25, patch_size=1))
+
+
+def test_rows_that_are_not_compared_have_no_gradient():
+    a, b, mask = Random(3).normal((3, 4)), Random(4).normal((2, 4)), np.array([[True, False], [False, False], [True, False]])
+    a[1], b[1] = np.nan, np.inf
+    y, pullback = refattn.squared_distances.vjp(a, b, mask=mask)
+    d = pullback(np.ones_like(y))
+    assert not y[~mask].any() and not d["a"][1].any() and not d["b"][1].any()
+    np.testing.assert_allclose(d["a"][::2], 2 * (a[::2] - b[0]), **EXACT)

@@ -330,7 +330,9 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision
                 y, pullback = rule(**given)
         except (ValueError, TypeError) as error:
             if outer:
-                error.add_note(f"in {outer[-1]}")
+                named = getattr(error, "__notes__", ()) or str(error).startswith(f"{spec.name}: ")
+                for name in (outer[-1],) if named else (spec.name, outer[-1]):
+                    error.add_note(f"in {name}")
             raise
         finally:
             hook.PATH.reset(token)

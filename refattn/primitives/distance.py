@@ -15,6 +15,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("nothing to sum", {"a": random.normal((3, 0)), "b": random.normal((2, 0))})
     far = {"a": random.normal((2, 3, 4)), "b": random.normal((2, 5, 4)), "mask": random.booleans(0.6, (3, 5))}
     far["b"][0, 2, 1], far["mask"][:, 2] = np.nan, False
+    far["a"][1, 0, 2], far["mask"][0] = np.inf, False
     yield Sample("some pairs", far)
 
 
