@@ -73,7 +73,7 @@ def non_local_means(
     padding_mode : {"zeros", "reflect", "replicate", "circular"}, optional
         What patches hold beyond the border; such pixels are compared, but never averaged.
     self_weight : {"own", "largest"}, optional
-        Weight of a pixel in its own mean before the division by the sum: 1 by the paper's equation, more than that of all others; or
+        Weight of a pixel in its own mean before the division by the sum: 1 by the paper's equation, which no other exceeds; or
         the largest of the others', as is common practice.
 
     Returns

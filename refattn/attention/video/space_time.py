@@ -341,7 +341,7 @@ def divided_space_time_attention(x: Array, weights: DividedWeights, *, num_heads
 
     References
     ----------
-    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (6), (8)
+    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (6) to (8)
        and (11), here without the class token. arXiv:2102.05095.
 
     Examples
@@ -404,8 +404,8 @@ def divided_space_time_attention_with_class_token(
 
     References
     ----------
-    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (6), (7),
-       (8) and (11); the authors' program is facebookresearch/TimeSformer. arXiv:2102.05095.
+    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (6) to (8)
+       and (11); the authors' program is facebookresearch/TimeSformer. arXiv:2102.05095.
 
     Examples
     --------
