@@ -1,4 +1,4 @@
-"""Attention of the patches of a video to each other: to all at once, or over time and then over space."""
+"""Attention of the patches of a video over time, and then over space."""
 
 from __future__ import annotations
 
@@ -8,26 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
+from refattn.attention.video.sequences import Video, over_sequences
 from refattn.blocks.draws import attention_weights, norm_weights
-from refattn.blocks.sublayers import Sublayer, residual, self_attention
+from refattn.blocks.sublayers import Sublayer, self_attention
 from refattn.blocks.weights import AttentionWeights, NormWeights
 from refattn.primitives.linear import linear
 from refattn.primitives.reductions import mean_over
-
-
-class JointWeights(NamedTuple):
-    """Weights of `joint_space_time_attention`.
-
-    Attributes
-    ----------
-    attention : AttentionWeights
-        Of the attention.
-    norm : NormWeights
-        Of the norm before it.
-    """
-
-    attention: AttentionWeights
-    norm: NormWeights
 
 
 class DividedWeights(NamedTuple):
@@ -57,95 +43,45 @@ class DividedWeights(NamedTuple):
     b_time: Array | None = None
 
 
-class Video(NamedTuple):
-    """The patches of a video, and the token that stands for all of it."""
-
-    output: Array
-    class_token: Array
-
-
-def _joint_weights(random: Random, model: int = 4, *, biases: bool = True) -> JointWeights:
-    return JointWeights(attention_weights(random, model, biases=biases), norm_weights(random, model))
-
-
-def _divided_weights(random: Random, model: int = 4, *, biases: bool = True) -> DividedWeights:
+def _weights(random: Random, model: int = 4, *, biases: bool = True) -> DividedWeights:
     time, space = (attention_weights(random, model, biases=biases) for _ in range(2))
     after = (random.normal((model, model)) / 2, random.normal(model)) if biases else ()
     return DividedWeights(time, space, norm_weights(random, model), norm_weights(random, model), *after)
 
 
-def _joint_samples(random: Random) -> Iterator[Sample]:
-    inputs = {"x": random.normal((2, 3, 2, 4)), "weights": _joint_weights(random), "num_heads": 2}
-    yield Sample("plain", inputs)
-    yield Sample("no biases", {**inputs, "weights": _joint_weights(random, biases=False)._replace(norm=NormWeights()), "eps": 0.25})
-    yield Sample("one video", {**inputs, "x": inputs["x"][0], "num_heads": 1})
-
-
-def _joint_class_samples(random: Random) -> Iterator[Sample]:
-    for sample in _joint_samples(random):
-        x = sample.arguments["x"]
-        yield Sample(sample.name, {**sample.arguments, "class_token": random.normal((*x.shape[:-3], x.shape[-1]))})
-
-
-def _divided_samples(random: Random) -> Iterator[Sample]:
-    inputs = {"x": random.normal((2, 3, 2, 4)), "weights": _divided_weights(random), "num_heads": 2}
+def _samples(random: Random) -> Iterator[Sample]:
+    inputs = {"x": random.normal((2, 3, 2, 4)), "weights": _weights(random), "num_heads": 2}
     yield Sample("as the program", inputs)
     yield Sample("as the paper", {**inputs, "weights": inputs["weights"]._replace(w_time=None, b_time=None)})
-    yield Sample("no biases", {**inputs, "weights": _divided_weights(random, biases=False)._replace(norm_time=NormWeights()), "eps": 0.25})
+    yield Sample("no biases", {**inputs, "weights": _weights(random, biases=False)._replace(norm_time=NormWeights()), "eps": 0.25})
     yield Sample("one video", {**inputs, "weights": inputs["weights"]._replace(b_time=None), "x": inputs["x"][0], "num_heads": 1})
 
 
-def _divided_class_samples(random: Random) -> Iterator[Sample]:
-    for sample in _divided_samples(random):
+def _class_samples(random: Random) -> Iterator[Sample]:
+    for sample in _samples(random):
         x = sample.arguments["x"]
         given = {**sample.arguments, "class_token": random.normal((*x.shape[:-3], x.shape[-1]))}
         yield Sample(sample.name, {**given, "class_in_time": True} if sample.name == "as the paper" else given)
 
 
-def _divided_bad_calls(random: Random) -> Iterator[BadCall]:
-    inputs = {"x": random.normal((2, 3, 2, 4)), "weights": _divided_weights(random), "num_heads": 2}
+def _bad_calls(random: Random) -> Iterator[BadCall]:
+    inputs = {"x": random.normal((2, 3, 2, 4)), "weights": _weights(random), "num_heads": 2}
     no_layer = inputs["weights"]._replace(w_time=None)
     yield BadCall("no layer to add to", {**inputs, "weights": no_layer}, ValueError, "weights.b_time is given, but weights.w_time is None")
     yield BadCall("heads that do not divide", {**inputs, "num_heads": 3}, ValueError, r"num_heads \* head_dim is 4 in")
 
 
-def _divided_class_bad_calls(random: Random) -> Iterator[BadCall]:
-    for bad in _divided_bad_calls(random):
+def _class_bad_calls(random: Random) -> Iterator[BadCall]:
+    for bad in _bad_calls(random):
         yield BadCall(bad.name, {**bad.arguments, "class_token": random.normal((2, 4))}, bad.error, bad.match)
 
 
-def _joint_benchmark(random: Random) -> dict[str, Any]:
-    return {"x": random.normal((1, 8, 49, 256)), "weights": _joint_weights(random, 256), "num_heads": 8}
+def _benchmark(random: Random) -> dict[str, Any]:
+    return {"x": random.normal((1, 8, 49, 256)), "weights": _weights(random, 256), "num_heads": 8}
 
 
-def _joint_class_benchmark(random: Random) -> dict[str, Any]:
-    return {**_joint_benchmark(random), "class_token": random.normal((1, 256))}
-
-
-def _divided_benchmark(random: Random) -> dict[str, Any]:
-    return {"x": random.normal((1, 8, 49, 256)), "weights": _divided_weights(random, 256), "num_heads": 8}
-
-
-def _divided_class_benchmark(random: Random) -> dict[str, Any]:
-    return {**_divided_benchmark(random), "class_token": random.normal((1, 256))}
-
-
-def _sequences(x: Array, class_token: Array | None, sublayer: Sublayer, norm: NormWeights, eps: float) -> tuple[Video, Pullback]:
-    """A sublayer and its residual over each sequence of tokens, (..., sequences, length, model_dim).
-
-    A class token is put before each sequence; what the sequences make of it comes out for each of them, in an axis of 1, or of 0
-    where there is no class token.
-    """
-    lead, first = x.shape[:-2], 0 if class_token is None else 1
-    copies = x[..., :0, :] if class_token is None else np.broadcast_to(class_token[..., None, None, :], (*lead, 1, x.shape[-1]))
-    tokens = np.concatenate([copies, x], axis=-2)
-    made, residual_pullback = residual(tokens, sublayer, norm, norm="pre", eps=eps, keep=None, dropout_rate=0.0)
-
-    def pullback(d_x: Array, d_class: Array) -> Grads:
-        d = residual_pullback(np.concatenate([d_class, d_x], axis=-2))
-        return {**d, "x": d["x"][..., first:, :], "class_token": d["x"][..., :first, :].sum(axis=(-3, -2))}
-
-    return Video(made[..., first:, :], made[..., :first, :]), pullback
+def _class_benchmark(random: Random) -> dict[str, Any]:
+    return {**_benchmark(random), "class_token": random.normal((1, 256))}
 
 
 def _projected(attention: Sublayer, weight: Array, bias: Array | None) -> Sublayer:
@@ -164,19 +100,6 @@ def _projected(attention: Sublayer, weight: Array, bias: Array | None) -> Sublay
     return sublayer
 
 
-def _joint(x: Array, class_token: Array | None, weights: JointWeights, num_heads: int, eps: float) -> tuple[Video, Pullback]:
-    """All patches, and the class token where there is one, as one sequence."""
-    *lead, frames, patches, model_dim = x.shape
-    attention = self_attention(weights.attention, num_heads=num_heads)
-    flat, flat_pullback = _sequences(x.reshape(*lead, 1, frames * patches, model_dim), class_token, attention, weights.norm, eps)
-
-    def pullback(d_x: Array, d_class: Array) -> Grads:
-        d = flat_pullback(d_x.reshape(flat.output.shape), d_class[..., None, :, :])
-        return {"x": d["x"].reshape(x.shape), "class_token": d["class_token"], "weights": JointWeights(d["weights"], d["norm"])}
-
-    return Video(flat.output.reshape(x.shape), flat.class_token[..., 0, :, :]), pullback
-
-
 def _divided(
     x: Array, class_token: Array | None, weights: DividedWeights, num_heads: int, class_in_time: bool, eps: float
 ) -> tuple[Video, Pullback]:
@@ -188,8 +111,8 @@ def _divided(
     elif weights.b_time is not None:
         raise ValueError("weights.b_time is given, but weights.w_time is None")
     in_time = class_token if class_in_time else None
-    timed, time_pullback = _sequences(x.swapaxes(-3, -2), in_time, over_time, weights.norm_time, eps)
-    spaced, space_pullback = _sequences(timed.output.swapaxes(-3, -2), class_token, over_space, weights.norm_space, eps)
+    timed, time_pullback = over_sequences(x.swapaxes(-3, -2), in_time, over_time, weights.norm_time, eps)
+    spaced, space_pullback = over_sequences(timed.output.swapaxes(-3, -2), class_token, over_space, weights.norm_space, eps)
 
     def pullback(d_x: Array, d_class: Array) -> Grads:
         d_space = space_pullback(d_x, d_class)
@@ -203,111 +126,7 @@ def _divided(
     return spaced, pullback
 
 
-@mechanism(tags={"softmax", "quadratic"}, samples=_joint_samples, benchmark=_joint_benchmark)
-def joint_space_time_attention(x: Array, weights: JointWeights, *, num_heads: int, eps: float = 1e-5) -> tuple[Array, Pullback]:
-    r"""Let each patch of a video look at all patches of all frames.
-
-    Parameters
-    ----------
-    x : array, shape (..., frames, patches, model_dim)
-        Patches.
-    weights : JointWeights
-        Weights of attention and norm.
-    num_heads : positive int
-        Heads of the attention.
-    eps : non-negative float, optional
-        Added to the variance in the norm.
-
-    Returns
-    -------
-    array, shape (..., frames, patches, model_dim)
-        Patches, each with what it has seen added.
-
-    Notes
-    -----
-    Sizes: ``model_dim >= 1``.
-
-    The paper's block goes on with a residual around a network: `feed_forward` of `layer_norm`.
-
-    .. math::
-
-        y = x + f(N(x)), \qquad \bar x = \bar y + N^*(f^*(\bar y))
-
-    where N is the layer norm, f is `multi_head_attention` over all patches as one sequence, and stars are pullbacks.
-
-    References
-    ----------
-    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (5), (7)
-       and (8), here without the class token. arXiv:2102.05095.
-
-    Examples
-    --------
-    >>> import numpy as np, refattn
-    >>> x, eye = np.array([[[0.0, 2.0]], [[4.0, 0.0]]]), np.eye(2)
-    >>> weights = refattn.JointWeights(refattn.AttentionWeights(0 * eye, eye, eye, eye), refattn.NormWeights())
-    >>> refattn.joint_space_time_attention(x, weights, num_heads=1, eps=0.0)  # the mean of (-1, 1) and (1, -1) is added
-    array([[[0., 2.]],
-    <BLANKLINE>
-           [[4., 0.]]])
-    """
-    made, pullback = _joint(x, None, weights, num_heads, eps)
-    return made.output, lambda dy: pullback(dy, np.zeros_like(made.class_token))
-
-
-@mechanism(tags={"softmax", "quadratic"}, samples=_joint_class_samples, benchmark=_joint_class_benchmark)
-def joint_space_time_attention_with_class_token(
-    x: Array, class_token: Array, weights: JointWeights, *, num_heads: int, eps: float = 1e-5
-) -> tuple[Video, Pullback]:
-    r"""Let each patch of a video and a token that stands for all of it look at this token and at all patches of all frames.
-
-    Parameters
-    ----------
-    x : array, shape (..., frames, patches, model_dim)
-        Patches.
-    class_token : array, shape (..., model_dim)
-        The token from which the video is classified.
-    weights : JointWeights
-        Weights of attention and norm.
-    num_heads : positive int
-        Heads of the attention.
-    eps : non-negative float, optional
-        Added to the variance in the norm.
-
-    Returns
-    -------
-    output : array, shape (..., frames, patches, model_dim)
-        Patches, each with what it has seen added.
-    class_token : array, shape (..., model_dim)
-        The token, with what it has seen added.
-
-    Notes
-    -----
-    Sizes: ``model_dim >= 1``.
-
-    .. math::
-
-        [c', y] = [c, x] + f(N([c, x])), \qquad [\bar c, \bar x] = [\bar c', \bar y] + N^*(f^*([\bar c', \bar y]))
-
-    where N is the layer norm, f is `multi_head_attention` over all tokens as one sequence, and stars are pullbacks.
-
-    References
-    ----------
-    .. [1] Bertasius, Wang, Torresani, "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, eqs. (5), (7)
-       and (8). arXiv:2102.05095.
-
-    Examples
-    --------
-    >>> import numpy as np, refattn
-    >>> x, token, eye = np.array([[[0.0, 2.0]]]), np.array([4.0, 0.0]), np.eye(2)
-    >>> weights = refattn.JointWeights(refattn.AttentionWeights(0 * eye, eye, 2 * eye, eye), refattn.NormWeights(shift=np.ones(2)))
-    >>> refattn.joint_space_time_attention_with_class_token(x, token, weights, num_heads=1, eps=0.0).class_token
-    array([6., 2.])
-    """
-    made, pullback = _joint(x, class_token, weights, num_heads, eps)
-    return Video(made.output, made.class_token[..., 0, :]), lambda d_x, d_class: pullback(d_x, d_class[..., None, :])
-
-
-@mechanism(tags={"softmax"}, samples=_divided_samples, bad_calls=_divided_bad_calls, benchmark=_divided_benchmark)
+@mechanism(tags={"softmax"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def divided_space_time_attention(x: Array, weights: DividedWeights, *, num_heads: int, eps: float = 1e-5) -> tuple[Array, Pullback]:
     r"""Let each patch of a video look at its own place in all frames, then at all places of its own frame.
 
@@ -358,7 +177,7 @@ def divided_space_time_attention(x: Array, weights: DividedWeights, *, num_heads
     return made.output, lambda dy: pullback(dy, np.zeros_like(made.class_token))
 
 
-@mechanism(tags={"softmax"}, samples=_divided_class_samples, bad_calls=_divided_class_bad_calls, benchmark=_divided_class_benchmark)
+@mechanism(tags={"softmax"}, samples=_class_samples, bad_calls=_class_bad_calls, benchmark=_class_benchmark)
 def divided_space_time_attention_with_class_token(
     x: Array, class_token: Array, weights: DividedWeights, *, num_heads: int, class_in_time: bool = False, eps: float = 1e-5
 ) -> tuple[Video, Pullback]:
