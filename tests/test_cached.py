@@ -172,3 +172,28 @@ def test_codes_are_exact_in_every_format():
         scales = {"key_scale": 1 / 16, "value_scale": 1 / 16}
         got = refattn.decode_attention(given["query"], **codes, **scales, lengths=np.asarray([8, 5, 1]))
         np.testing.assert_array_equal(got, refattn.decode_attention(given["query"], **numbers, lengths=np.asarray([8, 5, 1])))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32", "uint64"])
+def test_lengths_are_numbers_whatever_their_type(dtype):
+    """Positions before the first are negative, which an unsigned type is not; those of a long cache are more than int8 holds."""
+    random, lengths = Random(11), np.asarray([0, 1, 5])
+    given = cached(random)
+    want = refattn.decode_attention(**given, lengths=lengths, causal=True)
+    np.testing.assert_array_equal(refattn.decode_attention(**given, lengths=lengths.astype(dtype), causal=True), want)
+    appended = refattn.append_to_cache(given["key"], random.normal((3, 2, 1, 3)), lengths.astype(dtype))
+    assert [np.flatnonzero((appended != given["key"]).all((1, 3))[b]).tolist() for b in range(3)] == [[0], [1], [5]]
+    long = random.normal((1, 1, 200, 2))
+    assert refattn.decode_attention(long, long, long, np.asarray([100], dtype)).shape == long.shape
+
+
+def test_integers_beyond_int64_are_refused():
+    cache = np.zeros((1, 1, 4, 1))
+    with pytest.raises(ValueError, match="lengths runs to 18446744073709551615, which int64 does not hold"):
+        refattn.append_to_cache(cache, cache[..., :1, :], np.asarray([2**64 - 1], np.uint64))
+
+
+def test_codes_are_numbers():
+    cache = np.zeros((1, 1, 4, 1))
+    with pytest.raises(TypeError, match="key is bool, but must be integer or floating point"):
+        refattn.decode_attention(cache, cache > 0, cache, [4])

@@ -646,6 +646,19 @@ def test_an_error_inside_a_composite_names_the_chain(registry):
     assert error.__notes__ == ["in inner", "in outer"]
 
 
+def test_an_error_of_a_body_names_the_chain_from_there(registry):
+    """The names in its message are those of the innermost mechanism, which therefore is named too."""
+
+    def outer(x: Array) -> tuple[Array, Pullback]:
+        return refattn.max_pool1d.vjp(x, kernel_size=5)
+
+    outer.__doc__ = DOUBLE
+    made = mechanism(samples=no_samples)(outer)
+    _, error = frames(lambda: made(np.ones(3)))
+    assert str(error) == "kernel_size reaches over 5 positions, but the padded x has 3"
+    assert error.__notes__ == ["in max_pool1d", "in outer"]
+
+
 def test_an_error_at_the_outermost_has_no_notes():
     _, error = frames(lambda: refattn.linear(np.ones(3), np.ones(3)))
     assert not hasattr(error, "__notes__")

@@ -40,6 +40,16 @@ def test_gradients_are_the_derivative(m, sample):
     assert all(e < TOLERANCE for e in errors.values()), errors
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_not_near(wrong):
+    given = {"x": Random(0).normal((2, 3))}
+    ds = testing.cotangents(refattn.softmax(**given))
+    d = np.array(refattn.softmax.vjp(**given)[1](*ds)["x"])
+    assert testing.directional_errors(refattn.softmax, given, ds, {"x": d})["x"] < 1e-6
+    d[1, 2] = wrong
+    assert not testing.directional_errors(refattn.softmax, given, ds, {"x": d})["x"] < 1
+
+
 @pytest.mark.parametrize(("m", "sample"), CALLS)
 def test_names_shapes_and_dtypes(m, sample):
     given = frozen(sample.arguments)

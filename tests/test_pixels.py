@@ -215,3 +215,29 @@ def test_the_first_window_begins_at_the_border_or_before_it(pooling, reads):
 def test_equal_rows_have_distance_0():
     a = Random(0).normal((3, 5)) * 1e8
     assert (refattn.squared_distances(a, a.copy()).diagonal() == 0).all()
+
+
+def test_a_pixel_outside_the_window_is_not_read():
+    """A dead pixel spoils the means whose window has it, and neither the others nor their gradients."""
+    x = Random(1).normal((1, 1, 4, 9))
+    x[0, 0, 0, 0] = np.nan
+    y, pullback = refattn.non_local_means.vjp(x, 1.25, patch_size=3, window=2)
+    spoilt = np.isnan(y[0, 0])
+    assert spoilt[:, :4].all() and not spoilt[:, 4:].any()  # patches of the second column have it, and two columns on they are seen
+    dx = pullback(np.where(np.isnan(y), 0.0, 1.0))["x"][0, 0]
+    assert np.isfinite(dx[:, 7:]).all()
+
+
+def test_a_patch_as_narrow_as_its_middle():
+    x = Random(2).normal((1, 1, 4, 4))
+    narrow = refattn.non_local_means(x, 1.25, patch_size=3, patch_std=1e-200)
+    np.testing.assert_array_equal(narrow, refattn.non_local_means(x, 1.25, patch_size=1))
+
+
+def test_rows_that_are_not_compared_have_no_gradient():
+    a, b, mask = Random(3).normal((3, 4)), Random(4).normal((2, 4)), np.array([[True, False], [False, False], [True, False]])
+    a[1], b[1] = np.nan, np.inf
+    y, pullback = refattn.squared_distances.vjp(a, b, mask=mask)
+    d = pullback(np.ones_like(y))
+    assert not y[~mask].any() and not d["a"][1].any() and not d["b"][1].any()
+    np.testing.assert_allclose(d["a"][::2], 2 * (a[::2] - b[0]), **EXACT)

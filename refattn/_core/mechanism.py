@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 import numpy as np
 
 from refattn._core import hook, tree
-from refattn._core.arrays import Array, Grads, Pullback, as_array, is_real, working_dtype
+from refattn._core.arrays import Array, Grads, Integers, Pullback, as_array, is_real, working_dtype
 from refattn._core.docstring import Fact, Facts, Leaf, parse_docstring, record_facts, walk, with_parameters_of
 from refattn._core.options import ATOMS, is_scalar
 from refattn._core.random import Random
@@ -330,7 +330,9 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision
                 y, pullback = rule(**given)
         except (ValueError, TypeError) as error:
             if outer:
-                error.add_note(f"in {outer[-1]}")
+                named = getattr(error, "__notes__", ()) or str(error).startswith(f"{spec.name}: ")
+                for name in (outer[-1],) if named else (spec.name, outer[-1]):
+                    error.add_note(f"in {name}")
             raise
         finally:
             hook.PATH.reset(token)
@@ -444,13 +446,22 @@ def _array(name: str, leaf: Leaf, x: Any, stored: bool) -> Any:
     array = x if nested and isinstance(x, np.ndarray) else as_array(x, name)  # an inner call keeps the arithmetic of the outer one
     if leaf.kind == "bool" and array.dtype != bool:
         raise TypeError(f"{name} is {array.dtype}, but must be bool, where True takes part")
-    if leaf.kind == "int" and array.dtype.kind not in "iu":
-        raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
+    if leaf.kind == "int":
+        return _integers(name, array)
     if leaf.kind == "int or real" and array.dtype.kind in "iu":
         return array if stored else array.astype(np.float64)
     if leaf.is_real and not is_real(array.dtype):
-        raise TypeError(f"{name} is {array.dtype}, but must be floating point")
+        raise TypeError(f"{name} is {array.dtype}, but must be {'integer or ' * (leaf.kind == 'int or real')}floating point")
     return array
+
+
+def _integers(name: str, array: np.ndarray[Any, Any]) -> Integers:
+    """In one width and with a sign: differences of unsigned numbers, or sums of short ones, would wrap around."""
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} is {array.dtype}, but must be an integer array")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} runs to {array.max()}, which int64 does not hold")
+    return array.astype(np.int64, copy=False)
 
 
 def _cast(argument: Any, dtype: np.dtype[Any]) -> Any:

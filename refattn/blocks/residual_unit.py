@@ -23,6 +23,8 @@ def _samples(random: Random) -> Iterator[Sample]:
     inputs = {"x": random.normal((2, 4, 3, 4)), "weights": residual_unit_weights(random, 4, 2)}
     yield Sample("plain", inputs)
     yield Sample("eps", {**inputs, "weights": residual_unit_weights(random, 4, 2, affine=False), "eps": 0.25})
+    even = inputs["weights"]._replace(w_spatial=random.normal((2, 2, 2, 4)) / 4)
+    yield Sample("even kernel", {**inputs, "weights": even})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
@@ -39,6 +41,8 @@ def _benchmark(random: Random) -> dict[str, Any]:
 @mechanism(tags={"block"}, samples=_samples, bad_calls=_bad_calls, benchmark=_benchmark)
 def residual_unit(x: Array, weights: ResidualUnitWeights, *, eps: float = 1e-5) -> tuple[Array, Pullback]:
     r"""Add to a map what three convolutions make of it: to fewer channels, over neighbours, and back.
+
+    The second one keeps the size as ``padding="same"`` of `conv2d` does.
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ def _samples1(random: Random) -> Iterator[Sample]:
     yield Sample("padded", {"x": x, "kernel_size": 4, "padding": 2})
     yield Sample("dilated", {"x": x, "kernel_size": 2, "stride": 1, "dilation": 3, "padding": 1})
     yield Sample("ceil", {"x": x, "kernel_size": 2, "stride": 2, "ceil_mode": True})
+    yield Sample("no sequences", {"x": x[:0], "kernel_size": 3})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:

@@ -18,6 +18,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("one axis", {**inputs, "axes": -1})
     yield Sample("two axes", {**inputs, "axes": (2, 0)})
     yield Sample("kept", {**inputs, "axes": 1, "keepdims": True})
+    yield Sample("no rows", {"x": random.normal((0, 3, 4)), "axes": (1, 2)})
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
@@ -120,7 +121,7 @@ def max_over(x: Array, *, axes: Axes, keepdims: bool = False) -> tuple[Array, Pu
     over = tuple(sorted(_axes(x, axes)))
     last = tuple(range(x.ndim - len(over), x.ndim))
     moved = np.moveaxis(x, over, last)
-    rows = moved.reshape(*moved.shape[: x.ndim - len(over)], -1)
+    rows = moved.reshape(*moved.shape[: x.ndim - len(over)], math.prod(moved.shape[x.ndim - len(over) :]))
     first = rows.argmax(axis=-1)[..., None]
     y = np.take_along_axis(rows, first, axis=-1)[..., 0]
 

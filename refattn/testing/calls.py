@@ -86,7 +86,7 @@ def directional_errors(
     Returns
     -------
     dict of str to float
-        The largest error of each leaf.
+        The largest error of each leaf; NaN where the gradient is not finite.
     """
     random, errors, found = Random(5), {}, gradient_leaves(grads)
     for path, x in mechanism.spec.facts.differentiable(arguments).items():
@@ -94,7 +94,8 @@ def directional_errors(
         for _ in range(directions):
             direction = random.normal(x.shape).astype(x.dtype)
             numerical = _differences(mechanism, arguments, path, x, direction, ds)
-            errors[path] = max(errors.get(path, 0.0), abs(float((found[path] * direction).sum() - numerical)) / size)
+            error = abs(float((found[path] * direction).sum() - numerical)) / size
+            errors[path] = float(np.maximum(errors.get(path, 0.0), error))  # unlike max, it keeps a NaN
     return errors
 
 

@@ -19,10 +19,12 @@ def multiply(a, b):
     return _elementwise(lambda x, y: x * y, a, b)
 
 
-def squared_distances(a, b):
+def squared_distances(a, b, *, mask=None):
     y = np.zeros((*a.shape[:-1], b.shape[-2]))
+    compared = np.broadcast_to(True if mask is None else mask, y.shape)
     for *lead, i, j in np.ndindex(y.shape):
-        y[(*lead, i, j)] = sum((a[(*lead, i, k)] - b[(*lead, j, k)]) ** 2 for k in range(a.shape[-1]))
+        if compared[(*lead, i, j)]:
+            y[(*lead, i, j)] = sum((a[(*lead, i, k)] - b[(*lead, j, k)]) ** 2 for k in range(a.shape[-1]))
     return y
 
 

@@ -19,7 +19,9 @@ def _sum(a, b):
 
 def _layer(x, norm, weight, eps):
     active = _relu(_norm(x, norm.running_mean, norm.running_var, norm.scale, norm.shift, eps=eps))
-    return _conv(active, weight, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    before = [(n - 1) // 2 for n in weight.shape[2:]]
+    after = [n // 2 for n in weight.shape[2:]]
+    return _conv(active, weight, padding=tuple(zip(before, after, strict=True)))
 
 
 def residual_unit(x, weights, *, eps=1e-5):

@@ -91,8 +91,9 @@ def non_local_means(x, h, patch_size=7, patch_std=None, window=None, padding_mod
     return ((weights / weights.sum(-1, keepdim=True)) @ x.flatten(2).mT).mT.reshape(x.shape)
 
 
-def squared_distances(a, b):
-    return ((a[..., :, None, :] - b[..., None, :, :]) ** 2).sum(-1)
+def squared_distances(a, b, mask=None):
+    apart = a[..., :, None, :] - b[..., None, :, :]
+    return ((apart if mask is None else apart.where(mask[..., None], 0)) ** 2).sum(-1)
 
 
 def residual_attention(trunk, logits, constraint="mixed", eps=1e-5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,10 +26,13 @@ def _samples(random: Random) -> Iterator[Sample]:
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
     inputs = _inputs(random)
-    yield BadCall("full", {**inputs, "lengths": np.asarray([5, 1])}, ValueError, "lengths runs from 1 to 5, but 2 more of 6 positions")
+    wide = {**inputs, "new": random.normal((2, 3, 7, 4)), "circular": True}
     yield BadCall(
-        "negative", {**inputs, "lengths": np.asarray([4, -1])}, ValueError, "lengths runs from -1 to 4, but 2 more of 6 positions"
+        "full", {**inputs, "lengths": np.asarray([5, 1])}, ValueError, "lengths runs from 1 to 5, but must be from 0 to 4: new has 2"
     )
+    yield BadCall("negative", {**inputs, "lengths": np.asarray([4, -1])}, ValueError, "lengths runs from -1 to 4, but must be from 0 to 4")
+    yield BadCall("around from nowhere", {**inputs, "lengths": np.asarray([4, -1]), "circular": True}, ValueError, "but must be 0 or more")
+    yield BadCall("more than a cache", wide, ValueError, "new has 7 positions, but cache has 6")
 
 
 @mechanism(samples=_samples, bad_calls=_bad_calls)
@@ -70,10 +74,12 @@ def append_to_cache(cache: Array, new: Array, lengths: Integers, *, circular: bo
     array([0., 1., 1., 0.])
     """
     count, room = new.shape[-2], cache.shape[-2]
-    fits = count <= room and (circular or not lengths.size or lengths.max() <= room - count)
-    if not fits or (lengths.size and lengths.min() < 0):
-        span = f"runs from {lengths.min()} to {lengths.max()}" if lengths.size else "is empty"
-        raise ValueError(f"lengths {span}, but {count} more of {room} positions follow")
+    if count > room:
+        raise ValueError(f"new has {count} positions, but cache has {room}")
+    most = math.inf if circular else room - count
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= most:
+        allowed = "0 or more" if circular else f"from 0 to {most}: new has {count} positions, and cache {room}"
+        raise ValueError(f"lengths runs from {lengths.min()} to {lengths.max()}, but must be {allowed}")
     sequences = itertools.product(*map(range, lengths.shape))
     places = [(sequence, (lengths[sequence] + np.arange(count)) % max(room, 1)) for sequence in sequences]
     output = cache.copy()

@@ -28,6 +28,7 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("plain", inputs)
     yield Sample("causal", {**inputs, "causal": True})
     yield Sample("shorter than the queries", {**short, "causal": True})
+    yield Sample("unsigned lengths", {**short, "causal": True, "lengths": short["lengths"].astype("uint8")})
     yield Sample("nothing yet", {**short, "masked_rows": "nan", "sinks": None})
     yield Sample("window", {**inputs, "window": (2, 0), "scale": 0.25})
     yield Sample("capped, with sinks", {**short, "softcap": 0.5, "sinks": random.normal(4)})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refattn._core import Array, BadCall, Pullback, Random, Sample, mechanism
+from refattn.attention.linear import draws
 from refattn.attention.linear.rule import Recalled, chunked, recurrent
 
 
@@ -19,22 +20,15 @@ def _inputs(random: Random) -> dict[str, Any]:
 
 
 def _samples(random: Random) -> Iterator[Sample]:
-    inputs, state = _inputs(random), random.normal((2, 2, 3, 4))
-    yield Sample("grouped", inputs)
-    yield Sample("state", {**inputs, "state": state, "scale": 0.75})
-    yield Sample("one head", {n: x[:, :1] for n, x in inputs.items()})
-    yield Sample("one step", {**{n: x[:, :, :1] for n, x in inputs.items()}, "state": state})
-    yield Sample("nothing yet", {**{n: x[:, :, :0] for n, x in inputs.items()}, "state": state})
+    return draws.samples(random, _inputs(random))
 
 
 def _chunked_samples(random: Random) -> Iterator[Sample]:
-    for i, sample in enumerate(_samples(random)):
-        yield Sample(sample.name, {**sample.arguments, "chunk_size": 1 + i % 4} if i else sample.arguments)
+    return draws.in_chunks(_samples(random))
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
-    inputs = _inputs(random)
-    yield BadCall("heads that do not divide", {**inputs, "query": random.normal((2, 3, 5, 3))}, ValueError, r"kv_heads \* group is 3")
+    return draws.bad_calls(random, _inputs(random))
 
 
 def _benchmark(random: Random) -> dict[str, Any]:

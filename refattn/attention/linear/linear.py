@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
-from refattn.attention.linear import rule
+from refattn.attention.linear import draws, rule
 from refattn.primitives.activation import elu_plus_one, relu
 
 FeatureMap: TypeAlias = Literal["elu_plus_one", "relu"]
@@ -37,12 +37,15 @@ def _samples(random: Random) -> Iterator[Sample]:
     inputs = _inputs(random)
     memory = {"state": random.normal((2, 2, 3, 4)), "normalizer": random.uniform(0.5, 2.0, (2, 2, 3))}
     raw = {"feature_map": None, "normalize": False}
+    blind = inputs["query"].copy()
+    blind[:, 1] = -np.abs(blind[:, 1])
     yield Sample("grouped", inputs)
     yield Sample("causal", {**inputs, "causal": True})
     yield Sample("causal with state", {**inputs, **memory, "causal": True, "eps": 0.25})
     yield Sample("state", {**inputs, **memory, "scale": 0.5, "eps": 1.0})
     yield Sample("fewer queries", {**inputs, "query": random.normal((2, 2, 3, 3)), "feature_map": "relu"})
     yield Sample("rectified, causal", {**inputs, "causal": True, "feature_map": "relu"})
+    yield Sample("a head that matches nothing", {**inputs, "query": blind, "feature_map": "relu"})
     yield Sample("raw", {**inputs, **raw, "state": memory["state"], "causal": True})
     yield Sample("raw, unscaled", {**inputs, **raw, "scale": 1.0})
     yield Sample("one step", {**{n: x[..., :1, :] for n, x in inputs.items()}, **memory, "causal": True})
@@ -51,19 +54,14 @@ def _samples(random: Random) -> Iterator[Sample]:
 
 
 def _chunked_samples(random: Random) -> Iterator[Sample]:
-    for i, sample in enumerate(_samples(random)):
-        yield Sample(sample.name, {**sample.arguments, "chunk_size": 1 + i % 5} if i else sample.arguments)
+    return draws.in_chunks(_samples(random))
 
 
 def _bad_calls(random: Random) -> Iterator[BadCall]:
     inputs = _inputs(random)
-    yield BadCall(
-        "causal, of other lengths",
-        {**inputs, "query": random.normal((2, 4, 3, 3)), "causal": True},
-        ValueError,
-        "causal is True, but query_len",
-    )
-    yield BadCall("heads that do not divide", {**inputs, "query": random.normal((2, 3, 5, 3))}, ValueError, r"kv_heads \* group is 3")
+    yield from draws.bad_calls(random, inputs)
+    fewer = {**inputs, "query": random.normal((2, 4, 3, 3)), "causal": True}
+    yield BadCall("causal, of other lengths", fewer, ValueError, "causal is True, but query_len")
 
 
 def _benchmark(random: Random) -> dict[str, Any]:
@@ -191,18 +189,25 @@ def linear_attention(
     -----
     Sizes: ``head_dim >= 1``.
 
-    With :math:`\phi` the feature map, s the scale, and t the last key that a query reads:
+    With :math:`\phi` the feature map, s the scale, and t(i) the last key that query i reads:
 
     .. math::
 
         S_t = S_0 + \sum_{j \le t} \phi(k_j)\, v_j^\top, \quad z_t = z_0 + \sum_{j \le t} \phi(k_j), \quad
-        o_i = \frac{s\, S_t^\top \phi(q_i)}{s\, z_t^\top \phi(q_i) + \epsilon} = \frac{a_i}{b_i}
+        o_i = \frac{s\, S_{t(i)}^\top \phi(q_i)}{s\, z_{t(i)}^\top \phi(q_i) + \epsilon} = \frac{a_i}{b_i}
+
+    With the gradients of what key j has written, from the end and from all queries that read it:
 
     .. math::
 
         \bar a_i = \bar o_i / b_i, \quad \bar b_i = -\bar a_i \cdot o_i, \quad
-        \bar \phi(q_i) = s\, (S_t \bar a_i + z_t \bar b_i), \quad
-        \bar v_j = \Bigl(\bar S + s \sum_{i \ge j} \phi(q_i)\, \bar a_i^\top\Bigr)^\top \phi(k_j)
+        \bar S_j = \bar S + s \sum_{i: t(i) \ge j} \phi(q_i)\, \bar a_i^\top, \quad
+        \bar z_j = \bar z + s \sum_{i: t(i) \ge j} \phi(q_i)\, \bar b_i
+
+    .. math::
+
+        \bar \phi(q_i) = s\, (S_{t(i)} \bar a_i + z_{t(i)} \bar b_i), \quad
+        \bar \phi(k_j) = \bar S_j v_j + \bar z_j, \quad \bar v_j = \bar S_j^\top \phi(k_j)
 
     References
     ----------

@@ -122,7 +122,10 @@ def question_attention(
 
         h_i = \tanh(W_I v_i + W_Q q + b), \quad p = \operatorname{softmax}_i(w^\top h_i), \quad u = q + \sum_i p_i v_i, \qquad
         \bar q = \bar u + W_Q^\top \sum_i \bar h_i \odot (1 - h_i^2), \quad
-        \bar v_i = p_i \bar u + W_I^\top (\bar h_i \odot (1 - h_i^2))
+        \bar v_i = p_i \bar u + W_I^\top (\bar h_i \odot (1 - h_i^2)), \quad
+        \bar h_i = (\bar p_i - \textstyle\sum_j p_j \bar p_j)\, p_i\, w
+
+    where :math:`\bar p_i` is its own cotangent plus :math:`v_i^\top \bar u`.
 
     References
     ----------

@@ -35,6 +35,7 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
     inputs = {"x": random.normal((2, 1, 4, 5)), "h": 1.25, "patch_size": 3}
     yield BadCall("no middle", {**inputs, "patch_size": 4}, ValueError, "patch_size is 4, but must be odd")
     yield BadCall("h of 0", {**inputs, "h": 0.0}, ValueError, "h is 0.0, but must not be 0")
+    yield BadCall("h of nearly 0", {**inputs, "h": np.asarray([1.0, 1e-200])}, ValueError, "h is .*, but must not be 0")
     yield BadCall("far reflection", {**inputs, "patch_size": 9}, ValueError, "padding is .*, but reflect allows at most 3")
     yield BadCall("three bandwidths", {**inputs, "h": random.uniform(1.0, 2.0, 3)}, ValueError, r"h \(3,\) does not broadcast to \(2,\)")
 
@@ -72,7 +73,7 @@ def non_local_means(
     padding_mode : {"zeros", "reflect", "replicate", "circular"}, optional
         What patches hold beyond the border; such pixels are compared, but never averaged.
     self_weight : {"own", "largest"}, optional
-        Weight of a pixel in its own mean before the division by the sum: 1 by the paper's equation, more than that of all others; or
+        Weight of a pixel in its own mean before the division by the sum: 1 by the paper's equation, which no other exceeds; or
         the largest of the others', as is common practice.
 
     Returns
@@ -119,8 +120,8 @@ def non_local_means(
     """
     if patch_size % 2 == 0:
         raise ValueError(f"patch_size is {patch_size}, but must be odd")
-    if (np.asarray(h) == 0).any():
-        raise ValueError(f"h is {h}, but must not be 0")
+    if not np.isfinite(1 / np.square(h)).all():
+        raise ValueError(f"h is {h}, but must not be 0, nor so near to it that 1 / h ** 2 is infinite")
     batch, channels, height, width = x.shape
     radius, pixels = patch_size // 2, height * width
     bandwidth = h[..., None, None] if isinstance(h, np.ndarray) else h
@@ -131,9 +132,9 @@ def non_local_means(
     patches, gather_pullback = gather.vjp(flat, _tap_positions(height, width, patch_size))
     counted, count_pullback = multiply.vjp(patches, np.sqrt(taps / channels)[:, None, None])
     vectors = np.moveaxis(counted, 2, 0).reshape(batch, pixels, len(taps) * channels)
-    distances, distance_pullback = squared_distances.vjp(vectors, vectors)
+    near = np.broadcast_to(_near(height, width, window), (batch, pixels, pixels))
+    distances, distance_pullback = squared_distances.vjp(vectors, vectors, mask=near)
     own_scores, scale_pullback = scaled.vjp(distances, -1 / bandwidth**2)
-    near = np.broadcast_to(_near(height, width, window), distances.shape)
     scores, self_pullback = _self_scored(own_scores, near, self_weight)
     (means, weights), average_pullback = average(scores, x.reshape(batch, channels, pixels).swapaxes(1, 2), near, "zero")
 
@@ -155,9 +156,8 @@ def non_local_means(
 
 def _tap_weights(patch_size: int, patch_std: float | None, x: Array) -> Array:
     """How much each pixel of a patch counts, row after row; the sum is 1."""
-    away = np.arange(patch_size) - patch_size // 2
-    squares = (away[:, None] ** 2 + away**2).reshape(patch_size**2).astype(x.dtype)
-    kernel = np.ones_like(squares) if patch_std is None else np.exp(-squares / (2 * x.dtype.type(patch_std) ** 2))
+    away = (np.arange(patch_size) - patch_size // 2).astype(x.dtype) / (np.inf if patch_std is None else patch_std)
+    kernel = np.exp(-(away[:, None] ** 2 + away**2) / 2).reshape(patch_size**2)
     return kernel / kernel.sum()
 
 

@@ -66,7 +66,8 @@ def residual_attention(trunk: Array, logits: Array, *, constraint: Constraint = 
         \sigma\Bigl(\frac{m_{ic} - \operatorname{mean}_c}{\operatorname{std}_c}\Bigr), \qquad
         \bar T_{ic} = (1 + M_{ic})\, \bar H_{ic}, \quad \bar M_{ic} = T_{ic} \bar H_{ic}
 
-    for position i and channel c. The first version of the networks that the authors published has a tanh in the place of the sigmoid.
+    for position i and channel c, with :math:`\bar m` as in `sigmoid`, `rms_norm` and `instance_norm`. The first version of the
+    networks that the authors published has a tanh in the place of the sigmoid.
     A public class of the name ResidualAttention is another mechanism, the class-specific residual attention of Zhu and Wu (2021).
 
     References

@@ -5,20 +5,19 @@ of a frame can be averaged in the same way before. Without one, a video is a set
 at once, or first over time and then over space, for far fewer comparisons.
 """
 
-from refattn.attention.video.space_time import (
+from refattn.attention.video.divided import (
     DividedWeights,
-    JointWeights,
     divided_space_time_attention,
     divided_space_time_attention_with_class_token,
+)
+from refattn.attention.video.frame_cnn import frame_cnn_temporal_attention
+from refattn.attention.video.joint import (
+    JointWeights,
     joint_space_time_attention,
     joint_space_time_attention_with_class_token,
 )
-from refattn.attention.video.temporal import (
-    PoolingWeights,
-    frame_cnn_temporal_attention,
-    spatial_temporal_attention,
-    temporal_attention,
-)
+from refattn.attention.video.spatial_temporal import spatial_temporal_attention
+from refattn.attention.video.temporal import PoolingWeights, temporal_attention
 
 __all__ = [
     "DividedWeights",
