@@ -101,9 +101,9 @@ def test_each_is_compared_with_something_outside(name):
 def test_names_are_found_in_tests():
     """As attributes of the package; as strings and functions where mechanisms are looked up by name, but not as options."""
     plain = "refattn.softmax(x)\nother.linear(x)\nnames = ['erf']"
-    by_name = "def relu(x, activation='tanh'): f(m='gelu', **{'silu': 'add'})\ngetattr(refattn, f'conv{axes}d')"
+    by_name = "def relu(x, activation='tanh'): f(m='gelu', **{'silu': 'add'})\ngetattr(refattn, f'conv{axes}d')\nf'{a}_{b}'"
     assert set(document.mentioned(ast.parse(plain))) == {"softmax"}
-    assert set(document.mentioned(ast.parse(by_name))) == {"relu", "silu", "conv[a-z0-9]+d", "conv", "d"}
+    assert set(document.mentioned(ast.parse(by_name))) == {"relu", "silu", "conv[a-z0-9]+d", "conv", "d", "_"}
 
 
 @pytest.mark.parametrize(
