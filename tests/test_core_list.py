@@ -23,7 +23,7 @@ EACH = [pytest.param(system, id=system.name) for system in core.CORE]
 def test_list_prints_a_line_for_each_system(capsys):
     assert main(["list", "--tag", "core"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["#", "system", "status", "given", "by"]
+    assert heading.split() == ["#", "status", "system", "given", "by"]
     assert [line[:2].strip() for line in lines] == [str(i) for i in range(1, 35)]
     for line, system in zip(lines, core.CORE, strict=True):
         assert all(part in line for part in (system.name, *core.given_by(system)))

@@ -463,4 +463,8 @@ def load(name: Name, path: str | Path | None = None) -> Trained:
     model, first_weights, *_ = RECIPES[name]
     none = np.zeros((0, 1, SIZE, SIZE), dtype=float)
     like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=int))
-    return Trained(*archive.load(path or Path(__file__).with_name(f"digits_{name}.npz"), like), model)
+    path = path or Path(__file__).with_name(f"digits_{name}.npz")
+    found = archive.load(path, like)
+    if len(found.images) != len(found.labels):
+        raise ValueError(f"{path} has {len(found.images)} images, but {len(found.labels)} labels")
+    return Trained(*found, model)

@@ -174,10 +174,11 @@
 
   // Shows or hides the picture: dots on the maps, or a picture that shines through the maps that lie on it.
   function addOverlay(tools, drawn) {
+    const dotted = drawn.querySelector("canvas.image.over");
     const change = (on) => {
       for (const c of drawn.querySelectorAll("canvas.over")) c.style.opacity = c.classList.contains("image") ? Number(on) : on ? 0.7 : 1;
     };
-    tools.append(checkbox("show the image", true, change));
+    tools.append(checkbox(dotted ? "show the image, as dots" : "show the image", true, change));
     change(true);
   }
 
@@ -251,7 +252,7 @@
       return {
         value,
         cell: (k) => colour(value(k), map.low, map.high),
-        say: (k) => ({ value: number(value(k)), where: `key ${spot(k, rows, columns)}` }),
+        say: (k) => ({ value: number(value(k)), where: spot(k, rows, columns) }),
       };
     });
     const tools = element("div", { className: "tools" }, legend(map));
@@ -265,7 +266,7 @@
       const each = (what, q) => { for (const section of following.get(queries)) section[what](q); };
       const say = (q) => ({ value: named(q), where: "choose: click, touch, or Enter" });
       const chooser = grid({
-        rows: r, columns: c, name: "Query: who asks", say, rest: () => say(query),
+        rows: r, columns: c, name: square ? "Query: looks from here" : "Query: who looks", say, rest: () => say(query),
         layers: [square ? picture() : canvas(1, queries, (q) => colour(q % 2 ? 0.2 : 0.1, 0, 1))],
         moved: (q) => { chooser.show(q); if (pinned !== null) each("ask", q ?? pinned); },
         picked: (q) => each("pick", q),
@@ -328,7 +329,7 @@
     if (rows <= 24 && columns <= 24 && (map.rowTokens || map.columnTokens)) grids.forEach((g) => addAxes(g.made, map));
     if (map.columnTokens) grids.forEach((g, p) => g.made.append(strip(map.panels[p], () => query, columns, map, strips)));
     drawn.append(element("div", { className: "tools" }, legend(map)));
-    if (buttons.length) drawn.append(element("h3", { textContent: "Query: who asks" }), element("div", { className: "tokens strip" }, ...buttons));
+    if (buttons.length) drawn.append(element("h3", { textContent: "Query: who looks" }), element("div", { className: "tokens strip" }, ...buttons));
     drawn.append(element("div", { className: "panels wide" }, ...grids.map((g) => g.made)));
     ask(pinned);
   }
