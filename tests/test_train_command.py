@@ -92,7 +92,7 @@ def test_a_command_line_that_cannot_be_read_is_status_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("lacking", "arguments", "message"),
     [
-        ("sklearn.datasets", ["digits-cnn"], "pip install 'refattn[docs]'"),
+        ("sklearn.datasets", ["digits-cnn"], "pip install 'refattn[train]'"),
         ("torch", ["series", "--against", "torch"], "pip install torch"),
     ],
 )

@@ -338,7 +338,7 @@ def dataset() -> Dataset:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # an extra
     except ImportError:
-        raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[docs]'") from None
+        raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[train]'") from None
     pixels, digits = load_digits(return_X_y=True)
     images, labels = np.reshape(pixels, (-1, 1, SIZE, SIZE)) / 16.0, np.asarray(digits, dtype=int)
     order = Random(0).permutation(len(labels))
