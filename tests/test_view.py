@@ -453,7 +453,7 @@ def test_a_heading_is_in_plain_words_and_the_chain_below_it():
     ("name", "kind", "shape", "title"),
     [
         ("cbam[0] > cbam_channel > sigmoid", "gate", (1, 6), "First CBAM: how much of each channel passes"),
-        ("cbam_spatial > sigmoid", "gate", (1, 1, 2, 3), "CBAM spatial: how much passes at each position"),
+        ("cbam > cbam_spatial > sigmoid", "gate", (1, 1, 2, 3), "CBAM: how much passes at each position"),
         ("residual_attention > sigmoid", "gate", (1, 2, 3, 4), "Residual attention: how much is added at each position"),
         ("softmax[2]", "weights", (3,), "Third softmax: where it looks"),
         ("softmax[2] > masked_softmax", "weights", (2, 3, 4), "Third softmax: where each of its 2 heads looks"),

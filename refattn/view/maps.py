@@ -25,6 +25,7 @@ SPELLED = {
     "transformer": "Transformer",
     "cbam": "CBAM",
     "dot product": "dot-product",
+    "self attention": "self-attention",
     "multi head": "multi-head",
     "non local": "non-local",
     "squeeze excitation": "squeeze-and-excitation",
@@ -83,7 +84,7 @@ class AttentionMap:
     def title(self) -> str:
         """In plain words, which part of a model this is of, and what it says."""
         named = [c for c in self.chain if c.partition("[")[0] not in UNNAMED] or list(self.chain)
-        place = ", ".join(map(_in_words, [c for c in named if c.endswith("]")] or named[-1:]))
+        place = ", ".join(map(_in_words, [c for c in named if c.endswith("]")] or named[:1]))
         if self.kind == "weights":
             says = f"where each of its {self.heads} heads looks" if self.heads > 1 else "where it looks"
         else:

@@ -178,7 +178,7 @@
     const change = (on) => {
       for (const c of drawn.querySelectorAll("canvas.over")) c.style.opacity = c.classList.contains("image") ? Number(on) : on ? 0.7 : 1;
     };
-    tools.append(checkbox(dotted ? "show the image, as dots" : "show the image", true, change));
+    tools.append(checkbox(dotted ? "image as dots" : "show the image", true, change));
     change(true);
   }
 
@@ -186,12 +186,13 @@
   function linked(map, options) {
     const { rows, columns, over } = map;
     const grids = map.panels.map((panel) => {
-      const { cell, say, value } = options(panel);
+      const { cell, say, value, among = () => [0, rows * columns] } = options(panel);
       const dotted = over && data.image.ink && data.image.channels.length === 1 && data.image.rows * data.image.columns <= 1024;
       const drawn = canvas(rows, columns, cell, over && !dotted ? "over" : "");
       const largest = () => {
-        let most = 0;
-        for (let i = 1; i < rows * columns; i++) if (value(i) > (value(most) ?? -Infinity)) most = i;
+        const [first, end] = among();
+        let most = first;
+        for (let i = first + 1; i < end; i++) if (value(i) > (value(most) ?? -Infinity)) most = i;
         const { value: text, where } = say(most);
         return { value: text, where: `largest: ${where}` };
       };
@@ -309,10 +310,15 @@
     let pinned = rows - 1; // under a causal mask, the query that sees most
     let query = pinned;
     const strips = [];
-    const ask = (q) => { query = q ?? pinned; for (const paint of strips) paint(); };
+    const ask = (q) => {
+      query = q ?? pinned;
+      for (const paint of strips) paint();
+      for (const g of grids) g.settle();
+    };
     const options = ({ values }) => ({
       cell: (i) => colour(values[i], map.low, map.high),
       value: (i) => values[i],
+      among: () => [query * columns, (query + 1) * columns],
       say: (i) => ({ value: number(values[i]), where: `query ${row(Math.floor(i / columns))} → key ${column(i % columns)}` }),
     });
     options.moved = (i) => ask(i === null ? null : Math.floor(i / columns));

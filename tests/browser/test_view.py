@@ -197,6 +197,9 @@ def test_arrow_keys_walk_over_the_cells(browser, opened):
 def test_a_chosen_query_colours_the_keys(browser, opened):
     (m,) = opened("words")
     browser.find_elements(By.CSS_SELECTOR, "#drawn-0 .strip button")[2].click()
+    row = m.array[0, 0, 2]
+    assert is_read(said(browser, 0)[0], row.max())
+    assert said(browser, 0)[1].startswith(f"largest: query 2 “<b>c</b>” → key {row.argmax()} “")
     titles = [li.get_attribute("title") for li in browser.find_elements(By.CSS_SELECTOR, "#drawn-0 figure:first-child ol li")]
     assert all(is_read(title, x) for title, x in zip(titles, m.array[0, 0, 2], strict=True))
 
