@@ -32,7 +32,7 @@ all of it is there; `refattn show NAME` prints the shapes and the equation of on
 - **Given by**: mechanisms, which have a value and gradients, and functions and commands around them. Links lead to the source.
 - **Paper**: what the docstrings cite; with section or equation [below](#papers).
 - **Compared with**: outside implementations, run on the same inputs: values, and gradients where they have them, in float64 where
-  they can. Links lead to the tests.
+  they can. Links lead to the tests; those in small letters are tests of this repository's own.
 - **Worst error**: of the mechanisms' outputs, in float64, against an index-by-index transcription of the equations in plain
   Python ([`tests/definitions`](../tests/definitions)): the largest `|ours - definition| / (1 + |definition|)` over all samples. It
   was measured once, and differs a little from machine to machine; the tests hold it under 1e-12 everywhere.
@@ -212,7 +212,8 @@ def mentioned(tree: ast.Module) -> Iterator[str]:
 def looked_up(tree: ast.Module) -> Iterator[str]:
     """Patterns of names in strings, also in those with a part to fill in, and of functions that are named as what they compare.
 
-    The values of keywords, defaults and mappings are options, not names.
+    The values of keywords, defaults and mappings are options, not names; nor is a string whose own part has no word, as that of
+    ``f"{kind}_{part}"``, which every name would fit.
     """
     options: set[ast.AST | None] = set()
     for node in ast.walk(tree):
@@ -228,7 +229,9 @@ def looked_up(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield re.escape(node.value)
         elif isinstance(node, ast.JoinedStr):
-            yield "".join(re.escape(str(v.value)) if isinstance(v, ast.Constant) else "[a-z0-9]+" for v in node.values)
+            own = [str(v.value) if isinstance(v, ast.Constant) else None for v in node.values]
+            if any(part and re.search("[a-z]{2}", part) for part in own):
+                yield "".join("[a-z0-9]+" if part is None else re.escape(part) for part in own)
         elif isinstance(node, ast.FunctionDef):
             yield re.escape(node.name)
 

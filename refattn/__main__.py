@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except (LookupError, ValueError, TypeError, ImportError, OSError) as error:
-        print(f"refattn: {' '.join(str(error).split())}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"refattn: {' '.join(said.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("refattn: interrupted", file=sys.stderr)

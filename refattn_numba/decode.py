@@ -57,12 +57,9 @@ def decode(
     count, key_len = lengths.size, key.shape[-2]
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= key_len:
         raise ValueError(f"lengths runs from {lengths.min()} to {lengths.max()}, but key_len is {key_len}")
-    scales = [
-        np.broadcast_to(s, x.shape).reshape(count, *x.shape[-3:]) if np.ndim(s) > 3 else s
-        for s, x in ((key_scale, key), (value_scale, value))
-    ]
-    one_page = [x.reshape(count, *x.shape[-3:]) for x in (query, key, value)]
-    output, lse = _attended(*one_page, np.arange(count)[:, None], lengths.reshape(count), sinks, *scales, **options)
+    rows, keys, values = (x.reshape(count, *x.shape[-3:]) for x in (query, key, value))
+    scales = _one_axis(key_scale, key.shape, count), _one_axis(value_scale, value.shape, count)
+    output, lse = _attended(rows, keys, values, np.arange(count)[:, None], lengths.reshape(count), sinks, *scales, **options)
     attended = AttendedWithLse(*(x.reshape(*lengths.shape, *x.shape[1:]) for x in (output, lse)))
     return attended, _pullback_of(refattn.decode_attention_with_lse, {**given, **options}, output.dtype)
 
@@ -121,6 +118,11 @@ def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = paged(*args, **kwargs)
     return attended.output, lambda d_output: pullback(d_output, None)
+
+
+def _one_axis(scale: Any, shape: tuple[int, ...], count: int) -> Any:
+    """A scale with the axes before the heads as one, where it has any."""
+    return np.broadcast_to(scale, shape).reshape(count, *shape[-3:]) if np.ndim(scale) > 3 else scale
 
 
 def _pullback_of(reference: Mechanism[..., Any], given: dict[str, Any], dtype: np.dtype[Any]) -> Pullback:
@@ -230,12 +232,13 @@ def _stored(pages: Any, scale: Array | float | None, dtype: np.dtype[Any]) -> cp
         pages.strides[-1] != item or min(pages.strides) < 0 or any(s % item for s in pages.strides) or not pages.flags.aligned
     ):
         pages = np.ascontiguousarray(pages)
-    steps = [s // item for s in pages.strides[:3]]
-    extent = sum((n - 1) * s for n, s in zip(pages.shape, [*steps, 1], strict=True)) + 1 if pages.size else 0
+    page_step, head_step, row_step = (s // item for s in pages.strides[:3])
+    extent = 1 + sum((n - 1) * s // item for n, s in zip(pages.shape, pages.strides, strict=True)) if pages.size else 0
     codes = as_strided(pages, (extent,), (item,), writeable=False)
     factors = packed(np.ones(1) if scale is None else scale, dtype)
-    by = np.broadcast_to(factors, pages.shape)
-    return cpu.Stored(codes, BITS.get(name, cpu.NUMBER), *steps, factors.reshape(-1), *(s // dtype.itemsize for s in by.strides))
+    by_page, by_head, by_row, by_feature = (s // dtype.itemsize for s in np.broadcast_to(factors, pages.shape).strides)
+    kind = BITS.get(name, cpu.NUMBER)
+    return cpu.Stored(codes, kind, page_step, head_step, row_step, factors.reshape(-1), by_page, by_head, by_row, by_feature)
 
 
 def _merged(parts: cpu.Parts, bounds: Integers, sinks: Array | None) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ import refattn
 from refattn.__main__ import main
 from refattn.examples import digits
 from refattn.view import catalogue, table
+from refattn.view.core import CORE
 from tests.enumeration import EACH, MECHANISMS
 
 
@@ -133,11 +134,31 @@ def on_a_terminal(*arguments, **environment):
     return written.decode()
 
 
+@pytest.mark.parametrize("columns", [60, 100])
+def test_text_wraps_on_a_terminal(columns):
+    lines = on_a_terminal("list", "--tag", "core", COLUMNS=str(columns), NO_COLOR="1").splitlines()
+    assert max(map(len, lines)) <= columns
+    words = " ".join(lines).replace(",", "").split()
+    assert {name for system in CORE for name in system.mechanisms} <= set(words)
+
+
+def test_the_last_column_stands_below_where_there_is_no_room():
+    made = table.Table("name", "what")
+    made.row("a" * 20, "one two three")
+    made.row("b", None)
+    assert list(made.wrapped(22)) == [["name", "    what"], ["a" * 20, "    one two three"], ["b"]]
+    assert list(made.wrapped(60))[1:] == [[f"{'a' * 20}  one two three"], ["b"]]
+
+
+def test_an_error_of_the_system_is_said_as_other_commands_say_it(tmp_path, capsys):
+    assert main(["view", "--output", str(tmp_path / "no" / "x.html")]) == 2
+    assert capsys.readouterr().err == f"refattn: {tmp_path / 'no' / 'x.html'}: No such file or directory\n"
+
+
 def test_lines_are_cut_to_a_terminal_and_not_to_a_pipe():
-    cut = on_a_terminal("list", COLUMNS="60", NO_COLOR="1").splitlines()
-    assert max(map(len, cut)) == 60
-    assert any(line.endswith("…") for line in cut)
-    assert "…" not in refattn_command("list", env={**os.environ, "COLUMNS": "60"}).stdout
+    cut = on_a_terminal("show", "acmix", COLUMNS="60", NO_COLOR="1").splitlines()
+    assert {len(line) for line in cut if line.endswith("…")} == {60}
+    assert "…" not in refattn_command("show", "acmix", env={**os.environ, "COLUMNS": "60"}).stdout
 
 
 def test_no_color_is_respected():
@@ -159,8 +180,9 @@ def test_view_writes_a_page_and_says_what_it_shows(model, tmp_path, capsys, monk
     assert main(["view", "--model", model]) == 0
     written = tmp_path / f"attention_{model}.html"
     heading, *lines, said, path = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["kind", "shape", "mechanisms"]
-    assert {line.split()[0] for line in lines if line} == {"gate" if model == "cnn" else "weights"}
+    assert heading.split() == ["what", "kind", "shape", "mechanisms"]
+    kind = "gate" if model == "cnn" else "weights"
+    assert all(line.startswith(("First ", "Second ")) and f" {kind} " in line for line in lines if line)
     assert said.startswith("image 0 is a ")
     assert path == str(written)
     assert written.read_text("utf-8").startswith("<!doctype html>")

@@ -67,12 +67,19 @@ def test_digits_as_json(few, capsys):
     assert said["test_accuracy"] == epoch["test_accuracy"]
 
 
+def test_a_file_that_cannot_be_written_is_known_before_the_training(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "train", None)
+    missing = tmp_path / "no_such_folder" / "weights.npz"
+    for path, why in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
+        assert main(["train", "digits-cnn", "--save", str(path)]) == 2
+        assert capsys.readouterr().err == f"refattn: {path}: {why}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["digits-cnn", "--against", "torch"], "--against is for series, not for digits-cnn"),
         (["series", "--save", "weights.npz"], "--save is for the digits"),
-        (["digits-cnn", "--save", "no_such_folder/weights.npz"], "which cannot be a file"),
     ],
 )
 def test_options_that_do_not_belong_are_status_2_and_one_line(arguments, message, capsys):
@@ -92,7 +99,7 @@ def test_a_command_line_that_cannot_be_read_is_status_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("lacking", "arguments", "message"),
     [
-        ("sklearn.datasets", ["digits-cnn"], "pip install 'refattn[docs]'"),
+        ("sklearn.datasets", ["digits-cnn"], "pip install 'refattn[train]'"),
         ("torch", ["series", "--against", "torch"], "pip install torch"),
     ],
 )

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -150,7 +151,9 @@ def test_weights_are_saved_and_read(name, tmp_path):
 
 def test_another_file_is_refused(tmp_path):
     digits.save(tmp_path / "cnn.npz", digits.cnn_weights(Random(0)), few_images())
-    with pytest.raises(ValueError, match=r"cnn.npz holds another record: it lacks \['weights.b_patch', .* has \['weights.stages"):
+    with pytest.raises(
+        ValueError, match=r"cnn.npz holds another record: it lacks 'weights.b_patch' and 36 more, and has 'weights.stages.0.bias' and 15"
+    ):
         digits.load("transformer", tmp_path / "cnn.npz")
     digits.save(tmp_path / "small.npz", digits.cnn_weights(Random(0), (4, 32)), few_images())
     with pytest.raises(ValueError, match=r"small.npz: weights.stages.0.weight has shape \(4, 1, 3, 3\), but should have \(16, 1, 3, 3\)"):
@@ -163,6 +166,39 @@ def test_another_file_is_refused(tmp_path):
         digits.load("cnn", tmp_path / "text.npz")
     with pytest.raises(ValueError, match="name is 'rnn', but must be one of cnn, transformer"):
         digits.load("rnn")
+
+
+def test_damaged_and_hostile_files_are_refused(tmp_path):
+    like, path = {"a": np.zeros((0, 3)), "b": np.zeros(2)}, tmp_path / "file.npz"
+
+    def refused(why):
+        with pytest.raises(ValueError, match=why):
+            archive.load(path, like)
+
+    np.savez(path, a=np.ones((2, 3)), b=np.ones(2))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(np.ones(2).tobytes(), np.zeros(2).tobytes()))
+    refused("file.npz cannot be read: Bad CRC-32")
+    path.write_bytes(whole[:-30])
+    refused("file.npz is no .npz file")
+    np.savez(path, a=np.ones((2, 3), object), b=np.ones(2))
+    refused("cannot be read: Object arrays cannot be loaded")
+    np.savez(path, a=np.ones((2, 3), complex), b=np.ones(2))
+    refused("a holds complex128, but should hold float64")
+    for member in (b"plain", b"\x93NUMPY\x01\x00\x02\x00{("):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a" if member == b"plain" else "a.npy", member)
+            file.writestr("b", b"")
+        refused("a holds no array" if member == b"plain" else "cannot be read")
+    archive.save(path, {"a": np.ones((2, 3))})
+    refused("it lacks 'b', and has nothing besides")
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    data, weights = few_images(), digits.cnn_weights(Random(0))
+    digits.save(tmp_path / "w.npz", weights, data._replace(test_labels=data.test_labels[:3]))
+    with pytest.raises(ValueError, match=r"w.npz has \d+ images, but 3 labels"):
+        digits.load("cnn", tmp_path / "w.npz")
 
 
 class Pair(NamedTuple):

@@ -39,12 +39,20 @@ def qkv(seed=0, shape=(2, 3, 4, 5)):
 # Maps
 
 
+def has_none(m, sample):
+    """A call without a sequence or a look, or with a mask that is no sigmoid."""
+    return sample.name in {"no sequence", "no hops"} or sample.arguments.get("constraint") == "channel"
+
+
 @pytest.mark.parametrize(("m", "sample"), ATTENDING)
 def test_every_softmax_and_every_gate_is_found(m, sample):
     output, maps = attention_maps(m, **sample.arguments)
     for got, expected in zip(outputs(output), outputs(m(**sample.arguments)), strict=True):
         np.testing.assert_array_equal(got, expected)
     kinds = {x.kind for x in maps}
+    if has_none(m, sample):
+        assert not maps
+        return
     assert "weights" in kinds if {"softmax", "weights"} & m.spec.tags else kinds == {"gate"}
     assert all(x.name.split(" > ")[0] == m.__name__ for x in maps)
     assert all(((x.array >= 0) & (x.array <= 1)).all() for x in maps if x.kind == "gate")
@@ -438,11 +446,60 @@ def test_weights_below_zero_have_colours_too():
     assert (shown["low"], shown["high"]) == (-0.5, 0.25)
 
 
-def test_a_heading_names_the_caller_and_the_layer():
+def test_a_heading_is_in_plain_words_and_the_chain_below_it():
     chain = "transformer_encoder > transformer_encoder_layer[1] > multi_head_attention > masked_softmax"
-    text = page("names", [AttentionMap(chain, "weights", np.ones((1, 1))), AttentionMap("softmax", "weights", np.ones((1, 1)))])
-    assert Elements(text).text["h2"] == ["multi head attention, transformer encoder layer 1", "softmax"]
+    text = page("names", [AttentionMap(chain, "weights", np.ones((1, 4, 1, 1))), AttentionMap("softmax", "weights", np.ones((1, 1)))])
+    assert Elements(text).text["h2"] == ["Second Transformer encoder layer: where each of its 4 heads looks", "Softmax: where it looks"]
     assert Elements(text).text["code"] == [*chain.split(" > "), "softmax"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "title"),
+    [
+        ("cbam[0] > cbam_channel > sigmoid", "gate", (1, 6), "First CBAM: how much of each channel passes"),
+        ("cbam > cbam_spatial > sigmoid", "gate", (1, 1, 2, 3), "CBAM: how much passes at each position"),
+        ("residual_attention > sigmoid", "gate", (1, 2, 3, 4), "Residual attention: how much is added at each position"),
+        ("softmax[2]", "weights", (3,), "Third softmax: where it looks"),
+        ("softmax[2] > masked_softmax", "weights", (2, 3, 4), "Third softmax: where each of its 2 heads looks"),
+        ("non_local > mean_weights", "weights", (2, 3, 3), "Non-local: where it looks"),
+        ("squeeze_excitation[12] > sigmoid", "gate", (1, 6), "Squeeze-and-excitation 13: how much of each channel passes"),
+        (
+            "transformer_decoder_layer[0] > multi_head_attention[1] > scaled_dot_product_attention > masked_softmax",
+            "weights",
+            (1, 2, 3, 4),
+            "First Transformer decoder layer, second multi-head attention: where each of its 2 heads looks",
+        ),
+        ("mine[a] > masked_softmax", "weights", (3, 4), "Mine: where it looks"),
+        ("", "weights", (3, 4), "where it looks"),
+    ],
+)
+def test_titles(name, kind, shape, title):
+    assert AttentionMap(name, kind, np.ones(shape)).title == title
+
+
+def test_notes_say_what_is_so():
+    def note(name, kind, array, **more):
+        return re.search('<p class="note">(.*?)</p>', page("note", [AttentionMap(name, kind, array)], **more))[1]
+
+    half, image = np.full((1, 4, 2), 0.5), np.zeros((4, 4))
+    assert "one row add up to 1" in note("softmax", "weights", half)
+    assert "add up" not in note("mean_weights", "weights", half / 2)
+    assert "add up" not in note("masked_softmax", "weights", np.full((1, 2), np.nan))
+    assert note("softmax", "weights", np.full((4, 4), 0.25), image=image).startswith("The framed patch, the query, looks")
+    assert note("softmax", "weights", np.full((3, 4), 0.25), image=image).startswith("The framed query looks")
+    assert note("softmax", "weights", np.full((1, 4), 0.25), image=image).startswith("One query looks")
+    assert "1 lets all of it through" in note("cbam_spatial > sigmoid", "gate", np.ones((1, 1, 2, 2)))
+    assert "1 doubles it" in note("residual_attention > sigmoid", "gate", np.ones((1, 1, 2, 2)))
+
+
+def test_examples_are_no_heads():
+    shown = data_of(page("two", [AttentionMap("non_local > mean_weights", "weights", np.ones((2, 1, 4)))]))["maps"][0]
+    assert [p["name"] for p in shown["panels"]] == ["example 0", "example 1"]
+
+
+def test_what_a_page_is_about_is_text():
+    assert '<p class="about">&lt;b&gt;</p>' in page("a", [], about="<b>")
+    assert 'class="about"' not in page("a", [])
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4, 4), (1, 1, 4, 4), (0, 4)])

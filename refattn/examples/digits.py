@@ -338,7 +338,7 @@ def dataset() -> Dataset:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # an extra
     except ImportError:
-        raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[docs]'") from None
+        raise ImportError("the digits are scikit-learn's, which is not installed: pip install 'refattn[train]'") from None
     pixels, digits = load_digits(return_X_y=True)
     images, labels = np.reshape(pixels, (-1, 1, SIZE, SIZE)) / 16.0, np.asarray(digits, dtype=int)
     order = Random(0).permutation(len(labels))
@@ -463,4 +463,8 @@ def load(name: Name, path: str | Path | None = None) -> Trained:
     model, first_weights, *_ = RECIPES[name]
     none = np.zeros((0, 1, SIZE, SIZE), dtype=float)
     like = Shipped(first_weights(Random(0)), none, np.zeros(0, dtype=int))
-    return Trained(*archive.load(path or Path(__file__).with_name(f"digits_{name}.npz"), like), model)
+    path = path or Path(__file__).with_name(f"digits_{name}.npz")
+    found = archive.load(path, like)
+    if len(found.images) != len(found.labels):
+        raise ValueError(f"{path} has {len(found.images)} images, but {len(found.labels)} labels")
+    return Trained(*found, model)

@@ -59,7 +59,7 @@ def run_list(args: Namespace) -> int:
     table = Table("name", "family", "summary")
     for m in sorted(chosen, key=lambda m: (m.spec.family, m.__name__)):
         table.row(m.__name__, m.spec.family, m.spec.facts.summary)
-    table.print()
+    table.print(wrap=True)
     return 0
 
 

@@ -123,12 +123,12 @@ def print_core(as_json: bool) -> None:
     if as_json:
         print(json.dumps(list(rows()), indent=2))
         return
-    table = Table("#", "system", "status", "given by")
+    table = Table("#", "status", "system", "given by")
     for system, row in zip(CORE, rows(), strict=True):
         lacking = set(row["missing"])
         named = (f"{name} (missing)" if name in lacking else name for name in given_by(system))
-        table.row(row["number"], row["name"], row["status"], ", ".join(named), style="yellow" if lacking else "green")
-    table.print()
+        table.row(row["number"], row["status"], row["name"], ", ".join(named), style="yellow" if lacking else "green")
+    table.print(wrap=True)
 
 
 def given_by(system: System) -> list[str]:

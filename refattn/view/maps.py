@@ -18,6 +18,20 @@ Kind: TypeAlias = Literal["weights", "gate"]
 Size: TypeAlias = tuple[int, int]
 
 SEPARATOR = " > "
+UNNAMED = {"masked_softmax", "softmax", "segment_softmax", "mean_weights", "sigmoid"}  # titles name who called these
+ADDING = "residual_attention"  # multiplies by 1 plus its gate
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth")
+SPELLED = {
+    "transformer": "Transformer",
+    "cbam": "CBAM",
+    "dot product": "dot-product",
+    "self attention": "self-attention",
+    "multi head": "multi-head",
+    "non local": "non-local",
+    "squeeze excitation": "squeeze-and-excitation",
+    "space time": "space-time",
+    "spatial temporal": "spatial-temporal",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +49,59 @@ class AttentionMap:
     array : array
         As the mechanism made it: weights have queries and keys last, a gate has the shape of what it multiplies, less the axes
         over which it is one number.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> name = "transformer_encoder > transformer_encoder_layer[1] > multi_head_attention > masked_softmax"
+    >>> refattn.view.AttentionMap(name, "weights", np.ones((1, 4, 2, 2)) / 2).title
+    'Second Transformer encoder layer: where each of its 4 heads looks'
     """
 
     name: str
     kind: Kind
     array: Array
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The mechanisms that its name names."""
+        return tuple(self.name.split(SEPARATOR))
+
+    @property
+    def heads(self) -> int:
+        """How many heads the weights are of; 1 where no axis is one of heads."""
+        has_heads = self.kind == "weights" and (
+            self.array.ndim == 4 or (self.array.ndim == 3 and self.chain[-1].startswith("masked_softmax"))
+        )
+        return self.array.shape[-3] if has_heads else 1
+
+    @property
+    def adds(self) -> bool:
+        """Whether the gate is added to 1, so that it takes nothing away."""
+        return self.kind == "gate" and self.chain[-2:][0].partition("[")[0] == ADDING
+
+    @property
+    def title(self) -> str:
+        """In plain words, which part of a model this is of, and what it says."""
+        named = [c for c in self.chain if c.partition("[")[0] not in UNNAMED] or list(self.chain)
+        place = ", ".join(map(_in_words, [c for c in named if c.endswith("]")] or named[:1]))
+        if self.kind == "weights":
+            says = f"where each of its {self.heads} heads looks" if self.heads > 1 else "where it looks"
+        else:
+            verb = "is added" if self.adds else "passes"
+            says = f"how much of each channel {verb}" if self.array.ndim <= 2 else f"how much {verb} at each position"
+        return f"{place[0].upper()}{place[1:]}: {says}" if place else says
+
+
+def _in_words(call: str) -> str:
+    """From ``transformer_encoder_layer[1]`` to ``second Transformer encoder layer``."""
+    mechanism, _, index = call.rstrip("]").partition("[")
+    words = mechanism.replace("_", " ")
+    for ours, spelled in SPELLED.items():
+        words = words.replace(ours, spelled)
+    if not index.isdecimal():
+        return words
+    return f"{ORDINALS[int(index)]} {words}" if int(index) < len(ORDINALS) else f"{words} {int(index) + 1}"
 
 
 @dataclass
@@ -56,8 +118,8 @@ def attention_maps(function: Callable[P, Y], *args: P.args, **kwargs: P.kwargs) 
     """Call a function, and return with its output the attention of every mechanism in it.
 
     Weights are what mechanisms tagged "weights" return (`softmax`, `masked_softmax`, ...), before dropout. Gates are what a
-    `sigmoid` returns that a mechanism tagged "gate" calls itself. What a pullback computes again is left out, and what runs in a
-    twin is not seen.
+    `sigmoid` returns that a mechanism tagged "gate" calls itself; a mask made without one is not found. What a pullback computes
+    again is left out, and what runs in a twin is not seen.
 
     Parameters
     ----------

@@ -174,10 +174,11 @@
 
   // Shows or hides the picture: dots on the maps, or a picture that shines through the maps that lie on it.
   function addOverlay(tools, drawn) {
+    const dotted = drawn.querySelector("canvas.image.over");
     const change = (on) => {
       for (const c of drawn.querySelectorAll("canvas.over")) c.style.opacity = c.classList.contains("image") ? Number(on) : on ? 0.7 : 1;
     };
-    tools.append(checkbox("show the image", true, change));
+    tools.append(checkbox(dotted ? "image as dots" : "show the image", true, change));
     change(true);
   }
 
@@ -185,12 +186,13 @@
   function linked(map, options) {
     const { rows, columns, over } = map;
     const grids = map.panels.map((panel) => {
-      const { cell, say, value } = options(panel);
+      const { cell, say, value, among = () => [0, rows * columns] } = options(panel);
       const dotted = over && data.image.ink && data.image.channels.length === 1 && data.image.rows * data.image.columns <= 1024;
       const drawn = canvas(rows, columns, cell, over && !dotted ? "over" : "");
       const largest = () => {
-        let most = 0;
-        for (let i = 1; i < rows * columns; i++) if (value(i) > (value(most) ?? -Infinity)) most = i;
+        const [first, end] = among();
+        let most = first;
+        for (let i = first + 1; i < end; i++) if (value(i) > (value(most) ?? -Infinity)) most = i;
         const { value: text, where } = say(most);
         return { value: text, where: `largest: ${where}` };
       };
@@ -251,7 +253,7 @@
       return {
         value,
         cell: (k) => colour(value(k), map.low, map.high),
-        say: (k) => ({ value: number(value(k)), where: `key ${spot(k, rows, columns)}` }),
+        say: (k) => ({ value: number(value(k)), where: spot(k, rows, columns) }),
       };
     });
     const tools = element("div", { className: "tools" }, legend(map));
@@ -265,7 +267,7 @@
       const each = (what, q) => { for (const section of following.get(queries)) section[what](q); };
       const say = (q) => ({ value: named(q), where: "choose: click, touch, or Enter" });
       const chooser = grid({
-        rows: r, columns: c, name: "Query: who asks", say, rest: () => say(query),
+        rows: r, columns: c, name: square ? "Query: looks from here" : "Query: who looks", say, rest: () => say(query),
         layers: [square ? picture() : canvas(1, queries, (q) => colour(q % 2 ? 0.2 : 0.1, 0, 1))],
         moved: (q) => { chooser.show(q); if (pinned !== null) each("ask", q ?? pinned); },
         picked: (q) => each("pick", q),
@@ -308,10 +310,15 @@
     let pinned = rows - 1; // under a causal mask, the query that sees most
     let query = pinned;
     const strips = [];
-    const ask = (q) => { query = q ?? pinned; for (const paint of strips) paint(); };
+    const ask = (q) => {
+      query = q ?? pinned;
+      for (const paint of strips) paint();
+      for (const g of grids) g.settle();
+    };
     const options = ({ values }) => ({
       cell: (i) => colour(values[i], map.low, map.high),
       value: (i) => values[i],
+      among: () => [query * columns, (query + 1) * columns],
       say: (i) => ({ value: number(values[i]), where: `query ${row(Math.floor(i / columns))} → key ${column(i % columns)}` }),
     });
     options.moved = (i) => ask(i === null ? null : Math.floor(i / columns));
@@ -328,7 +335,7 @@
     if (rows <= 24 && columns <= 24 && (map.rowTokens || map.columnTokens)) grids.forEach((g) => addAxes(g.made, map));
     if (map.columnTokens) grids.forEach((g, p) => g.made.append(strip(map.panels[p], () => query, columns, map, strips)));
     drawn.append(element("div", { className: "tools" }, legend(map)));
-    if (buttons.length) drawn.append(element("h3", { textContent: "Query: who asks" }), element("div", { className: "tokens strip" }, ...buttons));
+    if (buttons.length) drawn.append(element("h3", { textContent: "Query: who looks" }), element("div", { className: "tokens strip" }, ...buttons));
     drawn.append(element("div", { className: "panels wide" }, ...grids.map((g) => g.made)));
     ask(pinned);
   }

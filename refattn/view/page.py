@@ -15,23 +15,16 @@ import numpy as np
 
 from refattn._core import Array
 from refattn.view.colours import scale
-from refattn.view.maps import SEPARATOR, AttentionMap, Size, grid_of
+from refattn.view.maps import AttentionMap, Size, grid_of
 
 DIGITS = 5
-NOTES = {
-    "empty": "There is nothing in it.",
-    "bars": "Each channel is multiplied by its gate.",
-    "positions": "Each position is multiplied by its gate.",
-    "patches": "How much the framed query reads of each patch.",
-    "pairs": "How much each query, a row, reads of each key, a column.",
-}
-UNNAMED = {"masked_softmax", "softmax", "segment_softmax", "mean_weights", "sigmoid"}  # headings name who called these
 
 
 def page(
     title: str,
     maps: Sequence[AttentionMap],
     *,
+    about: str | None = None,
     image: Array | None = None,
     tokens: Sequence[str] | None = None,
     ink: bool = False,
@@ -50,6 +43,8 @@ def page(
         Heading of the page.
     maps : sequence of AttentionMap
         What to show, as `attention_maps` returns it.
+    about : str or None, optional
+        What the page is about, in a sentence or two below the heading.
     image : array or None, optional
         What was attended to: shape (height, width), or (1 or 3, height, width).
     tokens : sequence of str or None, optional
@@ -109,6 +104,7 @@ def page(
             f"<h1>{escape(title)}</h1>",
             '<button type="button" id="theme" hidden></button>',
             "</header>",
+            *([] if about is None else [f'<p class="about">{escape(about)}</p>']),
             "<main>",
             _input(picture, tokens, facts or {}, probabilities or {}),
             *sections,
@@ -156,14 +152,16 @@ def _shown(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[
     if not m.array.size:
         return ""
     if m.kind == "weights":
-        return _weights(np.atleast_2d(m.array), size, token_count)
+        return _weights(m, size, token_count)
     return _bars(np.atleast_2d(m.array)) if m.array.ndim <= 2 else _positions(m.array, size)
 
 
-def _weights(array: Array, size: Size | None, token_count: int | None) -> dict[str, Any]:
+def _weights(m: AttentionMap, size: Size | None, token_count: int | None) -> dict[str, Any]:
     """A heat map for each head: over the image, where the keys are its patches, and of queries and keys where they are not."""
+    array = np.atleast_2d(m.array)
     *lead, queries, keys = array.shape
-    panels = _panels(lead, ("example", "head")[max(2 - len(lead), 0) :], array.reshape(-1, queries * keys))
+    names = ("example", "head") if len(lead) == 2 else ("head",) if m.heads > 1 else ("example",)
+    panels = _panels(lead, names, array.reshape(-1, queries * keys))
     finite = array[np.isfinite(array)]
     low, high = min(0.0, float(finite.min(initial=0))), float(f"{finite.max(initial=0):.{DIGITS}g}") or 1.0
     common = {"queries": queries, "low": low, "high": high, "panels": panels}
@@ -234,21 +232,35 @@ def _input(
 
 def _section(number: int, m: AttentionMap, shown: dict[str, Any] | str) -> str:
     """The heading of a map, what it is, and where the script puts its heat maps."""
-    chain = m.name.split(SEPARATOR)
-    named = [c for c in chain if c.partition("[")[0] not in UNNAMED] or chain
-    numbered = [f", {c.rstrip(']').replace('[', ' ')}" for c in chain if c.endswith("]")]
-    heading = f"{named[-1].partition('[')[0]}{''.join(numbered[-1:])}".replace("_", " ")
-    if isinstance(shown, str):
-        body, form, wide = shown, "bars" if shown else "empty", ""
-    else:
-        body, form, wide = "", shown["form"], " wide" if shown["form"] != "positions" or len(shown["panels"]) > 1 else ""
+    body = shown if isinstance(shown, str) else ""
+    wide = " wide" if not isinstance(shown, str) and (shown["form"] != "positions" or len(shown["panels"]) > 1) else ""
     return "".join(
         [
             f'<section class="map{wide}" aria-labelledby="map-{number}">',
-            f'<h2 id="map-{number}">{escape(heading)}</h2>',
-            f'<p class="chain">{" <span>›</span> ".join(f"<code>{escape(c)}</code>" for c in chain)}</p>',
-            f'<p class="note">{NOTES[form]}</p>',
+            f'<h2 id="map-{number}">{escape(m.title)}</h2>',
+            f'<p class="chain">{" <span>›</span> ".join(f"<code>{escape(c)}</code>" for c in m.chain)}</p>',
+            f'<p class="note">{_note(m, shown)}</p>',
             f'<div class="drawn" id="drawn-{number}">{body}</div>',
             "</section>",
         ]
     )
+
+
+def _note(m: AttentionMap, shown: dict[str, Any] | str) -> str:
+    """How to read it, for who sees such a thing for the first time."""
+    if not shown:
+        return "There is nothing in it."
+    if m.kind == "gate":
+        what = "channel" if isinstance(shown, str) else "position"
+        if m.adds:
+            return f"Each {what} is multiplied by 1 plus its gate: 0 leaves it as it is, 1 doubles it."
+        return f"Each {what} is multiplied by its gate: 0 shuts it off, 1 lets all of it through."
+    sums = m.array.sum(axis=-1)
+    shares = bool(np.allclose(sums, 1, rtol=0, atol=1e-3))
+    if isinstance(shown, dict) and shown["form"] == "patches":
+        keys, queries = shown["rows"] * shown["columns"], shown["queries"]
+        who = "One query looks" if queries == 1 else "The framed patch, the query, looks" if queries == keys else "The framed query looks"
+        total = f" The shares of one {'head' if m.heads > 1 else 'map'} add up to 1." if shares else ""
+        return f"{who} at the patches of the image: the stronger the colour, the more it takes from there.{total}"
+    total = " The shares of one row add up to 1." if shares else ""
+    return f"Each row is a query, which looks; each column is a key, which is looked at. The stronger the colour, the more is taken.{total}"

@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
+LEAST = 30  # letters that text needs in a line
 NUMBER = re.compile(r"[+-]?(\d+)(\.\d*)?(e[+-]?\d+)?|[+-]?inf|nan")
 
 
@@ -64,10 +66,29 @@ class Table:
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def print(self, file: TextIO | None = None) -> None:
-        """Write to a file, standard output by default; cut to its width where that is a terminal."""
+    def print(self, file: TextIO | None = None, *, wrap: bool = False) -> None:
+        """Write to a file, standard output by default. Where that is a terminal, lines are cut to its width, or the last column wraps."""
         out = sys.stdout if file is None else file
-        _write(out, self.lines(_width(out)), ["bold", *self.styles])
+        width, styles = _width(out), ["bold", *self.styles]
+        if wrap and width is not None and max(map(len, self.lines())) > width:
+            rows = list(self.wrapped(width))
+            _write(out, [line for lines in rows for line in lines], [s for s, lines in zip(styles, rows, strict=True) for _ in lines])
+        else:
+            _write(out, self.lines(width), styles)
+
+    def wrapped(self, width: int) -> Iterator[list[str]]:
+        """The lines of each row, with the last column on several of them: beside the others, or below them where they leave no room."""
+        columns = [_aligned(heading, [row[i] for row in self.rows]) for i, heading in enumerate(self.columns[:-1])]
+        texts = [self.columns[-1], *(row[-1] for row in self.rows)]
+        least = max(LEAST, *(len(word) for text in texts for word in text.split()))
+        for cells, text in zip(zip(*columns, strict=True), texts, strict=True):
+            beside = f"{'  '.join(cells)}  "
+            if width - len(beside) >= least:
+                first, *more = textwrap.wrap(text, width - len(beside), break_on_hyphens=False) or [""]
+                yield [f"{beside}{first}".rstrip(), *(" " * len(beside) + line for line in more)]
+            else:
+                below = textwrap.wrap(text, max(width - 4, 1), break_on_hyphens=False)
+                yield [_cut(beside.rstrip(), width), *(f"    {line}" for line in below)]
 
 
 class Lines:

@@ -14,6 +14,12 @@ from refattn.view.page import page
 from refattn.view.table import Table
 
 TITLES = {"cnn": "What the gates of a small CNN let through", "transformer": "Where the heads of a small Transformer look"}
+ABOUT = {
+    "cnn": "A network reads a digit in stages. In each, a convolution looks for features, one in each channel; then CBAM gates say how "
+    "much of each channel, and how much at each position of the image, goes on to the next stage.",
+    "transformer": "A network reads a digit as patches of the image. In each layer every patch looks at all patches, in several heads at "
+    "once, and takes from each a share of what it knows. Choose a patch to see where it looks.",
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,10 +36,10 @@ def run_view(args: Namespace) -> int:
     html, maps, said = digits_page(args.model, args.image, args.weights)
     path = Path(args.output or f"attention_{args.model}.html")
     path.write_text(html, encoding="utf-8")
-    table = Table("kind", "shape", "mechanisms")
+    table = Table("what", "kind", "shape", "mechanisms")
     for m in maps:
-        table.row(m.kind, " x ".join(map(str, m.array.shape)), m.name)
-    table.print()
+        table.row(m.title, m.kind, " x ".join(map(str, m.array.shape)), m.name)
+    table.print(wrap=True)
     print(f"\n{said}\n{path.resolve()}")
     if args.open and not webbrowser.open(path.resolve().as_uri()):
         raise OSError(f"no browser could be opened for {path}")
@@ -52,7 +58,8 @@ def digits_page(model: digits.Name, image: int, weights: str | None = None) -> t
     facts = {
         "Prediction": f"{answer}, {'right' if answer == label else 'wrong'}",
         "Label": str(label),
-        "Image": f"{image} of the test set",
+        "Image": f"number {image} of the test set",
     }
-    html = page(TITLES[model], maps, image=given[0], ink=True, facts=facts, probabilities={str(d): float(p) for d, p in enumerate(shares)})
+    probabilities = {str(d): float(p) for d, p in enumerate(shares)}
+    html = page(TITLES[model], maps, about=ABOUT[model], image=given[0], ink=True, facts=facts, probabilities=probabilities)
     return html, maps, f"image {image} is a {label}; the model says {answer} ({100 * shares[answer]:.1f} %)"

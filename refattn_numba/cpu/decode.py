@@ -16,6 +16,7 @@ from numba.extending import overload
 from refattn._core import Array, Integers
 from refattn_numba.cpu.exponential import exp, tanh
 from refattn_numba.cpu.jit import EXACT, compiled, kernel, reordered
+from refattn_numba.cpu.prefetch import LINE, prefetch
 from refattn_numba.cpu.tiles import larger, smaller
 
 BLOCK = 64  # positions whose keys and values are held as numbers
@@ -107,7 +108,7 @@ def decode(
             count = smaller(smaller(BLOCK, page_size - offset), end - at)
             load_numbers(keys, page, head, offset, count, key_block)
             load_numbers(values, page, head, offset, count, value_block)
-            multiply_rows(rows, key_block, weights, count)
+            multiply_rows(rows, key_block, weights, count, keys, values, place(keys, page, head, offset), place(values, page, head, offset))
             for r in range(heads_and_queries):
                 row, i = weights[r], r // group
                 first = smaller(larger(reach.first[sequence, i] - at, 0), count)
@@ -138,11 +139,16 @@ def weigh(row: Array, total: Any, largest: Any) -> tuple[Any, Any, Any]:
 
 
 @reordered
-def multiply_rows(rows: Array, block: Array, products: Array, count: int) -> None:
-    """Inner products of each row with the first rows of `block`: four rows at a time, as long as there are four."""
+def multiply_rows(rows: Array, block: Array, products: Array, count: int, keys: Stored, values: Stored, key_at: Any, value_at: Any) -> None:
+    """Inner products of each row with the first rows of `block`: four rows at a time, as long as there are four.
+
+    Meanwhile the next block is fetched, of the keys and of the values.
+    """
     whole = rows.shape[0] // 4 * 4
     zero = rows.dtype.type(0)
     for t in range(count):
+        fetch(keys, key_at + (BLOCK + t) * keys.row_step, block.shape[1])
+        fetch(values, value_at + (BLOCK + t) * values.row_step, block.shape[1])
         line = block[t]
         for r in range(0, whole, 4):
             row0, row1, row2, row3 = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
@@ -179,9 +185,22 @@ def add_rows(weights: Array, block: Array, sums: Array, decay: Any, first: int, 
 
 
 @compiled
-def load_numbers(stored: Stored, page: int, head: int, first: int, count: int, block: Array) -> None:
+def place(stored: Stored, page: Any, head: Any, row: Any) -> Any:
+    """Where the codes of a position begin."""
+    return page * stored.page_step + head * stored.head_step + row * stored.row_step
+
+
+@compiled
+def fetch(stored: Stored, at: Any, size: int) -> None:
+    """Ask for the codes of one position."""
+    for d in range(0, size, LINE // stored.codes.itemsize):
+        prefetch(stored.codes, at + d)
+
+
+@compiled
+def load_numbers(stored: Stored, page: Any, head: Any, first: Any, count: int, block: Array) -> None:
     """Turn `count` positions of a page into rows of numbers."""
-    at = page * stored.page_step + head * stored.head_step + first * stored.row_step
+    at = place(stored, page, head, first)
     by = page * stored.factor_page + head * stored.factor_head + first * stored.factor_row
     decode_rows(stored.codes, stored.kind, at, stored.row_step, count, block)
     if stored.factors.size == 1 and stored.factors[0] == 1:
@@ -236,7 +255,7 @@ def _decode_rows(codes: Any, kind: int, at: int, step: int, count: int, block: A
 
 
 @compiled
-def _small_float(code: int, sign: int, shift: int, mask: int, special: int, bias: int) -> float:
+def _small_float(code: int, sign: int, shift: int, mask: int, special: int, bias: int) -> Any:
     """A small floating format: its exponent and mantissa where float32 has them, times 2 to the difference of the biases.
 
     Bits that are `special` under `mask` are not numbers, or infinite where the mantissa is 0.

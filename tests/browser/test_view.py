@@ -135,7 +135,7 @@ def test_all_heads_answer_for_the_patch_that_is_pointed_at(browser, opened):
         for head in range(m.array.shape[1]):
             value, where = said(browser, number, head)
             assert is_read(value, m.array[0, head, 6, 12])
-            assert where == "key row 3, column 0"
+            assert where == "row 3, column 0"
     browser.find_element(By.XPATH, "//label[contains(., 'mean of all queries')]").click()
     point(browser, stages(browser, 0)[0], 2, 2, 4, 4)
     assert is_read(said(browser, 0)[0], maps[0].array[0, 0, :, 10].mean())
@@ -147,7 +147,7 @@ def test_without_a_pointer_a_head_says_what_is_largest(browser, opened):
     point(browser, chooser, 0, 3, 4, 4)
     row = maps[0].array[0, 0, 3]
     assert is_read(said(browser, 0)[0], row.max())
-    assert said(browser, 0)[1] == f"largest: key row {row.argmax() // 4}, column {row.argmax() % 4}"
+    assert said(browser, 0)[1] == f"largest: row {row.argmax() // 4}, column {row.argmax() % 4}"
 
 
 def test_queries_that_are_no_patches_are_chosen_from_a_list(browser, opened):
@@ -197,6 +197,9 @@ def test_arrow_keys_walk_over_the_cells(browser, opened):
 def test_a_chosen_query_colours_the_keys(browser, opened):
     (m,) = opened("words")
     browser.find_elements(By.CSS_SELECTOR, "#drawn-0 .strip button")[2].click()
+    row = m.array[0, 0, 2]
+    assert is_read(said(browser, 0)[0], row.max())
+    assert said(browser, 0)[1].startswith(f"largest: query 2 “<b>c</b>” → key {row.argmax()} “")
     titles = [li.get_attribute("title") for li in browser.find_elements(By.CSS_SELECTOR, "#drawn-0 figure:first-child ol li")]
     assert all(is_read(title, x) for title, x in zip(titles, m.array[0, 0, 2], strict=True))
 
@@ -228,7 +231,7 @@ def test_a_finger_reads_a_cell_too(browser, opened):
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [spot]})
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     value, where = said(browser, 0, 2)
-    assert where == "key row 3, column 1"
+    assert where == "row 3, column 1"
     assert any(is_read(value, x) for x in maps[0].array[0, 2, :, 13])  # whichever query the page begins with
 
 

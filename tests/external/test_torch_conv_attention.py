@@ -18,23 +18,6 @@ def weighted_sum(a, b, alpha, beta):
     return torch.add(torch.mul(a, alpha), torch.mul(b, beta))
 
 
-def unfold2d(x, kernel_size, stride=1, padding=0, dilation=1, padding_mode="zeros"):
-    pair = lambda n: (n, n) if isinstance(n, int) else n  # noqa: E731
-    kernel, strides = pair(kernel_size), pair(stride)
-    if padding == "same":  # of the one sample that has it: out is half of the size, rounded up
-        extra = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[2:], strides, kernel, strict=True)]
-        padding = tuple((m // 2, m - m // 2) for m in extra)
-    (top, bottom), (left, right) = (pair(p) for p in pair(padding))
-    mode = "reflect" if padding_mode == "reflect" else "constant"
-    padded = F.pad(x, (left, right, top, bottom), mode=mode)
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, pair(dilation), strict=True)]
-    out = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, strides, strict=True)]
-    if not len(x):
-        return padded.new_zeros((0, x.shape[1], kernel[0] * kernel[1], *out)) + 0 * padded.sum()
-    columns = F.unfold(padded, kernel, dilation=dilation, stride=stride)
-    return columns.reshape(len(x), x.shape[1], kernel[0] * kernel[1], *out)
-
-
 def rel_to_abs(x):
     """The trick of the paper: one zero after each row, and rows that are one shorter, so that each begins one further."""
     batch, length, _ = x.shape
@@ -136,7 +119,6 @@ def acmix(x, weights, alpha, beta, *, num_heads, kernel_size=7, stride=1, border
 
 PEERS = (
     weighted_sum,
-    unfold2d,
     relative_logits_1d,
     relative_logits_2d,
     attention_augmented_conv2d,

@@ -74,12 +74,23 @@ def torch_pad(x, *, padding, mode="zeros"):
     return x
 
 
+def torch_unfold2d(x, kernel_size, stride=1, padding=0, dilation=1, padding_mode="zeros"):
+    kernel, steps, gaps = ((o, o) if isinstance(o, int) else o for o in (kernel_size, stride, dilation))
+    x = padded(x, pairs(padding, x.shape[2:], kernel, steps, gaps), padding_mode)
+    out = [(n - g * (k - 1) - 1) // s + 1 for n, k, s, g in zip(x.shape[2:], kernel, steps, gaps, strict=True)]
+    shape = (*x.shape[:2], math.prod(kernel), *out)
+    if not len(x):  # F.unfold takes no empty batch
+        return x.new_zeros(shape) + 0 * x.sum()
+    return F.unfold(x, kernel, dilation=gaps, stride=steps).reshape(shape)
+
+
 THEIRS = {
     **dict.fromkeys(DENSE, torch_conv),
     **dict.fromkeys(TRANSPOSED, torch_conv_transpose),
     "depthwise_conv2d": torch_depthwise_conv2d,
     "separable_conv2d": torch_separable_conv2d,
     "causal_conv1d": torch_causal_conv1d,
+    "unfold2d": torch_unfold2d,
     "pad": torch_pad,
 }
 
