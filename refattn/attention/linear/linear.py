@@ -37,15 +37,15 @@ def _samples(random: Random) -> Iterator[Sample]:
     inputs = _inputs(random)
     memory = {"state": random.normal((2, 2, 3, 4)), "normalizer": random.uniform(0.5, 2.0, (2, 2, 3))}
     raw = {"feature_map": None, "normalize": False}
-    blind = inputs["query"].copy()
-    blind[:, 1] = -np.abs(blind[:, 1])
+    signs = np.asarray([1.0, -1.0, 1.0, 1.0])[:, None, None]
+    blind = {"query": signs * np.abs(inputs["query"]), "key": np.abs(inputs["key"])}
     yield Sample("grouped", inputs)
     yield Sample("causal", {**inputs, "causal": True})
     yield Sample("causal with state", {**inputs, **memory, "causal": True, "eps": 0.25})
     yield Sample("state", {**inputs, **memory, "scale": 0.5, "eps": 1.0})
     yield Sample("fewer queries", {**inputs, "query": random.normal((2, 2, 3, 3)), "feature_map": "relu"})
     yield Sample("rectified, causal", {**inputs, "causal": True, "feature_map": "relu"})
-    yield Sample("a head that matches nothing", {**inputs, "query": blind, "feature_map": "relu"})
+    yield Sample("a head that matches nothing", {**inputs, **blind, "feature_map": "relu"})
     yield Sample("raw", {**inputs, **raw, "state": memory["state"], "causal": True})
     yield Sample("raw, unscaled", {**inputs, **raw, "scale": 1.0})
     yield Sample("one step", {**{n: x[..., :1, :] for n, x in inputs.items()}, **memory, "causal": True})
