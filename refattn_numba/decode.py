@@ -84,10 +84,8 @@ def paged(
     arrays = {"query": query, "key_pages": key_pages, "value_pages": value_pages, "block_table": block_table, "lengths": lengths}
     scales = {"key_scale": key_scale, "value_scale": value_scale}
     options = {"causal": causal, "window": window, "scale": scale, "softcap": softcap, "masked_rows": masked_rows}
-    count, room, page_size = lengths.size, block_table.shape[-1] * key_pages.shape[-2], key_pages.shape[-2]
-    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= room:
-        raise ValueError(f"lengths runs from {lengths.min()} to {lengths.max()}, but key_len is {room}")
-    refuse_missing_pages(block_table, lengths, page_size)
+    count = lengths.size
+    refuse_missing_pages(block_table, lengths, key_pages.shape[-2], query.shape[-2], window)
     rows, table = query.reshape(count, *query.shape[-3:]), block_table.reshape(count, block_table.shape[-1])
     output, lse = _attended(rows, key_pages, value_pages, table, lengths.reshape(count), sinks, key_scale, value_scale, **options)
     attended = AttendedWithLse(*(x.reshape(*lengths.shape, *x.shape[1:]) for x in (output, lse)))

@@ -26,6 +26,8 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("a page of two sequences", inputs)
     yield Sample("causal", {**inputs, "causal": True, "sinks": random.normal(4)})
     yield Sample("window", {**inputs, "window": (2, 0), "scale": 0.25, "masked_rows": "nan"})
+    freed = np.asarray([[3, 0, -1], [-1, 4, 1], [-1, -1, -1]])
+    yield Sample("a page that no window reaches", {**inputs, "window": (1, 0), "block_table": freed})
     yield Sample("capped", {**inputs, "softcap": 0.5})
     yield Sample("unwritten rows", {**inputs, "value_pages": unwritten, "key_scale": 0.5, "value_scale": random.normal((5, 1, 1, 1))})
     yield Sample("scales in pages", {**inputs, "key_scale": random.normal((5, 2, 2, 1)), "value_scale": 0.25})
@@ -38,7 +40,10 @@ def _bad_calls(random: Random) -> Iterator[BadCall]:
         "no such page", {**inputs, "block_table": np.asarray([[3, 0, 5]] * 3)}, ValueError, "block_table runs from 0 to 5, but indexes"
     )
     yield BadCall(
-        "longer than the table", {**inputs, "lengths": np.asarray([3, 7, 0])}, ValueError, "lengths runs from 0 to 7, but key_len is 6"
+        "longer than the table",
+        {**inputs, "lengths": np.asarray([3, 7, 0])},
+        ValueError,
+        "lengths runs from 0 to 7, but block_table has room for 6",
     )
     yield BadCall(
         "a page that is missing", {**inputs, "lengths": np.asarray([5, 6, 0])}, ValueError, "block_table has no page for position 4"
@@ -73,7 +78,7 @@ def paged_attention_with_lse(
     value_pages : int or real array, shape (pages, kv_heads, page_size, value_dim)
         Values, or codes.
     block_table : int array, shape (..., table_len), indexing pages or -1
-        The pages of each sequence, in the order of its positions; -1, or any page, behind its end.
+        The pages of each sequence, in the order of its positions; -1, or any page, behind its end and before its window.
     lengths : int array, shape (...)
         How many positions of each sequence the pages hold, those of the queries among them.
     sinks : array or None, shape (kv_heads * group), optional
@@ -120,7 +125,7 @@ def paged_attention_with_lse(
     >>> refattn.paged_attention_with_lse(np.zeros((2, 1, 1, 1)), pages, pages, table, np.array([2, 4])).lse.ravel() / np.log(2)
     array([1., 2.])
     """
-    refuse_missing_pages(block_table, lengths, key_pages.shape[-2])
+    refuse_missing_pages(block_table, lengths, key_pages.shape[-2], query.shape[-2], window)
     pools = {"key": key_pages, "value": value_pages}
     factors = {"key_scale": key_scale, "value_scale": value_scale}
     arrays = {name: x for name, x in factors.items() if isinstance(x, np.ndarray)}
@@ -185,10 +190,17 @@ def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     return attended.output, lambda d_output: pullback(d_output, np.zeros_like(attended.lse))
 
 
-def refuse_missing_pages(table: Integers, lengths: Integers, page_size: int) -> None:
+def refuse_missing_pages(
+    table: Integers, lengths: Integers, page_size: int, query_len: int, window: tuple[int | None, int | None] | None
+) -> None:
     """ValueError where a sequence reaches a page that its table does not name."""
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= table.shape[-1] * page_size:
+        room = table.shape[-1] * page_size
+        raise ValueError(f"lengths runs from {lengths.min()} to {lengths.max()}, but block_table has room for {room}")
     firsts = page_size * np.arange(table.shape[-1])
-    missing = (table < 0) & (firsts < lengths[..., None])
+    left = None if window is None else window[0]
+    reached = 0 * lengths if left is None else lengths - query_len - left
+    missing = (table < 0) & (firsts < lengths[..., None]) & (firsts + page_size > reached[..., None])
     if missing.any():
         *sequence, page = (int(i[0]) for i in np.nonzero(missing))
         at = f"position {firsts[page]} of sequence {', '.join(map(str, sequence))}"
