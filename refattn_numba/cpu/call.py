@@ -6,6 +6,7 @@ its last axis is contiguous. All strides are in elements, 0 where an array is br
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,7 +62,7 @@ class Record:
 
     def packed(self) -> np.ndarray[Any, Any]:
         """As the kernel takes it; what was not given is 0."""
-        return np.array([tuple(self.fields.get(name, 0) for name in Call.names or ())], Call)
+        return np.array([tuple(map(self.fields.get, Call.names or (), itertools.repeat(0)))], Call)
 
 
 def aligned(size: int, dtype: Any) -> Array:

@@ -48,8 +48,8 @@ class InstructionSet(NamedTuple):
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 TABLE = (
-    InstructionSet("AVX-512 with bfloat16", AVX512 | {"avx512bf16"}, 64, (4, 6), has_fma=True, has_bfloat16_dot=True),
-    InstructionSet("AVX-512", AVX512, 64, (4, 6), has_fma=True),
+    InstructionSet("AVX-512 with bfloat16", AVX512 | {"avx512bf16"}, 64, (4, 4), has_fma=True, has_bfloat16_dot=True),
+    InstructionSet("AVX-512", AVX512, 64, (4, 4), has_fma=True),
     InstructionSet("AVX2", frozenset({"avx2", "fma"}), 32, (2, 6), has_fma=True),
     InstructionSet("NEON", frozenset({"neon"}), 16, (4, 6), has_fma=True),
     InstructionSet("generic", frozenset(), 16, (2, 4), has_fma=False),
