@@ -10,10 +10,11 @@ from typing import TypeAlias
 import numpy as np
 
 from refattn import masks
-from refattn._core import Array, Booleans
+from refattn._core import Array, Booleans, unbroadcast
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
+from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.instructions import HOST
@@ -81,6 +82,8 @@ def attend(
     for name, x in (("query", query), ("key", key), ("value", value)):
         call.add_strided(name, x, x.shape, dtype)
     call.add_strided("scale", factor, (*lead, query_len, 1), dtype)
+    if bias is not None and 0 in bias.strides:
+        bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, dtype), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
         if x is not None:
             call.add_strided(name, x, pairs, kind)
@@ -92,7 +95,7 @@ def attend(
         return plain.attend(query, key, value, **options)
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        if bias is not None or isinstance(scale, np.ndarray):
+        if isinstance(scale, np.ndarray):
             return plain.attend(query, key, value, **options)[1](d_output, d_lse)
         kv = count // max(group, 1)
         chunks = max(1, min(-(-TASKS // max(kv, 1)), group * -(-query_len // tile) // UNITS))
@@ -106,8 +109,23 @@ def attend(
             made.add(d_lse=packed(d_lse, dtype))
         if run_tasks(backward, made, has_options, kv * chunks, 2 * cost, dtype):
             return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+        d_bias = None
+        if bias is not None:
+            batches = count // max(lead[-1], 1)
+            sizes = zip((batches, lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
+            own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
+            d_bias = np.zeros(own, dtype)
+            made.add(d_bias=d_bias)
+            made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
+            if run_tasks(backward_bias, made, True, math.prod(own[:2]) * (-(-own[2] // tile)), 2 * cost, dtype):
+                return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+            if d_bias.size != bias.size:  # some of several leading axes were broadcast
+                whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
+                d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
+            d_bias = d_bias.reshape(bias.shape)
         return {
             "query": d_query,
+            "bias": d_bias,
             "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
             "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
             "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre),

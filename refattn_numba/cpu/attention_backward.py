@@ -118,7 +118,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     if options is not None:
                         masked |= (options[0].mask != 0) | (options[0].bias != 0)
                         load_keep(options[0], block, given)
-                        _weights_with_options(options[0], block, weights, d_scores, given, slopes, centre, shift, inverse)
+                        weights_with_options(options[0], block, weights, d_scores, given, slopes, centre, shift, inverse, True)
                     else:
                         _weights(block, weights, d_scores, centre, shift, inverse)
                     if masked and not (
@@ -174,10 +174,10 @@ def _weights(block: Block, logits: Any, d_weights: Any, centre: Any, shift: Any,
 
 
 @compiled
-def _weights_with_options(
-    call: Any, block: Block, logits: Any, d_weights: Any, kept: Any, slopes: Any, centre: Any, shift: Any, inverse: Any
+def weights_with_options(
+    call: Any, block: Block, logits: Any, d_weights: Any, kept: Any, slopes: Any, centre: Any, shift: Any, inverse: Any, to_scores: bool
 ) -> None:
-    """The same, where weights were dropped or scores had a softcap."""
+    """The same, where weights were dropped; with `to_scores` the cotangent is that of before the softcap."""
     width, lanes, factor = tile_of(logits), lanes_of(logits), filled(logits, call.keep_factor)
     for r in range(0, block.queries, lanes):
         less, by, middle = load(shift, r), load(inverse, r), load(centre, r)
@@ -189,7 +189,7 @@ def _weights_with_options(
                 weight = weight * passed
             else:
                 d_score = weight * (d_weight - middle)
-            if call.softcap != 0:
+            if to_scores and call.softcap != 0:
                 d_score = d_score * load(slopes, i)
             store(logits, i, weight)
             store(d_weights, i, d_score)

@@ -21,7 +21,10 @@ ARRAYS = ("query", "key", "value", "d_output", "scale", "bias", "mask", "keep")
 
 Call = np.dtype(
     [(f"{name}{part}", np.int64) for name in ARRAYS for part in ("", "_batch", "_head", "_row", "_column")]
-    + [(name, np.int64) for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value")]
+    + [
+        (name, np.int64)
+        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias")
+    ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
     + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
     + [(name, np.float64) for name in ("softcap", "keep_factor", "fill")],
