@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ Y = TypeVar("Y")
 _TWINS: dict[str, Mechanism[..., Any]] = {}
 
 
+@functools.cache
 def precision(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype to compute and return in: float64 where an argument has it, float32 otherwise."""
     found = np.result_type(np.float32, *(d for d in dtypes if d.kind == "f"))
@@ -29,13 +31,14 @@ def precision(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def twin_of(
-    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None, stored: bool = False
+    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None, stored: bool = False, makes_new: bool = True
 ) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
     """Give a fast rule its reference's face; refuse a rule whose parameters differ.
 
     Shapes, options and dtypes are checked as the reference's docstring states before the rule sees them, so that a kernel,
     which has no bounds checks, never reads or writes outside an array. With `like`, the rule takes ``*args, **kwargs`` for
     that function, whose parameters are compared in its place. With `stored`, it gets arrays in the types in which they are stored.
+    Where it `makes_new`, it returns arrays that it has made, and nothing twice, so that they need no copy.
     """
 
     def decorate(rule: Callable[..., tuple[Y, Pullback]]) -> Mechanism[P, Y]:
@@ -45,7 +48,7 @@ def twin_of(
         if rule.__name__ != reference.__name__ or ours != theirs:
             raise TypeError(f"{rule.__module__}.{rule.__name__}: name or parameters differ from {reference.spec.module}")
         rule.__doc__ = reference.__doc__
-        made = with_vjp(reference.spec, rule, precision=None if stored else precision)
+        made = with_vjp(reference.spec, rule, precision=None if stored else precision, makes_new=makes_new)
         _TWINS[reference.__name__] = made
         return cast("Mechanism[P, Y]", made)
 

@@ -24,7 +24,7 @@ def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
             return rule(*args, **kwargs)
 
     fast.__module__ = __name__
-    return twin_of(reference, like=reference)(fast)
+    return twin_of(reference, like=reference, makes_new=False)(fast)
 
 
 multi_head_attention = composite(refattn.multi_head_attention)

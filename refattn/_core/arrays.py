@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ CPU = (1, 0)
 LOW_PRECISION = ("bfloat16", "float8_", "float6_", "float4_")
 
 
+@functools.cache
 def is_low_precision(dtype: np.dtype[Any]) -> bool:
     """Whether this is a floating type of ml_dtypes, which NumPy itself calls "void"."""
     return dtype.names is None and dtype.name.startswith(LOW_PRECISION)

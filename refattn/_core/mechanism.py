@@ -49,6 +49,8 @@ class BadCall:
 SILENT = functools.partial(np.errstate, all="ignore")
 """In bodies, NaN and infinity are numbers like others, whatever the caller has NumPy do about them: the result tells."""
 
+MOST_KNOWN_SIZES = 256
+
 Precision: TypeAlias = Callable[..., np.dtype[Any]]
 Samples: TypeAlias = Callable[[Random], Iterator[Sample]]
 BadCalls: TypeAlias = Callable[[Random], Iterator[BadCall]]
@@ -149,7 +151,19 @@ class Spec:
         options = {n: x for n in self.facts.options if type(x := given.get(n, self.defaults.get(n))) is int}
         found = [(path, leaf, x) for path, leaf, x in self.facts.leaves(given) if not is_scalar(x)]
         found += [t for name, x in (outputs or {}).items() for t in walk(name, self.facts.outputs[name], x)]
-        return Unifier(self.name, found, options, self.facts.relations).run()
+        if any(leaf.indexing for _, leaf, _ in found):
+            return Unifier(self.name, found, options, self.facts.relations).run()
+        shapes = (*((path, x.shape) for path, _, x in found), *options.items())
+        if shapes not in self._known_sizes:
+            if len(self._known_sizes) >= MOST_KNOWN_SIZES:
+                self._known_sizes.clear()
+            self._known_sizes[shapes] = Unifier(self.name, found, options, self.facts.relations).run()
+        return dict(self._known_sizes[shapes])
+
+    @functools.cached_property
+    def _known_sizes(self) -> dict[Any, dict[str, Any]]:
+        """Shapes that were found to fit: most calls repeat the ones before."""
+        return {}
 
 
 class Mechanism(Protocol[P, Y_co]):
@@ -300,14 +314,18 @@ def mechanism(
     return decorate
 
 
-def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision: Precision | None = working_dtype) -> Any:
+def with_vjp(
+    spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision: Precision | None = working_dtype, makes_new: bool = False
+) -> Any:
     """The function that users call: it accepts arguments as `spec` states, and has `rule` compute in one precision.
 
     Without a precision, `rule` gets arrays in the types in which they are stored.
+
+    `makes_new` promises that outputs and gradients share no memory with arguments or one another, and gradients none with what
+    the pullback reads: they are copied less often.
     """
 
-    @functools.wraps(rule)
-    def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
         fast = _FASTER.get().get(spec.name)
         if fast is not None:
             with _using_none(spec.name):
@@ -337,14 +355,18 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision
         finally:
             hook.PATH.reset(token)
         made = tuple(hook.passed(path, "output", n, x) for n, x in zip(spec.output_names, outputs(y), strict=True))
-        if not outer:
+        if not outer and (differentiate or not makes_new):
             made = tuple(np.array(x, subok=False) for x in made)
-        checked = _checked_pullback(spec, given, made, pullback, path)
+        checked = _checked_pullback(spec, given, made, pullback, path, copied=not makes_new)
         return (type(y)(*made) if isinstance(y, tuple) else made[0]), checked
 
     @functools.wraps(rule)
+    def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+        return run(args, kwargs, differentiate=True)
+
+    @functools.wraps(rule)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return vjp(*args, **kwargs)[0]
+        return run(args, kwargs, differentiate=False)[0]
 
     for function in (vjp, call):
         cast(Any, function).__signature__ = spec.signature
@@ -354,7 +376,9 @@ def with_vjp(spec: Spec, rule: Callable[..., tuple[Any, Pullback]], *, precision
     return made
 
 
-def _checked_pullback(spec: Spec, given: Mapping[str, Any], made: tuple[Array, ...], pullback: Pullback, path: tuple[str, ...]) -> Pullback:
+def _checked_pullback(
+    spec: Spec, given: Mapping[str, Any], made: tuple[Array, ...], pullback: Pullback, path: tuple[str, ...], *, copied: bool
+) -> Pullback:
     """A pullback that refuses a cotangent of the wrong shape and takes an omitted one for zero."""
     named = tuple(f"d_{n}" for n in spec.output_names)
     kinds = [(x.shape, x.dtype) for x in made]
@@ -385,7 +409,7 @@ def _checked_pullback(spec: Spec, given: Mapping[str, Any], made: tuple[Array, .
             g = grads.pop(a)  # so that no more than one large gradient is held twice
             if a in wanted:
                 g = _hooked(path, "gradient", a, g)
-                kept[a] = g if nested else tree.map_leaves(lambda leaf: np.array(leaf, subok=False), g)
+                kept[a] = g if nested or not copied else tree.map_leaves(lambda leaf: np.array(leaf, subok=False), g)
         return kept
 
     return checked

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+import os
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,14 +13,21 @@ from refattn import masks
 from refattn._core import Array, Booleans, unbroadcast
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
-from refattn_numba.cpu.attention_backward import Cotangents, PairGradient, backward_keys, backward_queries
-from refattn_numba.cpu.attention_forward import forward
-from refattn_numba.cpu.attention_stages import Operands, Rows, Scoring, Sizes
-from refattn_numba.cpu.packing import Pairs, packed, pairs, rows_of, sharing
-from refattn_numba.cpu.threads import run
-from refattn_numba.cpu.tiles import LINES, TILE
+from refattn_numba.cpu.attention_backward import backward, backward_sizes
+from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
+from refattn_numba.cpu.attention_forward import forward, forward_memory
+from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.packing import packed
+from refattn_numba.cpu.plain import attention as plain
+from refattn_numba.cpu.simd import TILE_BYTES
+from refattn_numba.cpu.threads import run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
+Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
+
+TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
+UNITS = 4  # tiles of queries that a task has at least
 
 
 def attend(
@@ -38,117 +46,89 @@ def attend(
     keep: Booleans | None = None,
     dropout_rate: float = 0.0,
     masked_rows: MaskedRows = "zero",
-) -> tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]:
+) -> Outcome:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
+    options = {"bias": bias, "sinks": sinks, "mask": mask, "causal": causal, "align": align, "window": window, "scale": scale}
+    options |= {"softcap": softcap, "keep": keep, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
+    plain.check_shapes(query, key, value, sinks)
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
-    heads, count, tiles = lead[-1], math.prod(lead), -(-query_len // TILE)
-    dtype, shape = query.dtype.newbyteorder("="), (*lead, query_len, key_len)
-    _check_shapes(query, key, value, sinks)
-    sizes = Sizes(heads, heads // max(kv_heads, 1), query_len, key_len, *_band(query_len, key_len, causal, align, window))
-    sink_scores = () if sinks is None else sinks
-    operands = Operands(rows_of(query, dtype), rows_of(key, dtype), rows_of(value, dtype), packed(sink_scores, dtype))
+    dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
+    before, after = plain.band(query_len, key_len, causal, align, window)
     factor = np.asarray(1 / math.sqrt(head_dim) if scale is None else scale, dtype)
-    by_row = factor.shape[-1:] in {(), (1,)}
-    scoring = Scoring(
-        pairs(factor if by_row else np.ones(()), shape, dtype),
-        pairs(None if by_row else factor, shape, dtype),
-        pairs(bias, shape, dtype),
-        pairs(mask, shape, np.bool_),
-        pairs(keep, shape, np.bool_),
-        dtype.type(softcap or 0),
-        dtype.type(1 / (1 - dropout_rate)),
-        dtype.type({"zero": 0.0, "nan": np.nan, "uniform": 1 / max(key_len, 1)}[masked_rows]),
+    if factor.shape[-1:] not in {(), (1,)}:
+        return plain.attend(query, key, value, **options)
+    output, *rows = (np.empty((*lead, query_len, *size), dtype) for size in ((value_dim,), (), (), ()))
+    lse, shift, inverse = rows
+    tile, group, pairs = TILE_BYTES // dtype.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
+    call = Record(
+        {
+            "heads": lead[-1],
+            "count": count,
+            "group": group,
+            "query_len": query_len,
+            "key_len": key_len,
+            "head_dim": head_dim,
+            "value_dim": value_dim,
+            "before": before,
+            "after": after,
+            "softcap": softcap or 0.0,
+            "fill": masked_rows != "zero",
+            "keep_factor": 1 / (1 - dropout_rate),
+            "memory_size": forward_memory(head_dim, value_dim, tile),
+        }
     )
-    rows = Rows(np.empty((count, query_len, value_dim), dtype), *(np.empty((count, query_len), dtype) for _ in range(3)))
+    call.add(output=output, lse=lse, shift=shift, inverse=inverse)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        call.add_strided(name, x, x.shape, dtype)
+    call.add_strided("scale", factor, (*lead, query_len, 1), dtype)
+    if bias is not None and 0 in bias.strides:
+        bias = bias.copy()  # a stride of 0 says that the gradient is shared
+    for name, x, kind in (("bias", bias, dtype), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
+        if x is not None:
+            call.add_strided(name, x, pairs, kind)
+    if sinks is not None:
+        call.add(sinks=packed(sinks, dtype))
+    has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * query_len * key_len * (head_dim + value_dim)
-    run(forward, operands, scoring, sizes, rows, tasks=count * tiles, cost=cost)
+    if run_tasks(forward, call, has_options, count * -(-query_len // tile), cost, dtype):
+        return plain.attend(query, key, value, **options)
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        cotangents = Cotangents(
-            rows_of(_cotangent(d_output, (*lead, query_len, value_dim), dtype), dtype),
-            packed(_cotangent(d_lse, (*lead, query_len), dtype), dtype).reshape(count, query_len),
-            np.empty((count, query_len), dtype),
-            *(np.empty((count, tiles, -(-size // LINES) * LINES, TILE), dtype) for size in (head_dim, value_dim)),
-        )
-        d_query, d_key, d_value = (np.empty(x.shape, dtype) for x in operands[:3])
-        d_bias = _gradient(scoring.bias, bias is not None, count, sizes, dtype)
-        d_scale = _gradient(scoring.row_scale if by_row else scoring.scale, isinstance(scale, np.ndarray), count, sizes, dtype)
-        groups = sharing([p.start for p, d in ((scoring.bias, d_bias), (scoring.scale, d_scale)) if d.pairs.size], count)
-        given, gradients = (operands, scoring, sizes, rows, cotangents), (d_bias, d_scale)
-        tasks = (len(groups.bounds) - 1) * tiles
-        run(backward_queries, *given, groups, d_query, *gradients, tasks=tasks, cost=2 * cost)
-        tasks = operands.key.shape[0] * -(-key_len // TILE)
-        run(backward_keys, *given, d_key, d_value, *gradients, tasks=tasks, cost=2 * cost)
+        if isinstance(scale, np.ndarray):
+            return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+        kv = count // max(group, 1)
+        chunks = max(1, min(-(-TASKS // max(kv, 1)), group * -(-query_len // tile) // UNITS))
+        panel, size = backward_sizes(head_dim, value_dim, key_len, tile, HOST.register_bytes // dtype.itemsize, dtype.itemsize)
+        made = call.more(memory_size=size, panel=panel, chunks=chunks)
+        d_query, centre = np.empty(query.shape, dtype), np.empty(lse.shape, dtype)
+        d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
+        made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
+        made.add_strided("d_output", np.zeros_like(output) if d_output is None else d_output, output.shape, dtype)
+        if d_lse is not None:
+            made.add(d_lse=packed(d_lse, dtype))
+        if run_tasks(backward, made, has_options, kv * chunks, 2 * cost, dtype):
+            return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+        d_bias = None
+        if bias is not None:
+            batches = count // max(lead[-1], 1)
+            sizes = zip((batches, lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
+            own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
+            d_bias = np.zeros(own, dtype)
+            made.add(d_bias=d_bias)
+            made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
+            if run_tasks(backward_bias, made, True, math.prod(own[:2]) * (-(-own[2] // tile)), 2 * cost, dtype):
+                return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+            if d_bias.size != bias.size:  # some of several leading axes were broadcast
+                whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
+                d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
+            d_bias = d_bias.reshape(bias.shape)
         return {
-            "query": d_query.reshape(query.shape),
-            "key": d_key.reshape(key.shape),
-            "value": d_value.reshape(value.shape),
-            "bias": None if bias is None else _collected(d_bias, lead, np.shape(bias)),
-            "sinks": None if sinks is None else _d_sinks(sinks, rows, cotangents.centre, heads),
-            "scale": _collected(d_scale, lead, scale.shape) if isinstance(scale, np.ndarray) else None,
+            "query": d_query,
+            "bias": d_bias,
+            "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
+            "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
+            "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre),
         }
 
-    # a copy, since the pullback reads the output, which is the caller's to overwrite
-    return AttendedWithLse(rows.output.reshape(*lead, query_len, value_dim).copy(), rows.lse.reshape(*lead, query_len)), pullback
-
-
-def _check_shapes(query: Array, key: Array, value: Array, sinks: Array | None) -> None:
-    """Refuse what would make a kernel read beyond an array; options are checked where they are broadcast."""
-    *batch, heads, _, head_dim = query.shape
-    kv_heads, key_len = key.shape[-3:-1]
-    fits = key.shape == (*batch, kv_heads, key_len, head_dim) and value.shape[:-1] == key.shape[:-1]
-    if not fits or heads % max(kv_heads, 1) or (heads and not kv_heads) or head_dim < 1:
-        raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} do not fit together")
-    if sinks is not None and sinks.shape != (heads,):
-        raise ValueError(f"sinks is {sinks.shape}, but must be {(heads,)}")
-
-
-def _band(query_len: int, key_len: int, causal: bool, align: masks.Align | None, window: Window | None) -> tuple[int, int]:
-    """How many keys before and after its own index a query may attend to."""
-    left, right = window or (None, None)
-    if window is not None:
-        masks.sliding_window(0, 0, left=left, right=right)  # refuses negative numbers
-    known = align in {"upper_left", "lower_right"} or (align is None and query_len == key_len)
-    if not known and (causal or window is not None):
-        masks.distance(query_len, key_len, align=align)  # refuses it
-    everything = query_len + key_len
-    before = everything if left is None else min(left, everything)
-    after = 0 if causal else everything if right is None else min(right, everything)
-    offset = key_len - query_len if align == "lower_right" else 0
-    return before - offset, after + offset
-
-
-def _cotangent(given: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
-    if given is not None and given.shape != shape:
-        raise ValueError(f"a cotangent is {given.shape}, but must be {shape}")
-    return np.zeros(shape, dtype) if given is None else given
-
-
-def _gradient(of: Pairs, wanted: bool, count: int, sizes: Sizes, dtype: Any) -> PairGradient:
-    """Zeros in the one form that fits how an option is broadcast."""
-    form = "none" if not (wanted and of.values.size) else "rows" if not of.key_step else "pairs" if of.query_step else "columns"
-    return PairGradient(
-        np.zeros(of.values.size if form == "pairs" else 0, dtype),
-        np.zeros((count, sizes.query_len if form == "rows" else 0), dtype),
-        np.zeros((count, sizes.key_len if form == "columns" else 0), dtype),
-    )
-
-
-def _collected(gradient: PairGradient, lead: Sequence[int], shape: tuple[int, ...]) -> Array:
-    """The gradient in the shape of the option itself."""
-    if gradient.pairs.size:
-        return gradient.pairs.reshape(shape)
-    if gradient.columns.size:
-        return unbroadcast(gradient.columns.reshape(*lead, 1, gradient.columns.shape[1]), shape)
-    if gradient.rows.size:
-        return unbroadcast(gradient.rows.reshape(*lead, gradient.rows.shape[1], 1), shape)
-    return np.zeros(shape, gradient.pairs.dtype)
-
-
-def _d_sinks(sinks: Array, rows: Rows, centre: Array, heads: int) -> Array:
-    """The sum over all rows of the sink's weight, times minus the centre: what a pair gets whose value is 0."""
-    shape = len(centre) // max(heads, 1), heads, centre.shape[1]
-    shift, inverse, inner = (x.reshape(shape) for x in (rows.shift, rows.inverse, centre))
-    with np.errstate(invalid="ignore"):
-        return -(np.exp(sinks[:, None].astype(centre.dtype) - shift) * inverse * inner).sum(axis=(0, 2))
+    return AttendedWithLse(output, lse), pullback

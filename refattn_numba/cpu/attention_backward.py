@@ -1,296 +1,207 @@
-"""The backward pass: each tile of weights is computed again, once for the queries and once for the keys and values.
+"""The backward pass: each tile of weights is computed again, once.
 
-With two passes no element of a gradient has two writers, and every sum has one order. The first pass runs over tiles of
-queries and leaves what the second one, over tiles of keys, needs of the queries: their transposed tiles, and the centre of
-each row, the sum of weights times their cotangents less the cotangent of the log-sum-exp.
+A task is the queries of one head of keys, or a part of them (`chunks`), so that no two tasks write to one place. It walks over
+panels of keys, as many as the second-level cache holds together with their gradients, and for each panel over all its tiles
+of queries. For one tile of weights there are five products::
+
+    scores     S[c, r]  = K[c] . Q[r]         lanes: queries        K and V are read where they lie
+    d_weights  dP[c, r] = V[c] . dO[r]        lanes: queries
+    d_query    dQ[d, r] += K[c, d] dS[c, r]   lanes: queries        a transposed tile, for all keys of the panel
+    d_value    dV[c, d] += P[c, r] dO[r, d]   lanes: value_dim      panels in scratch memory, for all queries
+    d_key      dK[c, d] += dS[c, r] Q[r, d]   lanes: head_dim
+
+Queries and cotangents are needed both transposed and as rows of whole registers; both are made once for a panel. Every sum
+over a tile is made in registers and then added to memory, so that it has the rounding errors of a blocked sum.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-
-from refattn._core import Array
-from refattn_numba.cpu.attention_stages import (
-    Block,
-    Operands,
-    Rows,
-    Scoring,
-    Sizes,
-    add_to_keys,
-    add_to_pairs,
-    add_to_queries,
-    key_range,
-    load_factors,
-    logits_backward,
-    query_range,
-    scores_to_logits,
-    weights_backward,
-)
+from refattn._core import Array, Integers
+from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits
+from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.packing import Groups
-from refattn_numba.cpu.tiles import (
-    LINES,
-    TILE,
-    ceil_to,
-    load_lanes,
-    load_lines,
-    load_panels,
-    multiply,
-    multiply_lanes_allowed,
-    multiply_lines_allowed,
-    smaller,
-    task_of,
-)
+from refattn_numba.cpu.products import LINES, add_product, product
+from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, store, tile_of, total_of
+from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_rows, load_tile, smaller, store_tile, with_spare_lines
+
+PANEL_BYTES = 1 << 19  # of keys, values and their gradients: half of a usual second-level cache
 
 
-class Cotangents(NamedTuple):
-    """What the second pass reads besides the inputs: transposed tiles have the axes head, tile, row, lane."""
+def backward_sizes(head_dim: int, value_dim: int, key_len: int, tile: int, lanes: int, itemsize: int) -> tuple[int, int]:
+    """Keys of a panel, and how many numbers a thread works on."""
+    lines = lambda n: -(-n // LINES) * LINES  # noqa: E731
+    key_row, value_row = (-(-n // lanes) * lanes for n in (head_dim, value_dim))
+    panel = max(1, min(PANEL_BYTES // (2 * itemsize * (key_row + value_row)), key_len) // KEYS) * KEYS
+    tiles = 2 * lines(head_dim) + lines(value_dim) + 4 * lines(KEYS) + key_row + value_row + 4
+    return panel, -(-(tiles * tile + (panel + LINES) * (key_row + value_row)) // tile) * tile
 
-    d_output: Array
-    d_lse: Array
-    centre: Array
-    query_tiles: Array
-    d_output_tiles: Array
 
+@kernel
+def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
+    """Fill `d_query`, `centre` (the sum of weights times their cotangents, less that of lse), and parts of `d_key`, `d_value`.
 
-class PairGradient(NamedTuple):
-    """The gradient of a bias or scale, in the one form that fits how it is broadcast; the others are empty.
-
-    Attributes
-    ----------
-    pairs : array, shape (n)
-        Like `Pairs.values`, where these differ along queries and keys.
-    rows : array, shape (batch * heads, query_len)
-        Where they are the same for all keys.
-    columns : array, shape (batch * heads, key_len)
-        Where they are the same for all queries, but not for all keys.
+    The parts have the axes kv head, chunk, key, dimension. The arguments are those of the forward kernel.
     """
-
-    pairs: Array
-    rows: Array
-    columns: Array
-
-
-class Scratch(NamedTuple):
-    """One thread's memory."""
-
-    keys: Array
-    values: Array
-    logits: Array
-    weights: Array
-    d_tile: Array
-    products: Array
-    slopes: Array
-    given: Array
-    factors: Array
-    ones: Array
-
-
-@compiled
-def _scratch(operands: Operands) -> Scratch:
-    dtype = operands.query.dtype
-    return Scratch(
-        np.empty((TILE, ceil_to(operands.query.shape[2], LINES)), dtype),
-        np.empty((TILE, ceil_to(operands.value.shape[2], LINES)), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty(TILE, dtype),
-        np.ones(TILE, dtype),
-    )
-
-
-@compiled
-def _weights_again(
-    block: Block, operands: Operands, scoring: Scoring, sizes: Sizes, rows: Rows, cotangents: Cotangents, s: Scratch
-) -> None:
-    """The weights of a tile, and in `d_tile` the cotangent of its logits."""
-    tile = block.query // TILE
-    query_tile, d_output_tile = cotangents.query_tiles[block.head, tile], cotangents.d_output_tiles[block.head, tile]
-    multiply(s.keys, False, query_tile, s.logits, block.keys, operands.query.shape[2], block.queries)
-    multiply(s.values, False, d_output_tile, s.d_tile, block.keys, operands.value.shape[2], block.queries)
-    scores_to_logits(s.logits, s.products, s.slopes, s.given, block, sizes, scoring)
-    weights_backward(s.logits, s.weights, s.d_tile, s.given, rows, cotangents.centre, block, scoring)
-
-
-@kernel
-def backward_queries(
-    operands: Operands,
-    scoring: Scoring,
-    sizes: Sizes,
-    rows: Rows,
-    cotangents: Cotangents,
-    groups: Groups,
-    d_query: Array,
-    d_bias: PairGradient,
-    d_scale: PairGradient,
-    share: int,
-    shares: int,
-) -> None:
-    """Fill `d_query`, what the second pass reads, and gradients of rows and of pairs; a task is a tile in a group of heads."""
-    s, head_dim = _scratch(operands), operands.query.shape[2]
-    sums = np.empty((ceil_to(head_dim, LINES), TILE), operands.query.dtype)
-    part = np.empty((ceil_to(head_dim, LINES), TILE), operands.query.dtype)
-    tiles = ceil_to(sizes.query_len, TILE) // TILE
-    tasks = (groups.bounds.size - 1) * tiles
-    for turn in range(ceil_to(tasks, shares) // shares):
-        task = task_of(turn, share, shares)
-        if task >= tasks:
-            continue
-        group, first = task // tiles, task % tiles * TILE
-        count = smaller(TILE, sizes.query_len - first)
-        for member in range(groups.bounds[group], groups.bounds[group + 1]):
-            head = groups.members[member]
-            key, value = operands.key[head // sizes.group], operands.value[head // sizes.group]
-            _prepare(head, first, count, operands, scoring, rows, cotangents, s)
-            sums[:] = 0
-            key_first, key_end = key_range(first, count, sizes)
-            for k in range(key_first, key_end, TILE):
-                block = Block(head, first, count, k, smaller(TILE, sizes.key_len - k))
-                finite = load_lines(key, k, block.keys, s.keys)
-                load_lines(value, k, block.keys, s.values)
-                _weights_again(block, operands, scoring, sizes, rows, cotangents, s)
-                if d_bias.pairs.size:
-                    add_to_pairs(s.d_tile, block, scoring.bias, d_bias.pairs)
-                if d_bias.rows.size:
-                    add_to_queries(s.d_tile, block, d_bias.rows)
-                logits_backward(s.logits, s.d_tile, s.products, s.slopes, s.given, block, scoring)
-                if d_scale.pairs.size:
-                    add_to_pairs(s.products, block, scoring.scale, d_scale.pairs)
-                if finite:
-                    multiply(s.keys, True, s.d_tile, part, head_dim, block.keys, count)
-                else:
-                    multiply_lanes_allowed(s.keys, s.logits, s.d_tile, part, head_dim, block.keys, count)
-                for d in range(head_dim):
-                    for r in range(TILE):
-                        sums[d, r] += part[d, r]
-            _finish_queries(head, first, count, operands.query, rows, sums, s.factors, d_query, d_scale.rows)
+    call = calls[0]
+    head_dim, value_dim = call.head_dim, call.value_dim
+    queries = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
+    tile, lanes = tile_of(queries), lanes_of(queries)
+    query_row, value_row = ceil_to(head_dim, lanes), ceil_to(value_dim, lanes)
+    d_query = queries + with_spare_lines(head_dim) * tile
+    d_outputs = d_query + with_spare_lines(head_dim) * tile
+    weights = d_outputs + with_spare_lines(value_dim) * tile
+    d_scores = weights + with_spare_lines(KEYS) * tile
+    given = d_scores + with_spare_lines(KEYS) * tile
+    slopes = given + with_spare_lines(KEYS) * tile
+    query_rows = slopes + with_spare_lines(KEYS) * tile
+    d_output_rows = query_rows + query_row * tile
+    factors = d_output_rows + value_row * tile
+    centre, shift, inverse = factors + tile, factors + 2 * tile, factors + 3 * tile
+    d_keys = factors + 4 * tile
+    d_values = d_keys + (call.panel + LINES) * query_row
+    tiles = ceil_to(call.query_len, tile) // tile
+    kv_heads, units = call.heads // larger(call.group, 1), tiles * call.group
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.count // larger(call.group, 1) * call.chunks:
+            return
+        kv, chunk = task // call.chunks, call.chunks - 1 - task % call.chunks
+        batch, kv_head = kv // kv_heads, kv % kv_heads
+        key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
+        value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
+        part = kv * call.chunks + chunk
+        for start in range(0, larger(call.key_len, 1), call.panel):
+            end = smaller(start + call.panel, call.key_len)
+            fill(d_keys, (end - start) * query_row, 0.0)
+            fill(d_values, (end - start) * value_row, 0.0)
+            for unit in range(chunk * units // call.chunks, (chunk + 1) * units // call.chunks):
+                head, first = kv_head * call.group + unit // tiles, unit % tiles * tile
+                count = smaller(tile, call.query_len - first)
+                at = (batch * call.heads + head) * call.query_len + first
+                out = pointer_to(call.d_query, memory) + at * head_dim
+                key_first, key_end = larger(0, first - call.before), smaller(call.key_len, first + count + call.after)
+                low, high = larger(key_first, start), smaller(key_end, end)
+                if low >= high and start > 0:
+                    continue
+                query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
+                at_d = batch * call.d_output_batch + head * call.d_output_head + first * call.d_output_row
+                d_output = pointer_to(call.d_output, memory) + at_d
+                _centres(call, at, count, d_output, centre, shift, inverse)
+                if key_first >= key_end:
+                    for i in range(count * head_dim):
+                        out[i] = 0
+                if low >= high:
+                    continue
+                scale = pointer_to(call.scale, memory)
+                scale = scale + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
+                for r in range(count):
+                    factors[r] = scale[r * call.scale_row]
+                load_tile(query, call.query_row, count, head_dim, factors, queries)
+                load_rows(query, call.query_row, count, head_dim, factors, query_rows, query_row)
+                fill(d_query, tile, 1.0)
+                load_tile(d_output, call.d_output_row, count, value_dim, d_query, d_outputs)
+                load_rows(d_output, call.d_output_row, count, value_dim, d_query, d_output_rows, value_row)
+                fill(d_query, head_dim * tile, 0.0)
+                # whole groups of lines, since products write no less; what that adds is masked
+                low = start + (low - start) // LINES * LINES
+                high = smaller(start + ceil_to(high - start, LINES), end)
+                for k in range(low, high, KEYS):
+                    block = Block(batch, head, first, count, k, smaller(KEYS, high - k))
+                    keys, values = key + k * call.key_row, value + k * call.value_row
+                    product(queries, tile, keys, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
+                    product(d_outputs, tile, values, call.value_row, 1, block.keys, value_dim, d_scores, tile, count, weights)
+                    if options is not None:
+                        scores_to_logits(options[0], block, weights, given, slopes)
+                    masked = mask_outside_band(weights, block, call.before, call.after)
+                    if options is not None:
+                        masked |= (options[0].mask != 0) | (options[0].bias != 0)
+                        load_keep(options[0], block, given)
+                        weights_with_options(options[0], block, weights, d_scores, given, slopes, centre, shift, inverse, True)
+                    else:
+                        _weights(block, weights, d_scores, centre, shift, inverse)
+                    if masked and not (
+                        all_finite(keys, call.key_row, block.keys, head_dim)
+                        and all_finite(values, call.value_row, block.keys, value_dim)
+                        and all_finite(query_rows, query_row, count, head_dim)
+                        and all_finite(d_output_rows, value_row, count, value_dim)
+                        and all_finite(centre, tile, 3, count)
+                    ):
+                        counters[2] = 1
+                        return
+                    add_product(d_scores, tile, keys, 1, call.key_row, head_dim, block.keys, d_query, tile, count, weights)
+                    made = d_values + (k - start) * value_row
+                    add_product(d_output_rows, value_row, weights, tile, 1, block.keys, count, made, value_row, value_row, weights)
+                    made = d_keys + (k - start) * query_row
+                    add_product(query_rows, query_row, d_scores, tile, 1, block.keys, count, made, query_row, query_row, weights)
+                store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
+            _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.d_key, memory) + (part * call.key_len + start) * head_dim)
+            to = pointer_to(call.d_value, memory) + (part * call.key_len + start) * value_dim
+            _copy_rows(d_values, value_row, end - start, value_dim, to)
 
 
 @compiled
-def _prepare(
-    head: int, first: int, count: int, operands: Operands, scoring: Scoring, rows: Rows, cotangents: Cotangents, s: Scratch
-) -> None:
-    """Transposed tiles and the centre of each row; an empty row has the centre 0."""
-    load_factors(scoring.row_scale, head, first, count, s.factors)
-    load_lanes(operands.query[head], first, count, s.factors, cotangents.query_tiles[head, first // TILE])
-    load_lanes(cotangents.d_output[head], first, count, s.ones, cotangents.d_output_tiles[head, first // TILE])
-    for i in range(first, first + count):
-        centre = operands.query.dtype.type(0)
-        if rows.inverse[head, i] != 0:
-            for d in range(rows.output.shape[2]):
-                centre += rows.output[head, i, d] * cotangents.d_output[head, i, d]
-            centre -= cotangents.d_lse[head, i]
-        cotangents.centre[head, i] = centre
-
-
-@compiled
-def _finish_queries(
-    head: int, first: int, count: int, query: Array, rows: Rows, sums: Array, factors: Array, d_query: Array, scale_rows: Array
-) -> None:
-    """Write a tile of `d_query`, and the gradient of a scale that is the same for all keys."""
+def _centres(call: Any, at: int, count: int, d_output: Any, centre: Any, shift: Any, inverse: Any) -> None:
+    """What the tile's rows need of the forward pass, and the centre of each; that of an empty row is 0."""
+    lanes, size = lanes_of(centre), call.value_dim
+    whole, output, step = size // lanes * lanes, pointer_to(call.output, centre) + at * size, call.d_output_row
+    shifts, inverses, centres = pointer_to(call.shift, centre), pointer_to(call.inverse, centre), pointer_to(call.centre, centre)
     for r in range(count):
-        i = first + r
-        for d in range(query.shape[2]):
-            d_query[head, i, d] = sums[d, r] * factors[r]
-        if scale_rows.size and rows.inverse[head, i] != 0:
-            total = query.dtype.type(0)
-            for d in range(query.shape[2]):
-                total += query[head, i, d] * sums[d, r]
-            scale_rows[head, i] = total
+        shift[r], inverse[r] = shifts[at + r], inverses[at + r]
+        total = filled(centre, 0.0)
+        for d in range(0, whole, lanes):
+            total = multiply_add(load(output, r * size + d), load(d_output, r * step + d), total)
+        number = total_of(total)
+        for d in range(whole, size):
+            number += output[r * size + d] * d_output[r * step + d]
+        if call.d_lse:
+            number -= pointer_to(call.d_lse, centre)[at + r]
+        centre[r] = number if inverse[r] != 0 else 0.0
+        centres[at + r] = centre[r]
 
 
-@kernel
-def backward_keys(
-    operands: Operands,
-    scoring: Scoring,
-    sizes: Sizes,
-    rows: Rows,
-    cotangents: Cotangents,
-    d_key: Array,
-    d_value: Array,
-    d_bias: PairGradient,
-    d_scale: PairGradient,
-    share: int,
-    shares: int,
+@compiled
+def _weights(block: Block, logits: Any, d_weights: Any, centre: Any, shift: Any, inverse: Any) -> None:
+    """From logits to weights, and from the cotangent of weights to that of logits, both in place."""
+    width, lanes = tile_of(logits), lanes_of(logits)
+    for r in range(0, block.queries, lanes):
+        less, by, middle = load(shift, r), load(inverse, r), load(centre, r)
+        for i in range(r, block.keys * width, width):
+            weight = exp(load(logits, i) - less) * by
+            store(logits, i, weight)
+            store(d_weights, i, weight * (load(d_weights, i) - middle))
+
+
+@compiled
+def weights_with_options(
+    call: Any, block: Block, logits: Any, d_weights: Any, kept: Any, slopes: Any, centre: Any, shift: Any, inverse: Any, to_scores: bool
 ) -> None:
-    """Fill `d_key`, `d_value` and gradients of columns; a task is a tile of keys, for all query heads that read it."""
-    s, dtype = _scratch(operands), operands.query.dtype
-    key_panels, value_panels = ceil_to(operands.key.shape[2], TILE) // TILE, ceil_to(operands.value.shape[2], TILE) // TILE
-    queries, d_keys = np.empty((key_panels, TILE, TILE), dtype), np.empty((key_panels, TILE, TILE), dtype)
-    d_outputs, d_values = np.empty((value_panels, TILE, TILE), dtype), np.empty((value_panels, TILE, TILE), dtype)
-    part = np.empty((TILE, TILE), dtype)
-    tiles = ceil_to(sizes.key_len, TILE) // TILE
-    tasks = operands.key.shape[0] * tiles
-    for turn in range(ceil_to(tasks, shares) // shares):
-        task = task_of(turn, share, shares)
-        if task >= tasks:
-            continue
-        key_head, first = task // tiles, task % tiles * TILE
-        count = smaller(TILE, sizes.key_len - first)
-        load_lines(operands.key[key_head], first, count, s.keys)
-        load_lines(operands.value[key_head], first, count, s.values)
-        d_keys[:] = 0
-        d_values[:] = 0
-        query_first, query_end = query_range(first, count, sizes)
-        for head in range(key_head * sizes.group, (key_head + 1) * sizes.group):
-            for q in range(query_first, query_end, TILE):
-                block = Block(head, q, smaller(TILE, sizes.query_len - q), first, count)
-                _weights_again(block, operands, scoring, sizes, rows, cotangents, s)
-                if d_bias.columns.size:
-                    add_to_keys(s.d_tile, block, d_bias.columns)
-                logits_backward(s.logits, s.d_tile, s.products, s.slopes, s.given, block, scoring)
-                if d_scale.columns.size:
-                    add_to_keys(s.products, block, d_scale.columns)
-                load_factors(scoring.row_scale, head, q, block.queries, s.factors)
-                finite = load_panels(operands.query[head], q, block.queries, s.factors, queries)
-                _add_product(s.d_tile, s.logits, queries, finite, d_keys, part, block, operands.key.shape[2])
-                finite = load_panels(cotangents.d_output[head], q, block.queries, s.ones, d_outputs)
-                _add_product(s.weights, s.logits, d_outputs, finite, d_values, part, block, operands.value.shape[2])
-        _write(d_keys, first, count, d_key[key_head])
-        _write(d_values, first, count, d_value[key_head])
-        if scoring.fill > 0:
-            for head in range(key_head * sizes.group, (key_head + 1) * sizes.group):
-                _add_empty_rows(head, first, count, scoring, rows, cotangents.d_output[head], d_value[key_head])
+    """The same, where weights were dropped; with `to_scores` the cotangent is that of before the softcap."""
+    width, lanes, factor = tile_of(logits), lanes_of(logits), filled(logits, call.keep_factor)
+    for r in range(0, block.queries, lanes):
+        less, by, middle = load(shift, r), load(inverse, r), load(centre, r)
+        for i in range(r, block.keys * width, width):
+            weight, d_weight = exp(load(logits, i) - less) * by, load(d_weights, i)
+            if call.keep:
+                passed = load(kept, i) * factor
+                d_score = weight * (d_weight * passed - middle)
+                weight = weight * passed
+            else:
+                d_score = weight * (d_weight - middle)
+            if to_scores and call.softcap != 0:
+                d_score = d_score * load(slopes, i)
+            store(logits, i, weight)
+            store(d_weights, i, d_score)
 
 
 @compiled
-def _add_product(tile: Array, logits: Array, queries: Array, finite: bool, sums: Array, part: Array, block: Block, size: int) -> None:
-    """Add the product of a tile and rows of queries, in panels of `TILE` columns."""
-    for p in range(queries.shape[0]):
-        width = smaller(TILE, size - p * TILE)
-        if finite:
-            multiply(tile, False, queries[p], part, block.keys, block.queries, width)
-        else:
-            multiply_lines_allowed(tile, logits, queries[p], part, block.keys, block.queries, width)
-        panel = sums[p]
-        for c in range(block.keys):
-            for d in range(width):
-                panel[c, d] += part[c, d]
-
-
-@compiled
-def _write(panels: Array, first: int, count: int, out: Array) -> None:
-    for c in range(count):
-        for d in range(out.shape[1]):
-            out[first + c, d] = panels[d // TILE, c, d % TILE]
-
-
-@compiled
-def _add_empty_rows(head: int, first: int, count: int, scoring: Scoring, rows: Rows, d_output: Array, d_value: Array) -> None:
-    """Rows that attend nowhere, but average all values: their tiles may be outside every range."""
-    keep = scoring.keep
-    for i in range(d_output.shape[0]):
-        if rows.inverse[head, i] == 0:
-            for j in range(first, first + count):
-                factor = scoring.fill
-                if keep.values.size:
-                    kept = keep.values[keep.start[head] + i * keep.query_step + j * keep.key_step]
-                    factor = factor * scoring.keep_factor if kept else d_value.dtype.type(0)
-                for d in range(d_output.shape[1]):
-                    d_value[j, d] += factor * d_output[i, d]
+def _copy_rows(source: Any, step: int, rows: int, size: int, out: Any) -> None:
+    """To rows without gaps."""
+    lanes = lanes_of(out)
+    whole = size // lanes * lanes
+    for r in range(rows):
+        for d in range(0, whole, lanes):
+            store(out, r * size + d, load(source, r * step + d))
+        for d in range(whole, size):
+            out[r * size + d] = source[r * step + d]

@@ -2,157 +2,105 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from refattn._core import Array
-from refattn_numba.cpu.attention_stages import (
-    Block,
-    Operands,
-    Rows,
-    Scoring,
-    Sizes,
-    advance,
-    begin,
-    drop,
-    finite_or,
-    key_range,
-    load_factors,
-    load_pairs,
-    scores_to_logits,
-)
+from refattn._core import Array, Integers
+from refattn_numba.cpu.attention_stages import KEYS, Block, advance, drop, mask_outside_band, scores_to_logits
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.tiles import (
-    LANES,
-    LINES,
-    TILE,
-    ceil_to,
-    larger,
-    load_lanes,
-    load_lines,
-    multiply,
-    multiply_lanes_allowed,
-    smaller,
-    task_of,
-)
+from refattn_numba.cpu.products import LINES, decay_and_add_product, product
+from refattn_numba.cpu.simd import filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
+from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, smaller, store_tile, with_spare_lines
 
 
-class Scratch(NamedTuple):
-    """One thread's memory; the vectors have one element for each query of a tile."""
-
-    queries: Array
-    keys: Array
-    values: Array
-    logits: Array
-    weights: Array
-    unused: Array
-    given: Array
-    part: Array
-    sums: Array
-    factors: Array
-    largest: Array
-    total: Array
-    decay: Array
-    tile_total: Array
+def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
+    """How many numbers a thread works on: tiles, and vectors with a number for each query of a tile."""
+    lines = (head_dim, value_dim, KEYS, KEYS, KEYS)
+    return (sum(-(-n // LINES) * LINES for n in lines) + 4) * tile
 
 
 @kernel
-def forward(operands: Operands, scoring: Scoring, sizes: Sizes, rows: Rows, share: int, shares: int) -> None:
-    """Fill `rows`; a task is one tile of queries."""
-    s, head_dim, value_dim = _scratch(operands), operands.query.shape[2], operands.value.shape[2]
-    tiles = ceil_to(sizes.query_len, TILE) // TILE
-    tasks = operands.query.shape[0] * tiles
-    for turn in range(ceil_to(tasks, shares) // shares):
-        task = task_of(turn, share, shares)
-        if task >= tasks:
-            continue
-        head, first = task // tiles, task % tiles * TILE
-        count = smaller(TILE, sizes.query_len - first)
-        width = ceil_to(count, LANES)
-        query, key, value = operands.query[head], operands.key[head // sizes.group], operands.value[head // sizes.group]
-        load_factors(scoring.row_scale, head, first, count, s.factors)
-        load_lanes(query, first, count, s.factors, s.queries)
-        begin(s.largest, s.total, s.sums, width)
-        key_first, key_end = key_range(first, count, sizes)
-        for k in range(key_first, key_end, TILE):
-            block = Block(head, first, count, k, smaller(TILE, sizes.key_len - k))
-            load_lines(key, k, block.keys, s.keys)
-            multiply(s.keys, False, s.queries, s.logits, block.keys, head_dim, count)
-            scores_to_logits(s.logits, s.unused, s.unused, s.given, block, sizes, scoring)
-            advance(s.logits, s.weights, s.largest, s.total, s.decay, s.tile_total, block)
-            if scoring.keep.values.size:
-                load_pairs(scoring.keep, block, s.given)
-                drop(s.weights, s.given, scoring.keep_factor, block)
-            if load_lines(value, k, block.keys, s.values):
-                multiply(s.values, True, s.weights, s.part, value_dim, block.keys, count)
-            else:
-                multiply_lanes_allowed(s.values, s.logits, s.weights, s.part, value_dim, block.keys, count)
-            for d in range(value_dim):
-                for r in range(width):
-                    s.sums[d, r] = s.sums[d, r] * s.decay[r] + s.part[d, r]
-        _finish(head, first, count, operands.sinks, value, scoring, sizes, rows, s)
+def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
+    """Fill `output`, `lse`, `shift` and `inverse`: the softmax subtracted `shift` and multiplied by `inverse`.
+
+    A task is one tile of queries; later ones, which see more keys under a causal mask, come first. `options` is the record
+    again where an option of pairs or the softcap is present, else None, and their code is not compiled. `counters` count the
+    tasks and the threads; the third becomes 1 where a result is wrong, since a value behind the mask is not finite.
+    """
+    call = calls[0]
+    start = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
+    tile, head_dim, value_dim = tile_of(start), call.head_dim, call.value_dim
+    queries = start
+    sums = queries + with_spare_lines(head_dim) * tile
+    weights = sums + with_spare_lines(value_dim) * tile
+    given = weights + with_spare_lines(KEYS) * tile
+    slopes = given + with_spare_lines(KEYS) * tile
+    factors = slopes + with_spare_lines(KEYS) * tile
+    largest, total, decay = factors + tile, factors + 2 * tile, factors + 3 * tile
+    tiles = ceil_to(call.query_len, tile) // tile
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.count * tiles:
+            return
+        head, first = task // tiles, (tiles - 1 - task % tiles) * tile
+        batch, head = head // call.heads, head % call.heads
+        count = smaller(tile, call.query_len - first)
+        kv_head = head // call.group
+        query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
+        key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
+        value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
+        scale = pointer_to(call.scale, memory) + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
+        for r in range(count):
+            factors[r] = scale[r * call.scale_row]
+        load_tile(query, call.query_row, count, head_dim, factors, queries)
+        fill(largest, tile, -np.inf)
+        fill(total, tile, 0.0)
+        fill(sums, value_dim * tile, 0.0)
+        key_end = smaller(call.key_len, first + count + call.after)
+        for at in range(larger(0, first - call.before), key_end, KEYS):
+            block = Block(batch, head, first, count, at, smaller(KEYS, key_end - at))
+            product(queries, tile, key + at * call.key_row, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
+            if options is not None:
+                scores_to_logits(options[0], block, weights, given, slopes)
+            masked = mask_outside_band(weights, block, call.before, call.after)
+            advance(weights, block, largest, total, decay)
+            if options is not None:
+                masked |= (options[0].mask != 0) | (options[0].bias != 0)
+                if options[0].keep:
+                    drop(options[0], block, weights, given)
+            rows = value + at * call.value_row
+            if masked and not all_finite(rows, call.value_row, block.keys, value_dim):
+                counters[2] = 1
+                return
+            decay_and_add_product(weights, tile, rows, 1, call.value_row, value_dim, block.keys, sums, tile, count, decay)
+        at = (batch * call.heads + head) * call.query_len + first
+        _add_sink(call, head, count, largest, total, decay, factors)
+        for r in range(count):
+            pointer_to(call.shift, memory)[at + r] = largest[r]
+            pointer_to(call.inverse, memory)[at + r] = decay[r]
+            pointer_to(call.lse, memory)[at + r] = largest[r] + np.log(total[r])  # log 0 in an empty row
+            if total[r] == 0 and call.fill != 0:
+                counters[2] = 1
+        store_tile(sums, count, value_dim, factors, False, pointer_to(call.output, memory) + at * value_dim, value_dim)
 
 
 @compiled
-def _scratch(operands: Operands) -> Scratch:
-    dtype = operands.query.dtype
-    head_dim, value_dim = ceil_to(operands.query.shape[2], LINES), ceil_to(operands.value.shape[2], LINES)
-    return Scratch(
-        np.empty((head_dim, TILE), dtype),
-        np.empty((TILE, head_dim), dtype),
-        np.empty((TILE, value_dim), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((TILE, TILE), dtype),
-        np.empty((value_dim, TILE), dtype),
-        np.empty((value_dim, TILE), dtype),
-        np.empty(TILE, dtype),
-        np.empty(TILE, dtype),
-        np.empty(TILE, dtype),
-        np.empty(TILE, dtype),
-        np.empty(TILE, dtype),
-    )
-
-
-@compiled
-def _finish(
-    head: int, first: int, count: int, sinks: Array, value: Array, scoring: Scoring, sizes: Sizes, rows: Rows, scratch: Scratch
-) -> None:
-    """Let the sink take its weight, divide, and write."""
-    dtype = value.dtype
-    zero, one, sink = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
-    if sinks.size:
-        sink = sinks[head % sizes.heads]
-    for r in range(count):
-        largest = larger(sink, scratch.largest[r])
-        shift = finite_or(zero, largest)
-        decay = exp(scratch.largest[r] - shift)
-        total = scratch.total[r] * decay + exp(sink - shift)
-        i, empty = first + r, total == 0
-        rows.lse[head, i] = -np.inf if empty else shift + np.log(total)
-        rows.shift[head, i] = shift
-        rows.inverse[head, i] = zero if empty else one / total
-        if empty:
-            _fill_row(head, i, value, scoring, sizes, rows.output[head, i])
-        else:
-            factor = decay / total
-            for d in range(value.shape[1]):
-                rows.output[head, i, d] = scratch.sums[d, r] * factor
-
-
-@compiled
-def _fill_row(head: int, i: int, value: Array, scoring: Scoring, sizes: Sizes, out: Array) -> None:
-    """An empty row, in which all keys have the same weight."""
-    out[:] = 0
-    if scoring.fill == 0:
-        return
-    keep, factor = scoring.keep, scoring.fill
-    for j in range(sizes.key_len):
-        if keep.values.size:
-            kept = keep.values[keep.start[head] + i * keep.query_step + j * keep.key_step]
-            factor = scoring.fill * (scoring.keep_factor if kept else value.dtype.type(0))
-        for d in range(out.size):
-            out[d] += factor * value[j, d]
+def _add_sink(call: Any, head: int, count: int, largest: Any, total: Any, decay: Any, factors: Any) -> None:
+    """Let the sink take its weight; shift, total, its inverse, and what `sums` have to be multiplied by."""
+    zero, one, nothing = filled(total, 0.0), filled(total, 1.0), filled(total, -np.inf)
+    sink = nothing
+    if call.sinks:
+        sink = filled(total, pointer_to(call.sinks, total)[head])
+    for r in range(0, count, lanes_of(total)):
+        before = load(largest, r)
+        now = maximum(sink, before)
+        shift = select(now == nothing, zero, now)
+        by = exp(before - shift)
+        sum_now = load(total, r) * by + exp(sink - shift)
+        inverse = select(sum_now == zero, zero, one / sum_now)
+        store(largest, r, shift)
+        store(total, r, sum_now)
+        store(decay, r, inverse)
+        store(factors, r, by * inverse)

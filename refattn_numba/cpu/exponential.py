@@ -1,76 +1,72 @@
-r"""Exponential and hyperbolic tangent as short polynomials: LLVM vectorises these, but not calls into the C library.
-
-With :math:`x = n \ln 2 + r` and :math:`|r| \le \tfrac12 \ln 2`, both need :math:`2^n` and :math:`e^r - 1`. Adding
-:math:`1.5 \cdot 2^m`, m the bits of the mantissa, to :math:`x / \ln 2` rounds it to n, and leaves n in the low bits.
-"""
+"""The exponential and the hyperbolic tangent of vectors, to within two units in the last place."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numba import types
-from numba.extending import overload
-
-from refattn_numba.cpu.jit import EXACT, compiled
+from refattn_numba.cpu.simd import Builder, Value, Vector, call_llvm, constant, fused, instruction
 
 LN2 = 0.6931471805599453
-Real = Callable[[Any], Any]
+
+# (e**f - 1) / f for f from -ln(2) / 2 to ln(2) / 2: the polynomial that agrees at the Chebyshev points, highest power first
+SINGLE = (0.0013933641603216529, 0.008369148708879948, 0.04166646674275398, 0.16666504740715027, 0.5, 1.0)
+DOUBLE = (
+    2.510520637395701e-08,
+    2.7626357241447223e-07,
+    2.7557255425746435e-06,
+    2.4801504346997686e-05,
+    0.00019841269874800493,
+    0.0013888888932488599,
+    0.008333333333326141,
+    0.04166666666657314,
+    0.1666666666666667,
+    0.5000000000000006,
+    1.0,
+)
 
 
-def _in_precision(dtype: Any, integer: Any, mantissa: int, bias: int, high: float, low: float, terms: int) -> tuple[Real, Real]:
-    """`exp` and `tanh` of one type: ln 2 is ``high + low``, n times `high` is exact, the Taylor series has `terms` terms."""
-    high, low, per_ln2, magic, lowest = (dtype(x) for x in (high, low, 1 / LN2, 1.5 * 2.0**mantissa, (1 - bias) * LN2))
-    zero, one, two = dtype(0), dtype(1), dtype(2)
-    series = tuple(dtype(1 / math.factorial(k)) for k in range(terms, 0, -1))
-
-    @compiled
-    def parts(x: Any) -> Any:
-        """2**n and e**r - 1, both 0 where the exponential is below the normal numbers."""
-        bounded = max(lowest, x)  # NaN too: no number could be read from its bits
-        rounded = bounded * per_ln2 + magic
-        n = rounded - magic
-        r = (x - n * high) - n * low
-        polynomial = series[0]
-        for k in range(1, terms):
-            polynomial = polynomial * r + series[k]
-        power = integer((dtype(rounded).view(integer) + bias) << mantissa).view(dtype)
-        return (zero, zero) if x < lowest else (power, polynomial * r)
-
-    def exp_of(x: Any) -> Any:
-        power, expm1_r = parts(x)
-        return power * expm1_r + power
-
-    def tanh_of(x: Any) -> Any:
-        power, expm1_r = parts(-two * abs(x))
-        expm1 = power * expm1_r + (power - one)
-        return math.copysign(expm1 / (two + expm1), x)
-
-    return exp_of, tanh_of
+def _parts(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
+    """``2**n`` and ``e**f - 1`` with ``n ln(2) + f = x`` and n an integer; below the normal numbers both are anything."""
+    series, mantissa, bias = (SINGLE, 23, 127) if of.element.bitwidth == 32 else (DOUBLE, 52, 1023)
+    # the sum is rounded to an integer, which with the exponent's bias stands in its last bits; NaN stays NaN in f
+    shift = constant(of.ir, 1.5 * 2.0**mantissa + bias)
+    shifted = fused(builder, x, constant(of.ir, 1 / LN2), shift)
+    f = fused(builder, builder.fsub(shifted, shift), constant(of.ir, -LN2), x)
+    polynomial = constant(of.ir, series[0])
+    for coefficient in series[1:]:
+        polynomial = fused(builder, polynomial, f, constant(of.ir, coefficient))
+    power = builder.bitcast(builder.shl(builder.bitcast(shifted, of.bits), constant(of.bits, mantissa)), of.ir)
+    return power, builder.fmul(polynomial, f)
 
 
-# ln 2 is cut after 15 bits, and after 32
-_EXP_32, _TANH_32 = _in_precision(np.float32, np.int32, 23, 127, 0.693145751953125, 1.4286068203094173e-06, 7)
-_EXP_64, _TANH_64 = _in_precision(np.float64, np.int64, 52, 1023, 0.69314718036912381649, 1.9082149292705877e-10, 13)
+def _is_small(builder: Builder, of: Vector, x: Value) -> Value:
+    """Where the exponential is below the normal numbers."""
+    return builder.fcmp_ordered("<", x, constant(of.ir, (-126 if of.element.bitwidth == 32 else -1022) * LN2))
 
 
-def exp(x: Any) -> Any:
-    """Exponential of a number that is not above 0; below the normal numbers it is 0."""
-    raise NotImplementedError("only compiled code calls this")
+@instruction
+def exp(typing: Any, x: Any) -> Any:
+    """Exponential of numbers that are not above 0; 0 below the normal numbers."""
+
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        power, less_one = _parts(builder, x, args[0])
+        return builder.select(_is_small(builder, x, args[0]), constant(x.ir, 0.0), fused(builder, power, less_one, power))
+
+    return x(x), build
 
 
-def tanh(x: Any) -> Any:
+@instruction
+def tanh(typing: Any, x: Any) -> Any:
     """Hyperbolic tangent, as exact near 0 as elsewhere."""
-    raise NotImplementedError("only compiled code calls this")
 
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        suffix = f"v{x.lanes}{'f32' if x.element.bitwidth == 32 else 'f64'}"
+        size = call_llvm(builder, f"llvm.fabs.{suffix}", x.ir, args[0])
+        exponent = builder.fmul(size, constant(x.ir, -2.0))
+        power, less_one = _parts(builder, x, exponent)
+        small = fused(builder, power, less_one, builder.fsub(power, constant(x.ir, 1.0)))  # e**(-2 |x|) - 1
+        small = builder.select(_is_small(builder, x, exponent), constant(x.ir, -1.0), small)
+        ratio = builder.fdiv(small, builder.fadd(constant(x.ir, 2.0), small))
+        return call_llvm(builder, f"llvm.copysign.{suffix}", x.ir, ratio, args[0])
 
-@overload(exp, jit_options={"fastmath": EXACT, "error_model": "numpy"})
-def _exp(x: Any) -> Any:
-    return {types.float32: _EXP_32, types.float64: _EXP_64}.get(x)
-
-
-@overload(tanh, jit_options={"fastmath": EXACT, "error_model": "numpy"})
-def _tanh(x: Any) -> Any:
-    return {types.float32: _TANH_32, types.float64: _TANH_64}.get(x)
+    return x(x), build

@@ -16,6 +16,9 @@ from functools import cache
 from typing import Any
 
 import numba
+import numpy as np
+
+from refattn_numba.cpu.call import Record, aligned
 
 SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
 SMALL = 1_000_000  # multiplications that take less time than waking a thread
@@ -50,3 +53,16 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
     work()
     for other in others:
         other.result()
+
+
+def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks: int, cost: int, dtype: Any) -> bool:
+    """Call a kernel on each thread, which takes tasks until none is left; whether it gave up."""
+    calls, counters = call.packed(), np.zeros(3, np.int64)
+    threads = max(1, min(numba.get_num_threads(), tasks)) if cost > SMALL else 1
+    memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
+    given = calls, calls if has_options else None, memory, counters
+    others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
+    kernel(*given)
+    for other in others:
+        other.result()
+    return bool(counters[2])

@@ -137,11 +137,11 @@ def test_what_stands_behind_the_mask_reaches_nothing():
     spoilt = {**given, "key": given["key"].copy(), "value": given["value"].copy()}
     spoilt["key"][..., ::5, :], spoilt["value"][..., ::10, :], spoilt["value"][..., 5::10, :] = np.nan, np.inf, np.nan
     y, pullback = ATTENTION.vjp(**spoilt)
-    np.testing.assert_array_equal(y, clean)
+    np.testing.assert_allclose(y, clean, rtol=0, atol=1e-13)  # another kernel runs, whose sums have another order
     d = Random(15).normal(y.shape)
     want = clean_pullback(d)
     for name, g in pullback(d).items():
-        np.testing.assert_array_equal(g, want[name], err_msg=name)
+        np.testing.assert_allclose(g, want[name], rtol=0, atol=1e-12, err_msg=name)
 
 
 def test_threads_do_not_change_a_bit():

@@ -1,0 +1,76 @@
+"""What a kernel is told of a call: addresses, strides and sizes, in one record.
+
+A record is cheap to hand over, and makes one type of any layout: an array of any strides is read where it lies, as long as
+its last axis is contiguous. All strides are in elements, 0 where an array is broadcast.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refattn._core import Array
+
+CACHE_LINE = 64
+ARRAYS = ("query", "key", "value", "d_output", "scale", "bias", "mask", "keep")
+"""Each has an address, 0 where it is absent, and strides ``_batch``, ``_head``, ``_row`` and ``_column``."""
+
+Call = np.dtype(
+    [(f"{name}{part}", np.int64) for name in ARRAYS for part in ("", "_batch", "_head", "_row", "_column")]
+    + [
+        (name, np.int64)
+        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias")
+    ]
+    + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
+    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
+    + [(name, np.float64) for name in ("softcap", "keep_factor", "fill")],
+    align=True,
+)
+
+
+PARTS = {name: tuple(f"{name}{part}" for part in ("", "_batch", "_head", "_row", "_column")) for name in ARRAYS}
+
+
+class Record:
+    """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
+
+    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = ()) -> None:
+        self.fields, self.arrays = dict(fields), list(arrays)
+
+    def more(self, **fields: int | float) -> Record:
+        """Another record, with more in it."""
+        return Record({**self.fields, **fields}, self.arrays)
+
+    def add(self, **arrays: Array) -> None:
+        """C-contiguous arrays that have an address alone."""
+        for name, x in arrays.items():
+            self.arrays.append(x)
+            self.fields[name] = x.ctypes.data
+
+    def add_strided(self, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
+        """An array that is broadcastable to ``shape = (*batch, heads, rows, columns)``; copied where no such view of it exists."""
+        x = np.require(x, dtype, "A")
+        if x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
+            x = np.ascontiguousarray(x)
+        view = np.broadcast_to(x, shape) if x.shape != shape else x
+        if len(shape) != 4:
+            view = view.reshape(math.prod(shape[:-3]), *shape[-3:])
+        steps = (step // x.itemsize if size > 1 else 0 for step, size in zip(view.strides, view.shape, strict=True))
+        self.arrays.append(view)
+        self.fields.update(zip(PARTS[name], (view.ctypes.data, *steps), strict=True))
+
+    def packed(self) -> np.ndarray[Any, Any]:
+        """As the kernel takes it; what was not given is 0."""
+        return np.array([tuple(map(self.fields.get, Call.names or (), itertools.repeat(0)))], Call)
+
+
+def aligned(size: int, dtype: Any) -> Array:
+    """Memory that begins on a cache line, so that no register of a tile lies on two."""
+    spare = CACHE_LINE // np.dtype(dtype).itemsize
+    whole = np.empty(size + spare, dtype)
+    first = -whole.ctypes.data % CACHE_LINE // whole.itemsize
+    return whole[first : first + size]

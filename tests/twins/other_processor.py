@@ -1,0 +1,62 @@
+"""Attention for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...`` or ``arm``.
+
+Prints one JSON object: the row of the table, and the largest errors against the reference, or assembly for ARM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+from llvmlite import binding
+from numba import njit, types
+
+import refattn
+import refattn_numba
+from refattn._core.random import Random
+from refattn_numba.cpu.attention_stages import Block, advance
+from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.products import product
+
+
+def errors(dtypes):
+    """Largest error of each output and gradient, relative to its largest element."""
+    found = {}
+    for dtype in dtypes:
+        random = Random(3)
+        shapes = {"query": (2, 137, 19), "key": (1, 170, 19), "value": (1, 170, 11)}
+        given = {name: random.normal(shape).astype(dtype) for name, shape in shapes.items()}
+        options = {"causal": True, "align": "lower_right", "softcap": 3.0, "mask": random.booleans(0.8, (137, 170))}
+        results = []
+        for module in (refattn_numba, refattn):
+            y, pullback = module.scaled_dot_product_attention.vjp(**given, **options)
+            results.append({"output": y, **pullback(np.cos(y))})
+        got, want = results
+        found |= {f"{dtype} {n}": float(np.abs(got[n] - want[n]).max() / np.abs(want[n]).max()) for n in want}
+    return found
+
+
+@njit((types.CPointer(types.float32), types.intp), no_cpython_wrapper=True)
+def tile(p, n):
+    """A product and a step of the softmax: what a kernel spends its time in."""
+    block = Block(0, 0, 0, n, 0, n)
+    product(p, n, p + n * n, n, 1, n, n, p + 2 * n * n, n, n, p)
+    advance(p + 2 * n * n, block, p, p + n, p + 2 * n)
+
+
+def arm_assembly():
+    """The vectors of this process's instruction set, compiled for ARM."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple("aarch64-linux-gnu").create_target_machine(cpu="generic", features="+neon", opt=3)
+    text = re.sub(r"^target (triple|datalayout).*$", "", tile.inspect_llvm(tile.signatures[0]), flags=re.MULTILINE)
+    module = binding.parse_assembly(re.sub(r'"(target-cpu|target-features|tune-cpu)"="[^"]*"', "", text))
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    return machine.emit_assembly(module)
+
+
+if __name__ == "__main__":
+    what = {"assembly": arm_assembly()} if "arm" in sys.argv else {"errors": errors(sys.argv[1:])}
+    print(json.dumps({"name": HOST.name, **what}))

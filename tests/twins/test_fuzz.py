@@ -1,0 +1,169 @@
+"""Random calls of the compiled attention against the reference, with guards around everything that it reads or writes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import refattn
+import refattn_numba
+from refattn_numba.cpu import attention, threads
+
+GUARD = 64
+"""Elements on either side of an array: a register beyond its end."""
+
+
+def broadcast_shape(random, shape):
+    """A shape that broadcasts to this one, perhaps with fewer axes."""
+    made = [n if random.random() < 0.6 else 1 for n in shape]
+    return tuple(made[random.integers(0, len(shape) - 1) if random.random() < 0.3 else 0 :])
+
+
+def inside(random, x):
+    """The same numbers in some layout, between NaNs (or bytes that are neither 0 nor 1)."""
+    order = list(range(x.ndim))
+    if x.ndim > 2 and random.random() < 0.5:
+        order[-2], order[-3] = order[-3], order[-2]  # length before heads, as many models have it
+    shape, wide = [x.shape[i] for i in order], random.random() < 0.3
+    if wide:
+        shape[-1] += 3  # rows that do not follow one another
+    whole = np.full(math.prod(shape) + 2 * GUARD, np.nan if x.dtype.kind == "f" else 1, x.dtype)
+    if x.dtype == bool:
+        whole.view(np.uint8)[:] = 0xAA
+    view = whole[GUARD : GUARD + math.prod(shape)].reshape(shape)[..., : x.shape[-1] if x.ndim else None]
+    view = view.transpose(np.argsort(order)) if x.ndim else view.reshape(())
+    view[...] = x
+    view.setflags(write=False)
+    return view
+
+
+def draw(random, dtype):
+    """One call."""
+    group, kv_heads = random.integers(1, 4), random.integers(1, 4)
+    lead = [(), (int(random.integers(1, 4)),), (2, 2)][random.integers(0, 3)]
+    size = lambda most: int(min(random.integers(1, most), random.integers(1, most)))  # noqa: E731
+    query_len, key_len = size(200), size(300)
+    head_dim, value_dim = size(150), size(150)
+    heads = int(group * kv_heads)
+    shapes = {
+        "query": (*lead, heads, query_len, head_dim),
+        "key": (*lead, int(kv_heads), key_len, head_dim),
+        "value": (*lead, int(kv_heads), key_len, value_dim),
+    }
+    pairs = (*lead, heads, query_len, key_len)
+    given = {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    chance = lambda p=0.3: random.random() < p  # noqa: E731
+    if chance():
+        given["bias"] = random.standard_normal(broadcast_shape(random, pairs)).astype(dtype)
+        given["bias"] = np.where(random.random(given["bias"].shape) < 0.1, -np.inf, given["bias"]).astype(dtype)
+    if chance():
+        given["mask"] = random.random(broadcast_shape(random, pairs)) < 0.7
+    if chance():
+        given["sinks"] = random.standard_normal(heads).astype(dtype)
+    if chance():
+        given |= {"keep": random.random(broadcast_shape(random, pairs)) < 0.8, "dropout_rate": 0.2}
+    given = {n: inside(random, x) if isinstance(x, np.ndarray) else x for n, x in given.items()}
+    if chance(0.5):
+        given["causal"] = True
+    if chance():
+        given["window"] = tuple(int(random.integers(0, 90)) if chance(0.7) else None for _ in "lr")
+    if query_len != key_len:
+        given["align"] = ["upper_left", "lower_right"][random.integers(0, 2)]
+    if chance(0.2):
+        given["softcap"] = 2.0
+    if chance(0.2):
+        given["scale"] = 0.3
+    if chance(0.1):
+        given["scale"] = random.uniform(0.1, 0.5, broadcast_shape(random, pairs)).astype(dtype)
+    if chance(0.1):
+        given["masked_rows"] = "uniform"
+    return given
+
+
+class Guarded:
+    """Memory as NumPy gives it, but full of NaN and with numbers around it that nobody may change."""
+
+    def __init__(self):
+        self.wholes = []
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype):
+        size = math.prod(shape) if isinstance(shape, (tuple, list)) else shape
+        whole = np.full(size + 2 * GUARD, 12345.0, dtype)
+        self.wholes.append(whole)
+        inner = whole[GUARD : GUARD + size]
+        inner[:] = np.nan
+        return inner.reshape(shape)
+
+    def zeros(self, shape, dtype):
+        made = self.empty(shape, dtype)
+        made[...] = 0
+        return made
+
+    def aligned(self, size, dtype):
+        return self.empty(size, dtype)
+
+    def check(self):
+        for whole in self.wholes:
+            assert (whole[:GUARD] == 12345).all()
+            assert (whole[-GUARD:] == 12345).all()
+
+
+def differences(given, dtype, guarded):
+    """For each output and gradient: where it is not a number against where it should not be, and the largest error."""
+    y, pullback = refattn_numba.scaled_dot_product_attention_with_lse.vjp(**given)
+    want, want_pullback = refattn.scaled_dot_product_attention_with_lse.vjp(**given)
+    d = [np.cos(x) if x.ndim else x for x in (want.output, np.where(np.isfinite(want.lse), want.lse, 0))]
+    grads, want_grads = pullback(*(x.astype(dtype) for x in d)), want_pullback(*d)
+    guarded.check()
+    assert grads.keys() == want_grads.keys()
+    for name, got, exact in [("output", y.output, want.output), ("lse", y.lse, want.lse), *((n, grads[n], want_grads[n]) for n in grads)]:
+        assert got.shape == exact.shape
+        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact), err_msg=name)
+        finite = np.isfinite(exact)
+        # a sum of n terms has an error of about sqrt(n) units of its largest
+        scale = max(1.0, np.abs(exact[finite]).max(initial=0))
+        yield name, float(np.abs(got[finite] - exact[finite]).max(initial=0) / scale)
+
+
+def run(seed, monkeypatch):
+    random = np.random.default_rng(seed)
+    dtype = "float32" if random.random() < 0.7 else "float64"
+    given, guarded = draw(random, dtype), Guarded()
+    monkeypatch.setattr(attention, "np", guarded)
+    monkeypatch.setattr(threads, "aligned", guarded.aligned)
+    for name, error in differences(given, dtype, guarded):
+        shown = {n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in given.items()}
+        assert error < 60 * np.finfo(dtype).eps, f"seed {seed}, {name}: {shown}"
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_random_calls(block, monkeypatch):
+    for seed in range(10 * block, 10 * block + 10):
+        run(seed, monkeypatch)
+
+
+def test_the_guards_see_a_write_outside(monkeypatch):
+    guarded = Guarded()
+    made = guarded.empty((2, 3), "float32")
+    guarded.check()
+    guarded.wholes[0][GUARD + made.size] = 0
+    with pytest.raises(AssertionError):
+        guarded.check()
+    monkeypatch.setattr(attention, "np", guarded)
+    x = np.ones((1, 5, 7), np.float32)
+    refattn_numba.scaled_dot_product_attention(x, x, x)
+    assert len(guarded.wholes) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(50))
+def test_thousands_of_random_calls(block, monkeypatch):
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+        run(seed, monkeypatch)

@@ -1,0 +1,94 @@
+"""The instruction sets that kernels are compiled for: which is chosen, and that each computes the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from llvmlite import binding
+
+from refattn_numba.cpu.instructions import AVX512, HOST, TABLE, chosen, compiled_for
+
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+AVX2 = "+avx,+avx2,+fma,+bmi,+bmi2,+sse4.1,+sse4.2,+ssse3,+popcnt"
+
+
+def process(*arguments, **environment):
+    """What `other_processor` prints for the instruction set that the environment names."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.twins.other_processor", *arguments],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("features", "name"),
+    [
+        (AVX512 | {"avx2", "fma", "avx512bf16"}, "AVX-512 with bfloat16"),
+        (AVX512 | {"avx2", "fma"}, "AVX-512"),
+        ({"avx512f", "avx2", "fma"}, "AVX2"),  # the first processors with AVX-512 lack a part of it
+        ({"avx2"}, "generic"),
+        ({"neon"}, "NEON"),
+        (set(), "generic"),
+    ],
+)
+def test_the_first_row_that_a_processor_can_run_is_chosen(features, name):
+    assert chosen(features).name == name
+
+
+def test_no_row_needs_more_than_numba_compiles_for():
+    assert compiled_for() >= HOST.features
+
+
+def test_sums_and_operands_fit_the_registers():
+    for row in TABLE:
+        registers, lines = row.panel
+        assert registers * lines + registers + 1 <= (32 if row.register_bytes == 64 or row.name == "NEON" else 16)
+        assert row.register_bytes % 16 == 0
+
+
+@pytest.mark.skipif(not X86, reason="the processors that are named are x86")
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("AVX2", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}),
+        ("generic", {"NUMBA_CPU_NAME": "generic"}),
+        pytest.param("NEON", {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+neon"}, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+def test_other_processors_compute_the_same(name, environment, dtype):
+    if name != "generic" and not compiled_for() >= {"avx2", "fma"}:
+        pytest.skip("this machine has no AVX2")
+    made = process(dtype, **environment)
+    assert made["name"] == name
+    for error in made["errors"].values():
+        assert error < 16 * np.finfo(dtype).eps
+
+
+def test_vectors_become_fused_instructions_on_arm():
+    try:
+        binding.initialize_all_targets()
+        binding.Target.from_triple("aarch64-linux-gnu")
+    except RuntimeError:
+        pytest.skip("this LLVM does not compile for ARM")
+    made = process("arm", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="+neon")
+    assert made["name"] == "NEON"
+    registers, lines = next(row for row in TABLE if row.name == "NEON").panel
+    assert made["assembly"].count("fmla\tv") >= registers * lines
+    assert not re.findall(r"\bbl\s+(fmaf?|expf?)\b", made["assembly"])
