@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -55,6 +55,9 @@ def attend(
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
     before, after = plain.band(query_len, key_len, causal, align, window)
+    of_heads = any(x is not None for x in (bias, sinks, mask, keep)) or isinstance(scale, np.ndarray)
+    if query_len == 1 and lead[-1] > kv_heads and before >= 0 and after >= key_len - 1 and not of_heads:
+        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     factor = np.asarray(1 / math.sqrt(head_dim) if scale is None else scale, dtype)
     if factor.shape[-1:] not in {(), (1,)}:
         return plain.attend(query, key, value, **options)
@@ -130,5 +133,19 @@ def attend(
             "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
             "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre),
         }
+
+    return AttendedWithLse(output, lse), pullback
+
+
+def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
+    """Single queries whose heads share keys and values: as rows of one head they read them once."""
+    rows = query.reshape(*value.shape[:-2], -1, query.shape[-1])
+    attended, rows_pullback = attend(rows, key, value, **options)
+    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
+
+    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
+        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
+        grads = rows_pullback(*shaped)
+        return {**grads, "query": np.reshape(grads["query"], query.shape)}
 
     return AttendedWithLse(output, lse), pullback
