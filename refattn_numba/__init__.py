@@ -5,5 +5,6 @@ Arguments are computed in float64 where one of them has it, in float32 otherwise
 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
+from refattn_numba.cpu.attention import warm_up
 
-__all__ = ["scaled_dot_product_attention", "scaled_dot_product_attention_with_lse", "twins", "using"]
+__all__ = ["scaled_dot_product_attention", "scaled_dot_product_attention_with_lse", "twins", "using", "warm_up"]
