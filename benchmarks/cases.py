@@ -14,19 +14,32 @@ Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a call has to do at least: operations in a precision, or bytes to "read"; and so the limit that it is held to."""
+
+    limit: str
+    amount: float
+
+
+@dataclass(frozen=True)
 class Case:
     """One row of a table.
 
     `make` draws the inputs and returns a call for each contender, our own first; one that is not installed is left out. All
-    calls return arrays, or tuples of arrays, that must agree to `tolerance`, relative to the largest element.
+    calls return arrays, or tuples of arrays, that must agree to `tolerance`, relative to the largest element. A call named
+    "exact" is not timed; with it, errors are measured. `floor` is the least ratio of the baseline's time to ours.
     """
 
     name: str
     make: Callable[[], Mapping[str, Call]]
     tolerance: float = 1e-9
+    floor: float | None = None
+    work: Work | None = None
+    quick: bool = True
 
 
 SUITES = {
+    "attention": "benchmarks.attention",
     "reference": "benchmarks.reference",
     "smoke": "benchmarks.smoke",
 }

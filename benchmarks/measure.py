@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.cases import Call, Case, suite
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+PAUSE, SHORT, SLOW = 0.01, 0.02, 1.0  # seconds
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,12 +30,35 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a case with a floor is held to; every ratio is the median of those of the rounds.
+
+    Attributes
+    ----------
+    baseline, ratio, floor : str, float, float
+        Whom we are measured against, its time over ours, and the least that this may be.
+    limit, percent : str, float
+        The machine's own limit, measured in the same rounds, and how much of it is reached.
+    errors : dict of str to float
+        Of each contender against the float64 reference, relative to the largest element; empty where that is too slow.
+    """
+
+    baseline: str
+    ratio: float
+    floor: float
+    limit: str
+    percent: float
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Row:
     """What was measured of one case, by contender."""
 
     case: str
     timings: Mapping[str, Timing]
     peak_bytes: int | None
+    held: Held | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -46,13 +70,27 @@ class Row:
 def timings(calls: Mapping[str, Call], rounds: int, tolerance: float) -> dict[str, Timing]:
     """One call of each after the other, so that a slow minute of the machine slows all; the first, untimed, must agree."""
     refuse_difference({name: call() for name, call in calls.items()}, tolerance)
+    return {name: _timing(s) for name, s in in_turns(calls, rounds).items()}
+
+
+def in_turns(calls: Mapping[str, Call], rounds: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each call in each round; before each a pause, in which the threads of the one before fall asleep.
+
+    With a pause, what takes longer than `SLOW` runs once.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if pause and seconds[name] and seconds[name][0] > SLOW:
+                continue  # once is enough
+            if pause:
+                time.sleep(pause)
+                if seconds[name] and seconds[name][-1] < SHORT:
+                    call()  # what the pause has put to sleep wakes up
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(s) for name, s in seconds.items()}
+    return seconds
 
 
 def _timing(seconds: list[float]) -> Timing:
@@ -75,7 +113,7 @@ def refuse_difference(results: Mapping[str, Any], tolerance: float) -> None:
 
 
 def _array(x: Any) -> Any:
-    return x.detach().cpu().numpy() if hasattr(x, "detach") else x
+    return x.detach().cpu().double().numpy() if hasattr(x, "detach") else x.astype(float) if x.dtype.kind == "V" else x
 
 
 def peak_bytes() -> int | None:
@@ -93,6 +131,8 @@ def peak_bytes() -> int | None:
 def measured(suite_name: str, index: int, *, rounds: int, threads: int) -> Row:
     """One row, by two processes: one times all contenders, one runs only ours and reports its memory."""
     timed = _in_a_process("time", suite_name, index, rounds, threads)
+    if timed.get("held"):
+        return Row(timed["case"], {n: Timing(**t) for n, t in timed["timings"].items()}, None, Held(**timed["held"]))
     peak = _in_a_process("peak", suite_name, index, rounds, threads)
     return Row(timed["case"], {n: Timing(**t) for n, t in timed["timings"].items()}, peak["peak_bytes"])
 
@@ -114,7 +154,43 @@ def child(what: str, case: Case, rounds: int, threads: int) -> dict[str, Any]:
         return {"peak_bytes": peak_bytes()}
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    return {"case": case.name, "timings": {n: asdict(t) for n, t in timings(calls, rounds, case.tolerance).items()}}
+    if case.work is None:
+        return {"case": case.name, "timings": {n: asdict(t) for n, t in timings(calls, rounds, case.tolerance).items()}}
+    return held(case, dict(calls), rounds, threads)
+
+
+def held(case: Case, calls: dict[str, Call], rounds: int, threads: int) -> dict[str, Any]:
+    """Timings beside the machine's limit, and errors."""
+    from benchmarks.limits import limit  # noqa: PLC0415  (compiles)
+
+    assert case.work is not None
+    assert case.floor is not None
+    exact = calls.pop("exact", None)
+    results = {name: call() for name, call in calls.items()}
+    refuse_difference(results, case.tolerance)
+    errors = {}
+    if exact is not None:
+        wanted = exact()
+        errors = {name: _error(wanted, result) for name, result in results.items()}
+        del wanted
+    del results
+    at_limit, amount = limit(case.work.limit, threads)
+    at_limit()
+    ours, *peers = calls
+    seconds = in_turns({**calls, "limit": at_limit}, rounds, PAUSE)
+    share = [case.work.amount / amount * at / own for own, at in zip(seconds[ours], seconds.pop("limit"), strict=False)]
+    baseline = peers[0] if peers else ours
+    ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[baseline], strict=False))
+    made = Held(baseline, ratio, case.floor, case.work.limit, 100 * statistics.median(share), errors)
+    return {"case": case.name, "timings": {n: asdict(_timing(s)) for n, s in seconds.items()}, "held": asdict(made)}
+
+
+def _error(exact: Any, result: Any) -> float:
+    """The largest error of any output, relative to its largest element."""
+    import numpy as np  # noqa: PLC0415
+
+    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (exact, result)), strict=True)
+    return max(float(np.abs(_array(got) - want).max(initial=0) / np.abs(want).max(initial=1e-300)) for want, got in pairs)
 
 
 if __name__ == "__main__":

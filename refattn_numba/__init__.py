@@ -16,6 +16,7 @@ from refattn_numba.composites import (
     varlen_attention,
     varlen_attention_with_lse,
 )
+from refattn_numba.cpu.attention import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "using",
     "varlen_attention",
     "varlen_attention_with_lse",
+    "warm_up",
 ]

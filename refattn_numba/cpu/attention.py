@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -18,16 +18,35 @@ from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
-from refattn_numba.cpu.threads import run_tasks
+from refattn_numba.cpu.threads import kernel_types, run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
 UNITS = 4  # tiles of queries that a task has at least
+
+
+def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
+    """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
+
+    There are five for each precision: forward and backward, without options and with them, and the gradient of a bias.
+
+    Parameters
+    ----------
+    dtypes : iterable of str, optional
+        "float32", which serves float16 and bfloat16 too, and "float64".
+    options : bool, optional
+        Whether bias, mask, dropout and softcap are wanted; all else is in the kernels without options.
+    """
+    for dtype in dtypes:
+        for has_options in (False, True)[: 1 + options]:
+            for kernel in (forward, backward, backward_bias)[: 2 + has_options]:
+                compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
 
 
 def attend(
@@ -55,6 +74,9 @@ def attend(
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
     before, after = plain.band(query_len, key_len, causal, align, window)
+    of_heads = any(x is not None for x in (bias, sinks, mask, keep)) or isinstance(scale, np.ndarray)
+    if query_len == 1 and lead[-1] > kv_heads > 0 and before >= 0 and after >= key_len - 1 and not of_heads:
+        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     factor = np.asarray(1 / math.sqrt(head_dim) if scale is None else scale, dtype)
     if factor.shape[-1:] not in {(), (1,)}:
         return plain.attend(query, key, value, **options)
@@ -130,5 +152,19 @@ def attend(
             "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
             "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre),
         }
+
+    return AttendedWithLse(output, lse), pullback
+
+
+def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
+    """Single queries whose heads share keys and values: as rows of one head they read them once."""
+    rows = query.reshape(*key.shape[:-2], query.shape[-3] // key.shape[-3], query.shape[-1])
+    attended, rows_pullback = attend(rows, key, value, **options)
+    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
+
+    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
+        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
+        grads = rows_pullback(*shaped)
+        return {**grads, "query": cast("Array", grads["query"]).reshape(query.shape)}
 
     return AttendedWithLse(output, lse), pullback

@@ -22,7 +22,7 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import LINES, add_product, product
+from refattn_numba.cpu.products import SPARE, add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, store, tile_of, total_of
 from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_rows, load_tile, smaller, store_tile, with_spare_lines
 
@@ -31,11 +31,11 @@ PANEL_BYTES = 1 << 19  # of keys, values and their gradients: half of a usual se
 
 def backward_sizes(head_dim: int, value_dim: int, key_len: int, tile: int, lanes: int, itemsize: int) -> tuple[int, int]:
     """Keys of a panel, and how many numbers a thread works on."""
-    lines = lambda n: -(-n // LINES) * LINES  # noqa: E731
+    lines = lambda n: -(-n // SPARE) * SPARE  # noqa: E731
     key_row, value_row = (-(-n // lanes) * lanes for n in (head_dim, value_dim))
     panel = max(1, min(PANEL_BYTES // (2 * itemsize * (key_row + value_row)), key_len) // KEYS) * KEYS
     tiles = 2 * lines(head_dim) + lines(value_dim) + 4 * lines(KEYS) + key_row + value_row + 4
-    return panel, -(-(tiles * tile + (panel + LINES) * (key_row + value_row)) // tile) * tile
+    return panel, -(-(tiles * tile + (panel + SPARE) * (key_row + value_row)) // tile) * tile
 
 
 @kernel
@@ -60,7 +60,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
     factors = d_output_rows + value_row * tile
     centre, shift, inverse = factors + tile, factors + 2 * tile, factors + 3 * tile
     d_keys = factors + 4 * tile
-    d_values = d_keys + (call.panel + LINES) * query_row
+    d_values = d_keys + (call.panel + SPARE) * query_row
     tiles = ceil_to(call.query_len, tile) // tile
     kv_heads, units = call.heads // larger(call.group, 1), tiles * call.group
     while True:
@@ -105,8 +105,8 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 load_rows(d_output, call.d_output_row, count, value_dim, d_query, d_output_rows, value_row)
                 fill(d_query, head_dim * tile, 0.0)
                 # whole groups of lines, since products write no less; what that adds is masked
-                low = start + (low - start) // LINES * LINES
-                high = smaller(start + ceil_to(high - start, LINES), end)
+                low = start + (low - start) // SPARE * SPARE
+                high = smaller(start + ceil_to(high - start, SPARE), end)
                 for k in range(low, high, KEYS):
                     block = Block(batch, head, first, count, k, smaller(KEYS, high - k))
                     keys, values = key + k * call.key_row, value + k * call.value_row

@@ -12,14 +12,14 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_backward import weights_with_options
 from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import LINES, product
+from refattn_numba.cpu.products import SPARE, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, next_of, pointer_to, store, tile_of, total_of, transpose
 from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, smaller, with_spare_lines
 
 
 def bias_memory(head_dim: int, value_dim: int, tile: int) -> int:
     """How many numbers a thread works on."""
-    return (sum(-(-n // LINES) * LINES for n in (head_dim, value_dim, *(KEYS,) * 4)) + 4) * tile
+    return (sum(-(-n // SPARE) * SPARE for n in (head_dim, value_dim, *(KEYS,) * 4)) + 4) * tile
 
 
 @kernel

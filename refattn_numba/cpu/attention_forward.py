@@ -10,15 +10,15 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_stages import KEYS, Block, advance, drop, mask_outside_band, scores_to_logits
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import LINES, decay_and_add_product, product
+from refattn_numba.cpu.products import SPARE, decay_and_add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
-from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, smaller, store_tile, with_spare_lines
+from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, read_ahead, smaller, store_tile, with_spare_lines
 
 
 def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
     """How many numbers a thread works on: tiles, and vectors with a number for each query of a tile."""
     lines = (head_dim, value_dim, KEYS, KEYS, KEYS)
-    return (sum(-(-n // LINES) * LINES for n in lines) + 4) * tile
+    return (sum(-(-n // SPARE) * SPARE for n in lines) + 4) * tile
 
 
 @kernel
@@ -61,6 +61,8 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         key_end = smaller(call.key_len, first + count + call.after)
         for at in range(larger(0, first - call.before), key_end, KEYS):
             block = Block(batch, head, first, count, at, smaller(KEYS, key_end - at))
+            if count <= lanes_of(queries):  # a few queries wait for memory alone
+                read_ahead(value + at * call.value_row, call.value_row, block.keys, value_dim)
             product(queries, tile, key + at * call.key_row, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
             if options is not None:
                 scores_to_logits(options[0], block, weights, given, slopes)
@@ -71,6 +73,8 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
                 if options[0].keep:
                     drop(options[0], block, weights, given)
             rows = value + at * call.value_row
+            if count <= lanes_of(queries):
+                read_ahead(key + (at + KEYS) * call.key_row, call.key_row, KEYS, head_dim)
             if masked and not all_finite(rows, call.value_row, block.keys, value_dim):
                 counters[2] = 1
                 return

@@ -21,7 +21,7 @@ from refattn_numba.cpu.products import LINES
 from refattn_numba.cpu.simd import between, bytes_at, filled, lanes_of, load, maximum, pointer_to, select, store, tile_of, transpose
 from refattn_numba.cpu.tiles import larger, smaller
 
-KEYS = 16 * LINES  # a tile's lines
+KEYS = 16 * LINES  # lines of a tile; a multiple of `products.SPARE`
 
 
 class Block(NamedTuple):

@@ -6,10 +6,16 @@ to see whether its cache is stale: after editing what kernels call, delete ``__p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from numba import njit
+
+LOGGER = logging.getLogger("refattn_numba")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,3 +37,22 @@ def reordered(function: Function) -> Function:
 def kernel(function: Function) -> Function:
     """What Python calls, on several threads at once (`threads.run`)."""
     return cast(Function, njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function))
+
+
+@contextmanager
+def noticed(what: str) -> Iterator[None]:
+    """Say what is being compiled where that takes more than a second; ``logging.getLogger("refattn_numba")`` can be told not to."""
+    notice = threading.Timer(1.0, LOGGER.warning, [f"refattn_numba compiles {what}: once on this machine, for some seconds"])
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
+@cache
+def compile_once(kernel: Any, *types: Any) -> None:
+    """Compile a kernel for some types, or read what an earlier process has compiled."""
+    with noticed(f"{kernel.__name__} for {types[2].dtype}{', with options' * (str(types[1]) != 'none')}"):
+        kernel.compile(types)

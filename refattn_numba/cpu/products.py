@@ -12,7 +12,7 @@ side by side in memory, and b is read one number at a time, from rows or from co
     b | line |  | c00| c01| c02| c03|    |           24 multiply-adds for 10 loads
       +------+  +----+----+----+----+    v
 
-So no operand is packed or transposed for a product: keys and values are read where they lie. The lines of the last block
+Where fewer registers are left, more lines take their place. No operand is packed or transposed for a product: keys and values are read where they lie. The lines of the last block
 that do not exist repeat the last one, so that nothing outside b is read; c has room for them (`tiles.with_spare_lines`).
 """
 
@@ -28,13 +28,15 @@ from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.simd import I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
 
 REGISTERS, LINES = HOST.panel
+SPARE = 2 * LINES  # lines that a narrow product writes at a time; more have no registers for their addresses
 
 
 def _strip(registers: int, update: str) -> Any:
-    """The product over `registers` registers of lanes.
+    """The product over `registers` registers of lanes, with as many lines as keep the sums' units busy.
 
     `update` is what happens to c: "set", "add", or "decay", which multiplies it by a number for each lane before adding.
     """
+    at_a_time = min(REGISTERS * LINES // registers, SPARE)
 
     @instruction
     def strip(typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any,
@@ -45,10 +47,10 @@ def _strip(registers: int, update: str) -> Any:
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
             a, a_step, b, b_line, b_step, lines, depth, c, c_step, decay = args
             lanes = [I64(i * width) for i in range(registers)]
-            sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in range(LINES)]
-            with cgutils.for_range_slice(builder, I64(0), lines, I64(LINES), I64) as (first, _):
-                exists = [builder.icmp_signed("<", builder.add(first, I64(j)), lines) for j in range(LINES)]
-                here = [builder.select(exists[j], builder.add(first, I64(j)), builder.sub(lines, I64(1))) for j in range(LINES)]
+            sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in range(at_a_time)]
+            with cgutils.for_range_slice(builder, I64(0), lines, I64(at_a_time), I64) as (first, _):
+                exists = [builder.icmp_signed("<", builder.add(first, I64(j)), lines) for j in range(at_a_time)]
+                here = [builder.select(exists[j], builder.add(first, I64(j)), builder.sub(lines, I64(1))) for j in range(at_a_time)]
                 rows = [builder.gep(b, [builder.mul(line, b_line)]) for line in here]
                 for line in sums:
                     for place in line:

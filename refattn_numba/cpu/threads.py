@@ -18,7 +18,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from refattn_numba.cpu.call import Record, aligned
+from refattn_numba.cpu.call import Call, Record, aligned
+from refattn_numba.cpu.jit import compile_once
 
 SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
 SMALL = 1_000_000  # multiplications that take less time than waking a thread
@@ -55,12 +56,21 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
         other.result()
 
 
+@cache
+def kernel_types(dtype: Any, *, has_options: bool) -> tuple[Any, ...]:
+    """The types of a kernel's arguments, of which there are four sets in all."""
+    calls = numba.typeof(np.zeros(1, Call))
+    arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
+    return calls, calls if has_options else numba.types.none, *arrays
+
+
 def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks: int, cost: int, dtype: Any) -> bool:
     """Call a kernel on each thread, which takes tasks until none is left; whether it gave up."""
     calls, counters = call.packed(), np.zeros(3, np.int64)
     threads = max(1, min(numba.get_num_threads(), tasks)) if cost > SMALL else 1
     memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
     given = calls, calls if has_options else None, memory, counters
+    compile_once(kernel, *kernel_types(dtype, has_options=has_options))
     others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
     kernel(*given)
     for other in others:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from refattn_numba.cpu.jit import compiled
-from refattn_numba.cpu.products import LINES
-from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, store, tile_of, total_of, transpose
+from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, prefetch, store, tile_of, total_of, transpose
 
 
 @compiled
@@ -41,7 +41,7 @@ def ceil_to(n: int, step: int) -> int:
 @compiled
 def with_spare_lines(lines: int) -> int:
     """Room for what products write beyond the last line."""
-    return ceil_to(lines, LINES)
+    return ceil_to(lines, SPARE)
 
 
 @compiled
@@ -120,3 +120,11 @@ def all_finite(source: Any, step: int, rows: int, size: int) -> bool:
         for d in range(whole, size):
             rest += source[r * step + d] * 0.0
     return total_of(found) + rest == 0
+
+
+@compiled
+def read_ahead(source: Any, step: int, rows: int, size: int) -> None:
+    """Begin to read rows that are needed soon: products read them across, which processors do not foresee."""
+    for r in range(rows):
+        for d in range(0, size, tile_of(source) // 4):  # a cache line is a quarter of a tile's
+            prefetch(source, r * step + d)

@@ -1,0 +1,79 @@
+"""What the machine can do at most: multiply-adds of registers alone, and reading memory; on as many threads as are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+
+from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.simd import Vector, constant, filled, fused, instruction, lanes_of, load, pointer_to, total_of
+
+STEPS = 100_000  # of the multiply-add loop: a few milliseconds
+REGISTERS = 12
+READ_BYTES = 1 << 28  # far more than caches hold
+
+
+@instruction
+def _multiply_adds(typing: Any, like: Any, steps: Any) -> Any:
+    """As many independent sums as keep all units busy; nothing is read."""
+    vector = Vector(like.dtype)
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = [cgutils.alloca_once(builder, vector.ir) for _ in range(REGISTERS)]
+        for i, place in enumerate(places):
+            builder.store(constant(vector.ir, float(i)), place)
+        factor = constant(vector.ir, 0.999)
+        with cgutils.for_range(builder, args[1]):
+            for place in places:
+                builder.store(fused(builder, builder.load(place), factor, factor), place)
+        total = builder.load(places[0])
+        for place in places[1:]:
+            total = builder.fadd(total, builder.load(place))
+        return total
+
+    return vector(like, types.intp), build
+
+
+@njit(nogil=True)
+def _multiply_add_loop(like: Any, steps: int) -> float:
+    return total_of(_multiply_adds(pointer_to(like.ctypes.data, like), steps))
+
+
+@njit(nogil=True, error_model="numpy")
+def _read(x: Any) -> float:
+    start = pointer_to(x.ctypes.data, x)
+    lanes = lanes_of(start)
+    a = b = c = d = filled(start, 0.0)
+    for i in range(0, x.size - 4 * lanes + 1, 4 * lanes):
+        a, b = a + load(start, i), b + load(start, i + lanes)
+        c, d = c + load(start, i + 2 * lanes), d + load(start, i + 3 * lanes)
+    return total_of(a + b + (c + d))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
+
+
+def _on_threads(threads: int, call: Callable[[int], Any]) -> None:
+    others = [_threads(threads).submit(call, i) for i in range(1, threads)]
+    call(0)
+    for other in others:
+        other.result()
+
+
+def limit(name: str, threads: int) -> tuple[Callable[[], Any], float]:
+    """A call that runs at a limit of the machine, and how many operations or bytes it is: "float32", "float64" or "read"."""
+    if name == "read":
+        x = np.ones(READ_BYTES // 4, np.float32)
+        parts = np.array_split(x, threads)
+        return (lambda: _on_threads(threads, lambda i: _read(parts[i]))), float(READ_BYTES)
+    like = np.empty(1, name)
+    lanes = HOST.register_bytes // like.itemsize
+    return (lambda: _on_threads(threads, lambda i: _multiply_add_loop(like, STEPS))), 2.0 * REGISTERS * lanes * STEPS * threads
