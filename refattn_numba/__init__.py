@@ -17,10 +17,28 @@ from refattn_numba.composites import (
     varlen_attention_with_lse,
 )
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
+from refattn_numba.linear import (
+    chunked_delta_rule,
+    chunked_gated_delta_rule,
+    chunked_gated_linear_attention,
+    chunked_linear_attention,
+    delta_rule,
+    gated_delta_rule,
+    gated_linear_attention,
+    linear_attention,
+)
 
 __all__ = [
+    "chunked_delta_rule",
+    "chunked_gated_delta_rule",
+    "chunked_gated_linear_attention",
+    "chunked_linear_attention",
     "decode_attention",
     "decode_attention_with_lse",
+    "delta_rule",
+    "gated_delta_rule",
+    "gated_linear_attention",
+    "linear_attention",
     "multi_head_attention",
     "paged_attention",
     "paged_attention_with_lse",

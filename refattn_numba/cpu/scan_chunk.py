@@ -1,0 +1,276 @@
+"""One chunk of a linear attention: what its positions write, and what its queries read, given the state before it.
+
+With E the decay from position j to i, S the state, and X what is written (the values, or for the delta rule their difference
+from what the state holds for the key):
+
+    Z = V - (E_i0 K) S      X_i = beta_i (Z_i - sum_{j < i} E_ij (k_i . k_j) X_j)      O = (E_i0 Q) S + (E Q K^T) X
+
+Decays are products of factors, never differences of running sums: a factor of 0 forgets, and nothing cancels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refattn._core import Array
+from refattn_numba.cpu.exponential import exp
+from refattn_numba.cpu.jit import compiled, reordered
+from refattn_numba.cpu.scan_panels import LINES, PANEL, ceil_to, load, multiply, multiply_transposed, panels, transpose
+
+CHUNK = 32  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
+LARGEST = 80.0  # the polynomial exponential holds up to here
+
+
+class Operands(NamedTuple):
+    """Arrays whose first axis is batch and key heads.
+
+    Attributes
+    ----------
+    query : array, shape (n, group, length, head_dim)
+        What is asked.
+    key : array, shape (n, length, head_dim)
+        Where each position writes.
+    value : array, shape (n, length, value_dim)
+        What each position writes.
+    log_decay : array, shape (n, length, 0 or 1 or head_dim)
+        None, one for all rows of the state, or one for each.
+    beta : array, shape (n, length or 0)
+        Empty where nothing is erased.
+    state : array, shape (n, head_dim, value_dim)
+        The state before the first position.
+    scale : float
+        Factor of the queries.
+    chunk : int
+        Positions of a chunk.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    log_decay: Array
+    beta: Array
+    state: Array
+    scale: Any
+    chunk: int
+
+
+class Place(NamedTuple):
+    """Positions ``first`` to before ``first + count`` of one head, and values from column `begin`."""
+
+    head: int
+    first: int
+    count: int
+    begin: int
+    columns: int
+
+
+class Keys(NamedTuple):
+    """Of one chunk, what no query enters.
+
+    Attributes
+    ----------
+    key, transposed : array
+        Keys in rows, and in columns.
+    key_end : array
+        Keys decayed from their position to the last.
+    key_start : array
+        Minus the keys, as the state before the chunk meets them.
+    gains, since, until : array
+        Factors of decay at each position; from before the chunk to it; from it to the last.
+    decays : array
+        Between positions, where one factor holds for all rows: E below the diagonal, 1 on it, 0 above.
+    inner : array
+        Decayed products of the keys below the diagonal.
+    """
+
+    key: Array
+    transposed: Array
+    key_end: Array
+    key_start: Array
+    gains: Array
+    since: Array
+    until: Array
+    decays: Array
+    inner: Array
+
+
+@compiled
+def keys_scratch(operands: Operands) -> Keys:
+    """One thread's memory."""
+    key, head_dim = operands.key, operands.key.shape[2]
+    return Keys(
+        panels(CHUNK, head_dim, key),
+        panels(head_dim, PANEL, key),
+        panels(CHUNK, head_dim, key),
+        panels(CHUNK, head_dim, key),
+        panels(CHUNK, head_dim, key),
+        panels(CHUNK, head_dim, key),
+        panels(CHUNK, head_dim, key),
+        panels(CHUNK, PANEL, key),
+        panels(CHUNK, PANEL, key),
+    )
+
+
+@compiled
+def by_row(operands: Operands) -> bool:
+    """Whether each row of the state has a decay of its own."""
+    return operands.log_decay.shape[2] > 1
+
+
+@compiled
+def load_keys(operands: Operands, at: Place, s: Keys) -> None:
+    """Fill `Keys`."""
+    one = operands.key.dtype.type(1)
+    head_dim, count = operands.key.shape[2], at.count
+    load(operands.key[at.head], at.first, count, 0, one, s.key)
+    _load_gains(operands, at, s)
+    for p in range(s.key.shape[0]):
+        for lane in range(PANEL):
+            s.since[p, 0, lane] = s.gains[p, 0, lane]
+            s.until[p, count - 1, lane] = 1
+        for i in range(1, count):
+            for lane in range(PANEL):
+                s.since[p, i, lane] = s.since[p, i - 1, lane] * s.gains[p, i, lane]
+        for i in range(count - 2, -1, -1):
+            for lane in range(PANEL):
+                s.until[p, i, lane] = s.until[p, i + 1, lane] * s.gains[p, i + 1, lane]
+        for i in range(count):
+            for lane in range(PANEL):
+                s.key_end[p, i, lane] = s.key[p, i, lane] * s.until[p, i, lane]
+                s.key_start[p, i, lane] = -s.key[p, i, lane] * s.since[p, i, lane]
+        s.key_end[p, count : ceil_to(count, LINES)] = 0
+        s.key_start[p, count : ceil_to(count, LINES)] = 0
+    if by_row(operands):
+        return
+    transpose(s.key, count, head_dim, s.transposed)
+    decays, inner = s.decays[0], s.inner[0]
+    for i in range(count):
+        gain = s.gains[0, i, 0]
+        for j in range(i):
+            decays[i, j] = decays[i - 1, j] * gain
+        decays[i, i] = 1
+        decays[i, i + 1 :] = 0
+    decays[count : ceil_to(count, LINES)] = 0
+    if operands.beta.shape[1]:
+        multiply(s.key, s.transposed, s.inner, count, head_dim, count, False)
+        for i in range(count):
+            for j in range(i):
+                inner[i, j] *= decays[i, j]
+            inner[i, i:] = 0
+        inner[count : ceil_to(count, LINES)] = 0
+
+
+@compiled
+def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
+    """Exponentials of the log decays; ones where there are none."""
+    log_decay = operands.log_decay[at.head]
+    if not by_row(operands):
+        for i in range(at.count):
+            gain = np.exp(log_decay[at.first + i, 0]) if log_decay.shape[1] else s.key.dtype.type(1)
+            for p in range(s.key.shape[0]):
+                s.gains[p, i] = gain
+        return
+    load(log_decay, at.first, at.count, 0, s.key.dtype.type(1), s.gains)
+    for p in range(s.key.shape[0]):
+        for i in range(at.count):
+            row, large = s.gains[p, i], False
+            for lane in range(PANEL):
+                large |= row[lane] > LARGEST
+            if large:
+                for lane in range(PANEL):
+                    row[lane] = np.exp(row[lane])
+            else:
+                for lane in range(PANEL):
+                    row[lane] = exp(row[lane])
+
+
+@compiled
+def load_queries(operands: Operands, member: int, at: Place, s: Keys, query: Array, query_start: Array, scores: Array, moved: Array) -> None:
+    """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
+    count, head_dim = at.count, operands.key.shape[2]
+    load(operands.query[at.head, member], at.first, count, 0, operands.scale, query)
+    for p in range(query.shape[0]):
+        for i in range(count):
+            for lane in range(PANEL):
+                query_start[p, i, lane] = query[p, i, lane] * s.since[p, i, lane]
+        query_start[p, count : ceil_to(count, LINES)] = 0
+    if by_row(operands):
+        for i in range(count):
+            decay_keys(s, i, moved)
+            _products(moved, query, i, scores[0])
+        scores[0, count : ceil_to(count, LINES)] = 0
+        return
+    multiply(query, s.transposed, scores, count, head_dim, count, False)
+    for i in range(count):
+        line, decays = scores[0, i], s.decays[0, i]
+        for j in range(i + 1):
+            line[j] *= decays[j]
+        line[i + 1 :] = 0
+
+
+@compiled
+def decay_keys(s: Keys, i: int, moved: Array) -> None:
+    """From the keys decayed to position i - 1, those decayed to i."""
+    for p in range(moved.shape[0]):
+        gain = s.gains[p, i]
+        for j in range(i):
+            line = moved[p, j]
+            for lane in range(PANEL):
+                line[lane] *= gain[lane]
+        moved[p, i] = s.key[p, i]
+
+
+@reordered
+def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
+    """Inner products of query i with the first keys."""
+    scores[i] = 0
+    for p in range(moved.shape[0]):
+        row = query[p, i]
+        for j in range(i + 1):
+            line, total = moved[p, j], moved.dtype.type(0)
+            for lane in range(PANEL):
+                total += row[lane] * line[lane]
+            scores[i, j] += total
+
+
+@compiled
+def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, writes: Array) -> None:
+    """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
+    one, count = operands.key.dtype.type(1), at.count
+    load(operands.value[at.head], at.first, count, at.begin, one, writes)
+    if not operands.beta.shape[1]:
+        return
+    multiply(s.key_start, state, writes, count, operands.key.shape[2], at.columns, True)
+    beta, inner = operands.beta[at.head, at.first : at.first + count], s.inner[0]
+    for p in range(writes.shape[0]):
+        for i in range(count):
+            line = writes[p, i]
+            missing[p, i] = line
+            for j in range(i):
+                earlier, product = writes[p, j], inner[i, j]
+                for lane in range(PANEL):
+                    line[lane] -= product * earlier[lane]
+            for lane in range(PANEL):
+                line[lane] *= beta[i]
+        writes[p, count : ceil_to(count, LINES)] = 0
+        missing[p, count : ceil_to(count, LINES)] = 0
+
+
+@compiled
+def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array) -> None:
+    """The state after the chunk in place of that before it."""
+    if operands.log_decay.shape[2]:
+        decay_rows(s, at.count, state, operands.key.shape[2])
+    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.count, at.columns, True)
+
+
+@compiled
+def decay_rows(s: Keys, count: int, state: Array, head_dim: int) -> None:
+    """A state, or its cotangent, decayed over the whole chunk."""
+    for p in range(state.shape[0]):
+        for d in range(head_dim):
+            gain, row = s.since[d // PANEL, count - 1, d % PANEL], state[p, d]
+            for lane in range(PANEL):
+                row[lane] *= gain

@@ -1,0 +1,137 @@
+"""Matrices as panels: `PANEL` columns side by side in memory, which vector instructions run along, and their products.
+
+A matrix of more columns is several panels, an array (panels, rows, `PANEL`). Rows are used up to a multiple of `LINES` and
+columns up to a multiple of `LANES`; beyond the matrix's own they are zero, so that products need no case for a ragged end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refattn._core import Array
+from refattn_numba.cpu.jit import compiled, reordered
+
+PANEL = 64
+LINES = 4  # rows that a product takes at a time
+LANES = 16  # columns that it takes at a time: one register of float32
+
+
+@compiled
+def least(a: Any, b: Any) -> Any:
+    """``min``, which takes Numba a second to compile."""
+    return a if a < b else b  # noqa: FURB136
+
+
+@compiled
+def ceil_to(n: int, step: int) -> int:
+    """The smallest multiple of `step` that holds n."""
+    return (n + step - 1) // step * step
+
+
+@compiled
+def panels(rows: int, columns: int, like: Array) -> Array:
+    """Zeros for a matrix."""
+    return np.zeros((ceil_to(columns, PANEL) // PANEL, ceil_to(rows, LINES), PANEL), like.dtype)
+
+
+@compiled
+def load(source: Array, first: int, count: int, begin: int, factor: Any, x: Array) -> None:
+    """``x = factor * source[first : first + count, begin:]``, as many columns as there are, or as x has room for."""
+    for p in range(x.shape[0]):
+        at = begin + p * PANEL
+        width = least(PANEL, source.shape[1] - at)
+        for i in range(count):
+            line, row = x[p, i], source[first + i, at : at + width]
+            for lane in range(width):
+                line[lane] = factor * row[lane]
+            line[width:] = 0
+        x[p, count : ceil_to(count, LINES)] = 0
+
+
+@compiled
+def store(x: Array, target: Array, first: int, count: int, begin: int, factor: Any) -> None:
+    """``target[first : first + count, begin:] = factor * x``, as many columns as there are, or as x has."""
+    for p in range(x.shape[0]):
+        at = begin + p * PANEL
+        width = least(PANEL, target.shape[1] - at)
+        for i in range(count):
+            line, row = x[p, i], target[first + i, at : at + width]
+            for lane in range(width):
+                row[lane] = factor * line[lane]
+
+
+@compiled
+def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
+    """``y = x.T``."""
+    for p in range(x.shape[0]):
+        begin = p * PANEL
+        width = ceil_to(least(PANEL, columns - begin), LINES)
+        for q in range(y.shape[0]):
+            at, panel = q * PANEL, y[q, begin : begin + width]
+            for i in range(0, least(PANEL, rows - at), LINES):
+                row0, row1, row2, row3 = x[p, at + i], x[p, at + i + 1], x[p, at + i + 2], x[p, at + i + 3]
+                for lane in range(width):
+                    line = panel[lane, i : i + LINES]
+                    line[0], line[1], line[2], line[3] = row0[lane], row1[lane], row2[lane], row3[lane]
+
+
+@compiled
+def multiply(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
+    """``c = a @ b``, or ``c += a @ b``, with as many lines, terms and columns as given."""
+    for p in range(c.shape[0]):
+        width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
+        for q in range(a.shape[0]):
+            begin = q * PANEL
+            terms = ceil_to(least(PANEL, depth - begin), LINES)
+            _panel(a[q], PANEL, 1, b[p, begin : begin + terms], c[p], ceil_to(lines, LINES), terms, width, more or q > 0)
+
+
+@compiled
+def multiply_transposed(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
+    """``c = a.T @ b``, or ``c += a.T @ b``."""
+    for p in range(c.shape[0]):
+        width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
+        for q in range(a.shape[0]):
+            begin = q * PANEL
+            those = ceil_to(least(PANEL, lines - begin), LINES)
+            _panel(a[q], 1, PANEL, b[p], c[p, begin : begin + those], those, ceil_to(depth, LINES), width, more)
+
+
+@compiled
+def _panel(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
+    """A product of single panels; a known width becomes better code."""
+    flat_a, flat_b, flat_c = a.reshape(a.size), b.reshape(b.size), c.reshape(c.size)
+    if width == PANEL:
+        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, PANEL, more)
+    elif width == PANEL // 2:
+        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, PANEL // 2, more)
+    else:
+        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, width, more)
+
+
+@reordered
+def _blocks(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
+    """Four lines and four terms at a time; constant distances between the rows of b and c keep c's in registers."""
+    for i in range(0, lines, LINES):
+        out = c[i * PANEL : (i + LINES) * PANEL]
+        if not more:
+            for lane in range(LINES * PANEL):
+                out[lane] = 0
+        for k in range(0, depth, LINES):
+            at = i * line_step + k * depth_step
+            a00, a01, a02, a03 = a[at], a[at + depth_step], a[at + 2 * depth_step], a[at + 3 * depth_step]
+            at += line_step
+            a10, a11, a12, a13 = a[at], a[at + depth_step], a[at + 2 * depth_step], a[at + 3 * depth_step]
+            at += line_step
+            a20, a21, a22, a23 = a[at], a[at + depth_step], a[at + 2 * depth_step], a[at + 3 * depth_step]
+            at += line_step
+            a30, a31, a32, a33 = a[at], a[at + depth_step], a[at + 2 * depth_step], a[at + 3 * depth_step]
+            rows = b[k * PANEL : (k + LINES) * PANEL]
+            for lane in range(width):
+                b0, b1, b2, b3 = rows[lane], rows[PANEL + lane], rows[2 * PANEL + lane], rows[3 * PANEL + lane]
+                out[lane] += a00 * b0 + a01 * b1 + a02 * b2 + a03 * b3
+                out[PANEL + lane] += a10 * b0 + a11 * b1 + a12 * b2 + a13 * b3
+                out[2 * PANEL + lane] += a20 * b0 + a21 * b1 + a22 * b2 + a23 * b3
+                out[3 * PANEL + lane] += a30 * b0 + a31 * b1 + a32 * b2 + a33 * b3
