@@ -43,15 +43,15 @@ def scan(
         packed(np.empty((count, 0)) if beta is None else beta, dtype).reshape(count, 0 if beta is None else length),
         packed(np.zeros((count, head_dim, value_dim)) if state is None else state, dtype).reshape(count, head_dim, value_dim),
         dtype.type(1 / math.sqrt(head_dim) if scale is None else scale),
-        CHUNK_BY_ROW if rates > 1 else CHUNK,
+        CHUNK_BY_ROW if rates > 1 else int(CHUNK),
     )
     # one at a time, a number that is not finite cannot reach earlier positions, as a product with 0
     singly = given._replace(chunk=1)
-    part = PANEL if count < HEADS else max(-(-value_dim // PANEL) * PANEL, PANEL)
+    part = int(PANEL if count < HEADS else max(-(-value_dim // PANEL), 1) * PANEL)
     parts = -(-value_dim // part)
     cost = count * length * head_dim * value_dim * (1 + group + (beta is not None))
     output = np.empty((count, group, length, value_dim), dtype)
-    states = np.empty((count, -(-length // SPAN), head_dim, value_dim), dtype)
+    states = np.empty((count, int(-(-length // SPAN)), head_dim, value_dim), dtype)
     end = np.empty((count, head_dim, value_dim), dtype)
     run(forward, given, part, output, states, end, tasks=count * parts, cost=cost)
     if not np.isfinite(end).all():

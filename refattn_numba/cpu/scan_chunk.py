@@ -17,9 +17,9 @@ import numpy as np
 from refattn._core import Array
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, reordered
-from refattn_numba.cpu.scan_panels import LINES, PANEL, ceil_to, load, multiply, multiply_transposed, panels, transpose
+from refattn_numba.cpu.scan_panels import MORE, NEW, PANEL, START, apart, clear, load, multiply, multiply_transposed, panels, transpose
 
-CHUNK = 32  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
+CHUNK = np.int64(32)  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
 LARGEST = 80.0  # the polynomial exponential holds up to here
 
 
@@ -101,15 +101,15 @@ def keys_scratch(operands: Operands) -> Keys:
     """One thread's memory."""
     key, head_dim = operands.key, operands.key.shape[2]
     return Keys(
-        panels(CHUNK, head_dim, key),
-        panels(head_dim, PANEL, key),
-        panels(CHUNK, head_dim, key),
-        panels(CHUNK, head_dim, key),
-        panels(CHUNK, head_dim, key),
-        panels(CHUNK, head_dim, key),
-        panels(CHUNK, head_dim, key),
-        panels(CHUNK, PANEL, key),
-        panels(CHUNK, PANEL, key),
+        panels(operands.chunk, head_dim, key),
+        panels(head_dim, operands.chunk, key),
+        panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, operands.chunk, key),
+        panels(operands.chunk, operands.chunk, key),
     )
 
 
@@ -122,9 +122,10 @@ def by_row(operands: Operands) -> bool:
 @compiled
 def load_keys(operands: Operands, at: Place, s: Keys) -> None:
     """Fill `Keys`."""
+    apart()
     one = operands.key.dtype.type(1)
     head_dim, count = operands.key.shape[2], at.count
-    load(operands.key[at.head], at.first, count, 0, one, s.key)
+    load(operands.key[at.head], at.first, count, START, one, s.key)
     _load_gains(operands, at, s)
     for p in range(s.key.shape[0]):
         for lane in range(PANEL):
@@ -140,8 +141,8 @@ def load_keys(operands: Operands, at: Place, s: Keys) -> None:
             for lane in range(PANEL):
                 s.key_end[p, i, lane] = s.key[p, i, lane] * s.until[p, i, lane]
                 s.key_start[p, i, lane] = -s.key[p, i, lane] * s.since[p, i, lane]
-        s.key_end[p, count : ceil_to(count, LINES)] = 0
-        s.key_start[p, count : ceil_to(count, LINES)] = 0
+        clear(s.key_end, p, count)
+        clear(s.key_start, p, count)
     if by_row(operands):
         return
     transpose(s.key, count, head_dim, s.transposed)
@@ -151,28 +152,32 @@ def load_keys(operands: Operands, at: Place, s: Keys) -> None:
         for j in range(i):
             decays[i, j] = decays[i - 1, j] * gain
         decays[i, i] = 1
-        decays[i, i + 1 :] = 0
-    decays[count : ceil_to(count, LINES)] = 0
+        for j in range(i + 1, PANEL):
+            decays[i, j] = 0
+    clear(s.decays, START, count)
     if operands.beta.shape[1]:
-        multiply(s.key, s.transposed, s.inner, count, head_dim, count, False)
+        multiply(s.key, s.transposed, s.inner, count, head_dim, count, NEW)
         for i in range(count):
             for j in range(i):
                 inner[i, j] *= decays[i, j]
-            inner[i, i:] = 0
-        inner[count : ceil_to(count, LINES)] = 0
+            for j in range(i, PANEL):
+                inner[i, j] = 0
+        clear(s.inner, START, count)
 
 
 @compiled
 def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
     """Exponentials of the log decays; ones where there are none."""
+    apart()
     log_decay = operands.log_decay[at.head]
     if not by_row(operands):
         for i in range(at.count):
             gain = np.exp(log_decay[at.first + i, 0]) if log_decay.shape[1] else s.key.dtype.type(1)
             for p in range(s.key.shape[0]):
-                s.gains[p, i] = gain
+                for lane in range(PANEL):
+                    s.gains[p, i, lane] = gain
         return
-    load(log_decay, at.first, at.count, 0, s.key.dtype.type(1), s.gains)
+    load(log_decay, at.first, at.count, START, s.key.dtype.type(1), s.gains)
     for p in range(s.key.shape[0]):
         for i in range(at.count):
             row, large = s.gains[p, i], False
@@ -187,45 +192,52 @@ def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
 
 
 @compiled
-def load_queries(operands: Operands, member: int, at: Place, s: Keys, query: Array, query_start: Array, scores: Array, moved: Array) -> None:
+def load_queries(
+    operands: Operands, member: int, at: Place, s: Keys, query: Array, query_start: Array, scores: Array, moved: Array
+) -> None:
     """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
+    apart()
     count, head_dim = at.count, operands.key.shape[2]
-    load(operands.query[at.head, member], at.first, count, 0, operands.scale, query)
+    load(operands.query[at.head, member], at.first, count, START, operands.scale, query)
     for p in range(query.shape[0]):
         for i in range(count):
             for lane in range(PANEL):
                 query_start[p, i, lane] = query[p, i, lane] * s.since[p, i, lane]
-        query_start[p, count : ceil_to(count, LINES)] = 0
+        clear(query_start, p, count)
     if by_row(operands):
         for i in range(count):
             decay_keys(s, i, moved)
             _products(moved, query, i, scores[0])
-        scores[0, count : ceil_to(count, LINES)] = 0
+        clear(scores, START, count)
         return
-    multiply(query, s.transposed, scores, count, head_dim, count, False)
+    multiply(query, s.transposed, scores, count, head_dim, count, NEW)
     for i in range(count):
         line, decays = scores[0, i], s.decays[0, i]
         for j in range(i + 1):
             line[j] *= decays[j]
-        line[i + 1 :] = 0
+        for j in range(i + 1, PANEL):
+            line[j] = 0
 
 
 @compiled
 def decay_keys(s: Keys, i: int, moved: Array) -> None:
     """From the keys decayed to position i - 1, those decayed to i."""
+    apart()
     for p in range(moved.shape[0]):
         gain = s.gains[p, i]
         for j in range(i):
             line = moved[p, j]
             for lane in range(PANEL):
                 line[lane] *= gain[lane]
-        moved[p, i] = s.key[p, i]
+        for lane in range(PANEL):
+            moved[p, i, lane] = s.key[p, i, lane]
 
 
 @reordered
 def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
     """Inner products of query i with the first keys."""
-    scores[i] = 0
+    for lane in range(PANEL):
+        scores[i, lane] = 0
     for p in range(moved.shape[0]):
         row = query[p, i]
         for j in range(i + 1):
@@ -238,32 +250,35 @@ def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
 @compiled
 def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, writes: Array) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
+    apart()
     one, count = operands.key.dtype.type(1), at.count
     load(operands.value[at.head], at.first, count, at.begin, one, writes)
     if not operands.beta.shape[1]:
         return
-    multiply(s.key_start, state, writes, count, operands.key.shape[2], at.columns, True)
+    multiply(s.key_start, state, writes, count, operands.key.shape[2], at.columns, MORE)
     beta, inner = operands.beta[at.head, at.first : at.first + count], s.inner[0]
     for p in range(writes.shape[0]):
         for i in range(count):
             line = writes[p, i]
-            missing[p, i] = line
+            for lane in range(PANEL):
+                missing[p, i, lane] = line[lane]
             for j in range(i):
                 earlier, product = writes[p, j], inner[i, j]
                 for lane in range(PANEL):
                     line[lane] -= product * earlier[lane]
             for lane in range(PANEL):
                 line[lane] *= beta[i]
-        writes[p, count : ceil_to(count, LINES)] = 0
-        missing[p, count : ceil_to(count, LINES)] = 0
+        clear(writes, p, count)
+        clear(missing, p, count)
 
 
 @compiled
 def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array) -> None:
     """The state after the chunk in place of that before it."""
+    apart()
     if operands.log_decay.shape[2]:
         decay_rows(s, at.count, state, operands.key.shape[2])
-    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.count, at.columns, True)
+    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.count, at.columns, MORE)
 
 
 @compiled

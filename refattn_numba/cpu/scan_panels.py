@@ -9,13 +9,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from refattn._core import Array
 from refattn_numba.cpu.jit import compiled, reordered
 
-PANEL = 64
-LINES = 4  # rows that a product takes at a time
-LANES = 16  # columns that it takes at a time: one register of float32
+# NumPy's numbers: for each of Python's, Numba compiles what it is given to once more
+PANEL = np.int64(64)
+LINES = np.int64(4)  # rows that a product takes at a time
+LANES = np.int64(16)  # columns that it takes at a time: one register of float32
+START, NEXT = np.int64(0), np.int64(1)
+NEW, MORE = np.bool_(False), np.bool_(True)
+
+
+@intrinsic
+def apart(typing: Any) -> Any:
+    """In a function's body: it is called, and never copied into its callers, each of which would be compiled that much longer."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
 
 
 @compiled
@@ -39,6 +55,7 @@ def panels(rows: int, columns: int, like: Array) -> Array:
 @compiled
 def load(source: Array, first: int, count: int, begin: int, factor: Any, x: Array) -> None:
     """``x = factor * source[first : first + count, begin:]``, as many columns as there are, or as x has room for."""
+    apart()
     for p in range(x.shape[0]):
         at = begin + p * PANEL
         width = least(PANEL, source.shape[1] - at)
@@ -46,13 +63,39 @@ def load(source: Array, first: int, count: int, begin: int, factor: Any, x: Arra
             line, row = x[p, i], source[first + i, at : at + width]
             for lane in range(width):
                 line[lane] = factor * row[lane]
-            line[width:] = 0
-        x[p, count : ceil_to(count, LINES)] = 0
+            for lane in range(width, PANEL):
+                line[lane] = 0
+        clear(x, p, count)
+
+
+@compiled
+def clear(x: Array, p: int, count: int) -> None:
+    """Zero rows after the first `count`, as far as products read them."""
+    for i in range(count, ceil_to(count, LINES)):
+        for lane in range(PANEL):
+            x[p, i, lane] = 0
+
+
+@compiled
+def clear_all(x: Array) -> None:
+    """Zero a matrix."""
+    flat = x.reshape(x.size)
+    for i in range(x.size):
+        flat[i] = 0
+
+
+@compiled
+def copy(x: Array, y: Array) -> None:
+    """``y = x``."""
+    flat_x, flat_y = x.reshape(x.size), y.reshape(y.size)
+    for i in range(x.size):
+        flat_y[i] = flat_x[i]
 
 
 @compiled
 def store(x: Array, target: Array, first: int, count: int, begin: int, factor: Any) -> None:
     """``target[first : first + count, begin:] = factor * x``, as many columns as there are, or as x has."""
+    apart()
     for p in range(x.shape[0]):
         at = begin + p * PANEL
         width = least(PANEL, target.shape[1] - at)
@@ -65,6 +108,7 @@ def store(x: Array, target: Array, first: int, count: int, begin: int, factor: A
 @compiled
 def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
     """``y = x.T``."""
+    apart()
     for p in range(x.shape[0]):
         begin = p * PANEL
         width = ceil_to(least(PANEL, columns - begin), LINES)
@@ -80,28 +124,31 @@ def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
 @compiled
 def multiply(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a @ b``, or ``c += a @ b``, with as many lines, terms and columns as given."""
+    apart()
     for p in range(c.shape[0]):
         width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
         for q in range(a.shape[0]):
             begin = q * PANEL
             terms = ceil_to(least(PANEL, depth - begin), LINES)
-            _panel(a[q], PANEL, 1, b[p, begin : begin + terms], c[p], ceil_to(lines, LINES), terms, width, more or q > 0)
+            _panel(a[q], PANEL, NEXT, b[p, begin : begin + terms], c[p], ceil_to(lines, LINES), terms, width, more or q > 0)
 
 
 @compiled
 def multiply_transposed(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a.T @ b``, or ``c += a.T @ b``."""
+    apart()
     for p in range(c.shape[0]):
         width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
         for q in range(a.shape[0]):
             begin = q * PANEL
             those = ceil_to(least(PANEL, lines - begin), LINES)
-            _panel(a[q], 1, PANEL, b[p], c[p, begin : begin + those], those, ceil_to(depth, LINES), width, more)
+            _panel(a[q], NEXT, PANEL, b[p], c[p, begin : begin + those], those, ceil_to(depth, LINES), width, more)
 
 
 @compiled
 def _panel(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
     """A product of single panels; a known width becomes better code."""
+    apart()
     flat_a, flat_b, flat_c = a.reshape(a.size), b.reshape(b.size), c.reshape(c.size)
     if width == PANEL:
         _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, PANEL, more)
