@@ -20,12 +20,12 @@ REORDERED = {*EXACT, "reassoc"}
 
 def compiled(function: Function) -> Function:
     """A helper whose sums run in the order in which they are written."""
-    return cast(Function, njit(fastmath=EXACT, error_model="numpy")(function))
+    return cast(Function, njit(fastmath=EXACT, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)(function))
 
 
 def reordered(function: Function) -> Function:
     """A helper whose sums may be taken in any order, as a matrix product's are."""
-    return cast(Function, njit(fastmath=REORDERED, error_model="numpy")(function))
+    return cast(Function, njit(fastmath=REORDERED, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)(function))
 
 
 def kernel(function: Function) -> Function:

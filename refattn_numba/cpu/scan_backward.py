@@ -9,6 +9,7 @@ import numpy as np
 from refattn._core import Array
 from refattn_numba.cpu.jit import compiled, kernel, reordered
 from refattn_numba.cpu.scan_chunk import (
+    CHUNK,
     Keys,
     Operands,
     Place,
@@ -16,6 +17,7 @@ from refattn_numba.cpu.scan_chunk import (
     by_row,
     decay_keys,
     decay_rows,
+    erase_back,
     keys_scratch,
     load_keys,
     load_queries,
@@ -267,11 +269,10 @@ def _pairs(s: Keys, scores: Array, d_scores: Array, pairs: Array, count: int, di
     apart()
     for i in range(count):
         line, d_line, decays, terms = scores[0, i], d_scores[0, i], s.decays[0, i], pairs[0, i]
-        for j in range(i + diagonal):
-            terms[j] += line[j] * d_line[j]
-            d_line[j] *= decays[j]
-        for j in range(i + diagonal, PANEL):
-            d_line[j] = 0
+        for j in range(CHUNK):
+            d = d_line[j] if j < i + diagonal else 0
+            terms[j] += line[j] * d
+            d_line[j] = d * decays[j]
     clear(d_scores, START, count)
 
 
@@ -315,14 +316,7 @@ def _erased(operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Me
     count, columns, head_dim = at.count, at.columns, operands.key.shape[2]
     beta = operands.beta[at.head, at.first : at.first + count]
     d_beta = gradients.beta[part, at.head, at.first : at.first + count]
-    for p in range(m.d_write.shape[0]):
-        for i in range(count - 1, -1, -1):
-            line = m.d_write[p, i]
-            for later in range(i + 1, count):
-                other, product = m.d_write[p, later], beta[later] * s.inner[0, later, i]
-                for lane in range(PANEL):
-                    line[lane] -= product * other[lane]
-        clear(m.d_write, p, count)
+    erase_back(s, count, m.d_write)
     # of (1 + beta inner) X = beta Z: here is the cotangent of beta Z
     multiply(m.d_write, m.turned, q.d_scores, count, columns, count, NEW)
     for i in range(count):

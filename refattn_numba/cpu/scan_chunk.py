@@ -17,7 +17,24 @@ import numpy as np
 from refattn._core import Array
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, reordered
-from refattn_numba.cpu.scan_panels import MORE, NEW, PANEL, START, apart, clear, load, multiply, multiply_transposed, panels, transpose
+from refattn_numba.cpu.scan_panels import (
+    LINES,
+    MORE,
+    NEW,
+    NEXT,
+    PANEL,
+    START,
+    add_product,
+    apart,
+    ceil_to,
+    clear,
+    flat,
+    load,
+    multiply,
+    multiply_transposed,
+    panels,
+    transpose,
+)
 
 CHUNK = np.int64(32)  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
 LARGEST = 80.0  # the polynomial exponential holds up to here
@@ -83,6 +100,8 @@ class Keys(NamedTuple):
         Between positions, where one factor holds for all rows: E below the diagonal, 1 on it, 0 above.
     inner : array
         Decayed products of the keys below the diagonal.
+    erase : array
+        The same, times minus beta: what of earlier writes a position takes away.
     """
 
     key: Array
@@ -94,6 +113,7 @@ class Keys(NamedTuple):
     until: Array
     decays: Array
     inner: Array
+    erase: Array
 
 
 @compiled
@@ -108,6 +128,7 @@ def keys_scratch(operands: Operands) -> Keys:
         panels(operands.chunk, head_dim, key),
         panels(operands.chunk, head_dim, key),
         panels(operands.chunk, head_dim, key),
+        panels(operands.chunk, operands.chunk, key),
         panels(operands.chunk, operands.chunk, key),
         panels(operands.chunk, operands.chunk, key),
     )
@@ -128,41 +149,46 @@ def load_keys(operands: Operands, at: Place, s: Keys) -> None:
     load(operands.key[at.head], at.first, count, START, one, s.key)
     _load_gains(operands, at, s)
     for p in range(s.key.shape[0]):
-        for lane in range(PANEL):
-            s.since[p, 0, lane] = s.gains[p, 0, lane]
-            s.until[p, count - 1, lane] = 1
-        for i in range(1, count):
-            for lane in range(PANEL):
-                s.since[p, i, lane] = s.since[p, i - 1, lane] * s.gains[p, i, lane]
-        for i in range(count - 2, -1, -1):
-            for lane in range(PANEL):
-                s.until[p, i, lane] = s.until[p, i + 1, lane] * s.gains[p, i + 1, lane]
         for i in range(count):
+            row, before, since, start, gain = s.key[p, i], s.since[p, i - (i > 0)], s.since[p, i], s.key_start[p, i], s.gains[p, i]
             for lane in range(PANEL):
-                s.key_end[p, i, lane] = s.key[p, i, lane] * s.until[p, i, lane]
-                s.key_start[p, i, lane] = -s.key[p, i, lane] * s.since[p, i, lane]
+                factor = before[lane] * gain[lane] if i else gain[lane]
+                since[lane] = factor
+                start[lane] = -row[lane] * factor
+        for i in range(count - 1, -1, -1):
+            last = i == count - 1
+            row, after, until, end, gain = (
+                s.key[p, i],
+                s.until[p, i + (not last)],
+                s.until[p, i],
+                s.key_end[p, i],
+                s.gains[p, i + (not last)],
+            )
+            for lane in range(PANEL):
+                factor = one if last else after[lane] * gain[lane]
+                until[lane] = factor
+                end[lane] = row[lane] * factor
         clear(s.key_end, p, count)
         clear(s.key_start, p, count)
     if by_row(operands):
         return
     transpose(s.key, count, head_dim, s.transposed)
-    decays, inner = s.decays[0], s.inner[0]
     for i in range(count):
-        gain = s.gains[0, i, 0]
-        for j in range(i):
-            decays[i, j] = decays[i - 1, j] * gain
-        decays[i, i] = 1
-        for j in range(i + 1, PANEL):
-            decays[i, j] = 0
+        line, above, gain = s.decays[0, i], s.decays[0, i - (i > 0)], s.gains[0, i, 0]
+        for j in range(CHUNK):
+            line[j] = above[j] * gain if j < i else one if j == i else 0
     clear(s.decays, START, count)
-    if operands.beta.shape[1]:
-        multiply(s.key, s.transposed, s.inner, count, head_dim, count, NEW)
-        for i in range(count):
-            for j in range(i):
-                inner[i, j] *= decays[i, j]
-            for j in range(i, PANEL):
-                inner[i, j] = 0
-        clear(s.inner, START, count)
+    if not operands.beta.shape[1]:
+        return
+    multiply(s.key, s.transposed, s.inner, count, head_dim, count, NEW)
+    for i in range(count):
+        rate = operands.beta[at.head, at.first + i]
+        line, decays, erase = s.inner[0, i], s.decays[0, i], s.erase[0, i]
+        for j in range(CHUNK):
+            line[j] = line[j] * decays[j] if j < i else 0
+            erase[j] = -rate * line[j]
+    clear(s.inner, START, count)
+    clear(s.erase, START, count)
 
 
 @compiled
@@ -213,10 +239,8 @@ def load_queries(
     multiply(query, s.transposed, scores, count, head_dim, count, NEW)
     for i in range(count):
         line, decays = scores[0, i], s.decays[0, i]
-        for j in range(i + 1):
-            line[j] *= decays[j]
-        for j in range(i + 1, PANEL):
-            line[j] = 0
+        for j in range(CHUNK):
+            line[j] = line[j] * decays[j] if j <= i else 0
 
 
 @compiled
@@ -256,20 +280,44 @@ def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, 
     if not operands.beta.shape[1]:
         return
     multiply(s.key_start, state, writes, count, operands.key.shape[2], at.columns, MORE)
-    beta, inner = operands.beta[at.head, at.first : at.first + count], s.inner[0]
     for p in range(writes.shape[0]):
         for i in range(count):
-            line = writes[p, i]
+            line, rate = writes[p, i], operands.beta[at.head, at.first + i]
             for lane in range(PANEL):
                 missing[p, i, lane] = line[lane]
-            for j in range(i):
-                earlier, product = writes[p, j], inner[i, j]
-                for lane in range(PANEL):
-                    line[lane] -= product * earlier[lane]
-            for lane in range(PANEL):
-                line[lane] *= beta[i]
-        clear(writes, p, count)
+                line[lane] *= rate
         clear(missing, p, count)
+        numbers, erase = flat(writes[p]), flat(s.erase)
+        for i in range(0, count, LINES):
+            block = numbers[i * PANEL : (i + LINES) * PANEL]
+            add_product(erase[i * PANEL :], PANEL, NEXT, numbers, block, LINES, i, PANEL, MORE)
+            for j in range(i + 1, i + LINES):
+                for k in range(i, j):
+                    _add_row(erase[j * PANEL + k], writes[p, k], writes[p, j])
+        clear(writes, p, count)
+
+
+@compiled
+def erase_back(s: Keys, count: int, d_writes: Array) -> None:
+    """Solve the transposed system, in place."""
+    erase = flat(s.erase)
+    for p in range(d_writes.shape[0]):
+        clear(d_writes, p, count)
+        numbers, end = flat(d_writes[p]), ceil_to(count, LINES)
+        for i in range(end - LINES, -1, -LINES):
+            block, later = numbers[i * PANEL : (i + LINES) * PANEL], i + LINES
+            add_product(erase[later * PANEL + i :], NEXT, PANEL, numbers[later * PANEL :], block, LINES, end - later, PANEL, MORE)
+            for j in range(later - 2, i - 1, -1):
+                for k in range(j + 1, later):
+                    _add_row(erase[k * PANEL + j], d_writes[p, k], d_writes[p, j])
+        clear(d_writes, p, count)
+
+
+@compiled
+def _add_row(factor: Any, x: Array, y: Array) -> None:
+    """``y += factor * x``."""
+    for lane in range(PANEL):
+        y[lane] += factor * x[lane]
 
 
 @compiled

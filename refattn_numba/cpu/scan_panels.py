@@ -16,7 +16,7 @@ from refattn._core import Array
 from refattn_numba.cpu.jit import compiled, reordered
 
 # NumPy's numbers: for each of Python's, Numba compiles what it is given to once more
-PANEL = np.int64(64)
+PANEL, HALF = np.int64(64), np.int64(32)
 LINES = np.int64(4)  # rows that a product takes at a time
 LANES = np.int64(16)  # columns that it takes at a time: one register of float32
 START, NEXT = np.int64(0), np.int64(1)
@@ -29,6 +29,17 @@ def apart(typing: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def copied(typing: Any) -> Any:
+    """In a function's body: it is copied into its callers, to become better code where they know an argument."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
         return context.get_dummy_value()
 
     return types.void(), build
@@ -79,17 +90,17 @@ def clear(x: Array, p: int, count: int) -> None:
 @compiled
 def clear_all(x: Array) -> None:
     """Zero a matrix."""
-    flat = x.reshape(x.size)
+    row = flat(x)
     for i in range(x.size):
-        flat[i] = 0
+        row[i] = 0
 
 
 @compiled
 def copy(x: Array, y: Array) -> None:
     """``y = x``."""
-    flat_x, flat_y = x.reshape(x.size), y.reshape(y.size)
+    given, made = flat(x), flat(y)
     for i in range(x.size):
-        flat_y[i] = flat_x[i]
+        made[i] = given[i]
 
 
 @compiled
@@ -122,45 +133,51 @@ def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
 
 
 @compiled
+def flat(x: Array) -> Array:
+    """All numbers in a row."""
+    return x.reshape(x.size)
+
+
+@compiled
 def multiply(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a @ b``, or ``c += a @ b``, with as many lines, terms and columns as given."""
-    apart()
     for p in range(c.shape[0]):
         width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
         for q in range(a.shape[0]):
             begin = q * PANEL
             terms = ceil_to(least(PANEL, depth - begin), LINES)
-            _panel(a[q], PANEL, NEXT, b[p, begin : begin + terms], c[p], ceil_to(lines, LINES), terms, width, more or q > 0)
+            add_product(
+                flat(a[q]), PANEL, NEXT, flat(b[p, begin : begin + terms]), flat(c[p]), ceil_to(lines, LINES), terms, width, more or q > 0
+            )
 
 
 @compiled
 def multiply_transposed(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a.T @ b``, or ``c += a.T @ b``."""
-    apart()
     for p in range(c.shape[0]):
         width = ceil_to(least(PANEL, columns - p * PANEL), LANES)
         for q in range(a.shape[0]):
             begin = q * PANEL
             those = ceil_to(least(PANEL, lines - begin), LINES)
-            _panel(a[q], NEXT, PANEL, b[p], c[p, begin : begin + those], those, ceil_to(depth, LINES), width, more)
+            add_product(flat(a[q]), NEXT, PANEL, flat(b[p]), flat(c[p, begin : begin + those]), those, ceil_to(depth, LINES), width, more)
 
 
 @compiled
-def _panel(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
-    """A product of single panels; a known width becomes better code."""
+def add_product(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
+    """A product of single panels, each as all its numbers in a row; a known width becomes better code."""
     apart()
-    flat_a, flat_b, flat_c = a.reshape(a.size), b.reshape(b.size), c.reshape(c.size)
     if width == PANEL:
-        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, PANEL, more)
-    elif width == PANEL // 2:
-        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, PANEL // 2, more)
+        _blocks(a, line_step, depth_step, b, c, lines, depth, PANEL, more)
+    elif width == HALF:
+        _blocks(a, line_step, depth_step, b, c, lines, depth, HALF, more)
     else:
-        _blocks(flat_a, line_step, depth_step, flat_b, flat_c, lines, depth, width, more)
+        _blocks(a, line_step, depth_step, b, c, lines, depth, width, more)
 
 
 @reordered
 def _blocks(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
     """Four lines and four terms at a time; constant distances between the rows of b and c keep c's in registers."""
+    copied()
     for i in range(0, lines, LINES):
         out = c[i * PANEL : (i + LINES) * PANEL]
         if not more:
