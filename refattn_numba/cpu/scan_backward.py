@@ -201,6 +201,7 @@ def _backward_chunk(
     multiply(s.key_end, m.d_state, m.d_write, count, head_dim, columns, NEW)
     multiply(m.writes, m.d_across, total.d_end, count, columns, head_dim, NEW)
     copy(m.d_state, m.d_before)
+    clear_all(total.whole)
     if decayed:
         decay_rows(s, count, m.d_before, head_dim)
         _whole(m, head_dim, total.whole)
