@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.jit import compiled, kernel, reordered
+from refattn_numba.cpu.jit import helper, kernel, reordered_helper
 from refattn_numba.cpu.scan_chunk import (
     CHUNK,
     Keys,
@@ -142,7 +142,7 @@ def backward(
         store(m.d_state, gradients.state[head], START, head_dim, begin, one)
 
 
-@compiled
+@helper
 def _queries_scratch(query: Array, chunk: int, columns: int) -> Queries:
     head_dim = query.shape[3]
     return Queries(
@@ -157,7 +157,7 @@ def _queries_scratch(query: Array, chunk: int, columns: int) -> Queries:
     )
 
 
-@compiled
+@helper
 def _memory_scratch(query: Array, chunk: int, columns: int) -> Memory:
     head_dim, wide = query.shape[3], ceil_to(columns, PANEL)
     return Memory(
@@ -173,7 +173,7 @@ def _memory_scratch(query: Array, chunk: int, columns: int) -> Memory:
     )
 
 
-@compiled
+@helper
 def _summed_scratch(query: Array, chunk: int) -> Summed:
     head_dim = query.shape[3]
     return Summed(
@@ -187,7 +187,7 @@ def _summed_scratch(query: Array, chunk: int) -> Summed:
     )
 
 
-@compiled
+@helper
 def _backward_chunk(
     operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Memory, total: Summed, d_output: Array, gradients: Gradients
 ) -> None:
@@ -240,7 +240,7 @@ def _backward_chunk(
     copy(m.d_before, m.d_state)
 
 
-@reordered
+@reordered_helper
 def _whole(m: Memory, head_dim: int, whole: Array) -> None:
     """Inner products of the rows of the state with those of its decayed cotangent: the decay over the whole chunk."""
     for d in range(head_dim):
@@ -252,7 +252,7 @@ def _whole(m: Memory, head_dim: int, whole: Array) -> None:
         whole[d // PANEL, 0, d % PANEL] = total
 
 
-@compiled
+@helper
 def _through_decay(since: Array, start: Array, d_start: Array, d_rows: Array, reads: Array, count: int) -> None:
     """From what the state meets to the rows themselves, and the terms of the decay."""
     apart()
@@ -264,7 +264,7 @@ def _through_decay(since: Array, start: Array, d_start: Array, d_rows: Array, re
         clear(d_rows, p, count)
 
 
-@compiled
+@helper
 def _pairs(s: Keys, scores: Array, d_scores: Array, pairs: Array, count: int, diagonal: int) -> None:
     """Cotangents of decayed products become those of the products; their terms of the decays are added to `pairs`."""
     apart()
@@ -277,7 +277,7 @@ def _pairs(s: Keys, scores: Array, d_scores: Array, pairs: Array, count: int, di
     clear(d_scores, START, count)
 
 
-@compiled
+@helper
 def _pairs_by_row(s: Keys, q: Queries, total: Summed, count: int) -> None:
     """The same where each row has its own decay, with the keys on their way forward, and then their cotangents on theirs back."""
     apart()
@@ -310,7 +310,7 @@ def _pairs_by_row(s: Keys, q: Queries, total: Summed, count: int) -> None:
                 out[lane] += line[lane] + d * row[lane]
 
 
-@compiled
+@helper
 def _erased(operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Memory, total: Summed, gradients: Gradients) -> None:
     """Back through the triangular system of the delta rule: from the cotangent of what is written to that of the values."""
     apart()
@@ -343,7 +343,7 @@ def _erased(operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Me
                 total.d_key[p, i, lane] -= q.d_query[p, i, lane]
 
 
-@reordered
+@reordered_helper
 def _inner(x: Array, y: Array, i: int) -> Any:
     """The inner product of two rows."""
     total = x.dtype.type(0)
@@ -354,7 +354,7 @@ def _inner(x: Array, y: Array, i: int) -> Any:
     return total
 
 
-@compiled
+@helper
 def _store_decays(total: Summed, count: int, rows: bool, d_log_decay: Array) -> None:
     """The factor of a position is in every decay from before it to it or later: no two terms cancel."""
     apart()
@@ -378,7 +378,7 @@ def _store_decays(total: Summed, count: int, rows: bool, d_log_decay: Array) -> 
         d_log_decay[t, 0] = _sum_of(total.inside, t) + _sum_before(pairs[t], t)
 
 
-@reordered
+@reordered_helper
 def _sum_of(x: Array, i: int) -> Any:
     """The sum of a row."""
     total = x.dtype.type(0)
@@ -389,7 +389,7 @@ def _sum_of(x: Array, i: int) -> Any:
     return total
 
 
-@reordered
+@reordered_helper
 def _sum_before(row: Array, count: int) -> Any:
     """The sum of the first numbers."""
     total = row.dtype.type(0)

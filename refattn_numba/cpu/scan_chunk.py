@@ -16,7 +16,7 @@ import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.exponential import exp
-from refattn_numba.cpu.jit import compiled, reordered
+from refattn_numba.cpu.jit import helper, reordered_helper
 from refattn_numba.cpu.scan_panels import (
     LINES,
     MORE,
@@ -36,7 +36,7 @@ from refattn_numba.cpu.scan_panels import (
     transpose,
 )
 
-CHUNK = np.int64(32)  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
+CHUNK: Any = np.int64(32)  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
 LARGEST = 80.0  # the polynomial exponential holds up to here
 
 
@@ -116,7 +116,7 @@ class Keys(NamedTuple):
     erase: Array
 
 
-@compiled
+@helper
 def keys_scratch(operands: Operands) -> Keys:
     """One thread's memory."""
     key, head_dim = operands.key, operands.key.shape[2]
@@ -134,13 +134,13 @@ def keys_scratch(operands: Operands) -> Keys:
     )
 
 
-@compiled
+@helper
 def by_row(operands: Operands) -> bool:
     """Whether each row of the state has a decay of its own."""
     return operands.log_decay.shape[2] > 1
 
 
-@compiled
+@helper
 def load_keys(operands: Operands, at: Place, s: Keys) -> None:
     """Fill `Keys`."""
     apart()
@@ -191,7 +191,7 @@ def load_keys(operands: Operands, at: Place, s: Keys) -> None:
     clear(s.erase, START, count)
 
 
-@compiled
+@helper
 def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
     """Exponentials of the log decays; ones where there are none."""
     apart()
@@ -217,7 +217,7 @@ def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
                     row[lane] = exp(row[lane])
 
 
-@compiled
+@helper
 def load_queries(
     operands: Operands, member: int, at: Place, s: Keys, query: Array, query_start: Array, scores: Array, moved: Array
 ) -> None:
@@ -243,7 +243,7 @@ def load_queries(
             line[j] = line[j] * decays[j] if j <= i else 0
 
 
-@compiled
+@helper
 def decay_keys(s: Keys, i: int, moved: Array) -> None:
     """From the keys decayed to position i - 1, those decayed to i."""
     apart()
@@ -257,7 +257,7 @@ def decay_keys(s: Keys, i: int, moved: Array) -> None:
             moved[p, i, lane] = s.key[p, i, lane]
 
 
-@reordered
+@reordered_helper
 def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
     """Inner products of query i with the first keys."""
     for lane in range(PANEL):
@@ -271,7 +271,7 @@ def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
             scores[i, j] += total
 
 
-@compiled
+@helper
 def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, writes: Array) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
     apart()
@@ -297,7 +297,7 @@ def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, 
         clear(writes, p, count)
 
 
-@compiled
+@helper
 def erase_back(s: Keys, count: int, d_writes: Array) -> None:
     """Solve the transposed system, in place."""
     erase = flat(s.erase)
@@ -313,14 +313,14 @@ def erase_back(s: Keys, count: int, d_writes: Array) -> None:
         clear(d_writes, p, count)
 
 
-@compiled
+@helper
 def _add_row(factor: Any, x: Array, y: Array) -> None:
     """``y += factor * x``."""
     for lane in range(PANEL):
         y[lane] += factor * x[lane]
 
 
-@compiled
+@helper
 def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array) -> None:
     """The state after the chunk in place of that before it."""
     apart()
@@ -329,7 +329,7 @@ def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array)
     multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.count, at.columns, MORE)
 
 
-@compiled
+@helper
 def decay_rows(s: Keys, count: int, state: Array, head_dim: int) -> None:
     """A state, or its cotangent, decayed over the whole chunk."""
     for p in range(state.shape[0]):

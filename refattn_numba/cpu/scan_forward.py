@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from refattn._core import Array
@@ -9,7 +11,7 @@ from refattn_numba.cpu.jit import kernel
 from refattn_numba.cpu.scan_chunk import Operands, Place, advance, keys_scratch, load_keys, load_queries, write
 from refattn_numba.cpu.scan_panels import MORE, NEW, START, ceil_to, least, load, multiply, panels, store
 
-SPAN = np.int64(128)  # positions from one state that is kept for the backward pass to the next
+SPAN: Any = np.int64(128)  # positions from one state that is kept for the backward pass to the next
 
 
 @kernel

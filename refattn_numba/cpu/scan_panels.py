@@ -13,57 +13,55 @@ from numba import types
 from numba.extending import intrinsic
 
 from refattn._core import Array
-from refattn_numba.cpu.jit import compiled, reordered
+from refattn_numba.cpu.jit import helper, reordered_helper
 
 # NumPy's numbers: for each of Python's, Numba compiles what it is given to once more
-PANEL, HALF = np.int64(64), np.int64(32)
-LINES = np.int64(4)  # rows that a product takes at a time
-LANES = np.int64(16)  # columns that it takes at a time: one register of float32
-START, NEXT = np.int64(0), np.int64(1)
-NEW, MORE = np.bool_(False), np.bool_(True)
+PANEL: Any = np.int64(64)
+LINES: Any = np.int64(4)  # rows that a product takes at a time
+LANES: Any = np.int64(32)  # columns that it takes at a time
+START: Any = np.int64(0)
+NEXT: Any = np.int64(1)
+NEW: Any = np.bool_(False)
+MORE: Any = np.bool_(True)
 
 
-@intrinsic
-def apart(typing: Any) -> Any:
-    """In a function's body: it is called, and never copied into its callers, each of which would be compiled that much longer."""
+def _marked(attribute: str) -> Any:
+    """What a function calls, in its body, to give itself an attribute of LLVM's."""
 
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
+    @intrinsic
+    def mark(typing: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            builder.function.attributes.add(attribute)
+            return context.get_dummy_value()
 
-    return types.void(), build
+        return types.void(), build
 
-
-@intrinsic
-def copied(typing: Any) -> Any:
-    """In a function's body: it is copied into its callers, to become better code where they know an argument."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.function.attributes.add("alwaysinline")
-        return context.get_dummy_value()
-
-    return types.void(), build
+    return mark
 
 
-@compiled
+apart = _marked("noinline")  # never copied into callers, each of which would take that much longer to compile
+copied = _marked("alwaysinline")  # always copied, to become better code where an argument is known
+
+
+@helper
 def least(a: Any, b: Any) -> Any:
     """``min``, which takes Numba a second to compile."""
     return a if a < b else b  # noqa: FURB136
 
 
-@compiled
+@helper
 def ceil_to(n: int, step: int) -> int:
     """The smallest multiple of `step` that holds n."""
     return (n + step - 1) // step * step
 
 
-@compiled
+@helper
 def panels(rows: int, columns: int, like: Array) -> Array:
     """Zeros for a matrix."""
     return np.zeros((ceil_to(columns, PANEL) // PANEL, ceil_to(rows, LINES), PANEL), like.dtype)
 
 
-@compiled
+@helper
 def load(source: Array, first: int, count: int, begin: int, factor: Any, x: Array) -> None:
     """``x = factor * source[first : first + count, begin:]``, as many columns as there are, or as x has room for."""
     apart()
@@ -79,7 +77,7 @@ def load(source: Array, first: int, count: int, begin: int, factor: Any, x: Arra
         clear(x, p, count)
 
 
-@compiled
+@helper
 def clear(x: Array, p: int, count: int) -> None:
     """Zero rows after the first `count`, as far as products read them."""
     for i in range(count, ceil_to(count, LINES)):
@@ -87,7 +85,7 @@ def clear(x: Array, p: int, count: int) -> None:
             x[p, i, lane] = 0
 
 
-@compiled
+@helper
 def clear_all(x: Array) -> None:
     """Zero a matrix."""
     row = flat(x)
@@ -95,7 +93,7 @@ def clear_all(x: Array) -> None:
         row[i] = 0
 
 
-@compiled
+@helper
 def copy(x: Array, y: Array) -> None:
     """``y = x``."""
     given, made = flat(x), flat(y)
@@ -103,7 +101,7 @@ def copy(x: Array, y: Array) -> None:
         made[i] = given[i]
 
 
-@compiled
+@helper
 def store(x: Array, target: Array, first: int, count: int, begin: int, factor: Any) -> None:
     """``target[first : first + count, begin:] = factor * x``, as many columns as there are, or as x has."""
     apart()
@@ -116,7 +114,7 @@ def store(x: Array, target: Array, first: int, count: int, begin: int, factor: A
                 row[lane] = factor * line[lane]
 
 
-@compiled
+@helper
 def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
     """``y = x.T``."""
     apart()
@@ -132,13 +130,13 @@ def transpose(x: Array, rows: int, columns: int, y: Array) -> None:
                     line[0], line[1], line[2], line[3] = row0[lane], row1[lane], row2[lane], row3[lane]
 
 
-@compiled
+@helper
 def flat(x: Array) -> Array:
     """All numbers in a row."""
     return x.reshape(x.size)
 
 
-@compiled
+@helper
 def multiply(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a @ b``, or ``c += a @ b``, with as many lines, terms and columns as given."""
     for p in range(c.shape[0]):
@@ -151,7 +149,7 @@ def multiply(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int,
             )
 
 
-@compiled
+@helper
 def multiply_transposed(a: Array, b: Array, c: Array, lines: int, depth: int, columns: int, more: bool) -> None:
     """``c = a.T @ b``, or ``c += a.T @ b``."""
     for p in range(c.shape[0]):
@@ -162,19 +160,17 @@ def multiply_transposed(a: Array, b: Array, c: Array, lines: int, depth: int, co
             add_product(flat(a[q]), NEXT, PANEL, flat(b[p]), flat(c[p, begin : begin + those]), those, ceil_to(depth, LINES), width, more)
 
 
-@compiled
+@helper
 def add_product(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
     """A product of single panels, each as all its numbers in a row; a known width becomes better code."""
     apart()
     if width == PANEL:
         _blocks(a, line_step, depth_step, b, c, lines, depth, PANEL, more)
-    elif width == HALF:
-        _blocks(a, line_step, depth_step, b, c, lines, depth, HALF, more)
     else:
-        _blocks(a, line_step, depth_step, b, c, lines, depth, width, more)
+        _blocks(a, line_step, depth_step, b, c, lines, depth, LANES, more)
 
 
-@reordered
+@reordered_helper
 def _blocks(a: Array, line_step: int, depth_step: int, b: Array, c: Array, lines: int, depth: int, width: int, more: bool) -> None:
     """Four lines and four terms at a time; constant distances between the rows of b and c keep c's in registers."""
     copied()

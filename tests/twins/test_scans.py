@@ -165,9 +165,9 @@ def test_arrays_that_do_not_fit_never_reach_a_kernel():
     fits = call("gated_delta_rule", Random(12))
     given = {**fits, "log_decay": fits["log_decay"][..., None]}
     scan(**given, scale=None)
-    for name in given:
-        for axis in range(given[name].ndim):
+    for name, x in given.items():
+        for axis in range(x.ndim):
             if (name, axis) == ("query", 1):  # three times as many heads share each key head
                 continue
             with pytest.raises(ValueError, match="do not fit together"):
-                scan(**{**given, name: np.repeat(given[name], 3, axis=axis)}, scale=None)
+                scan(**{**given, name: np.repeat(x, 3, axis=axis)}, scale=None)
