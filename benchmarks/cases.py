@@ -27,6 +27,7 @@ class Case:
 
 
 SUITES = {
+    "linear": "benchmarks.linear",
     "reference": "benchmarks.reference",
     "smoke": "benchmarks.smoke",
 }
