@@ -5,13 +5,28 @@ Recurrent and chunked forms are one kernel, which has chunks of its own: `chunk_
 
 from __future__ import annotations
 
+import numpy as np
+
 import refattn
 from refattn._core import Array, Pullback
 from refattn.attention.linear.gated_delta import per_head
 from refattn.attention.linear.linear import FeatureMap, LinearAttended, attend
 from refattn.attention.linear.rule import Recalled
-from refattn_numba._twin import twin_of
+from refattn_numba._twin import twin_of, using
+from refattn_numba.cpu import scan_features
+from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.scan import scan
+from refattn_numba.cpu.threads import run
+
+
+@twin_of(refattn.elu_plus_one)
+def elu_plus_one(x: Array) -> tuple[Array, Pullback]:
+    """The docstring is the reference's."""
+    given = packed(x, x.dtype.newbyteorder("="))
+    y = np.empty(given.shape, given.dtype)
+    tasks = -(-x.size // int(scan_features.BLOCK))
+    run(scan_features.elu_plus_one, given.reshape(x.size), y.reshape(x.size), tasks=tasks, cost=8 * x.size)
+    return y, lambda dy: {"x": np.minimum(y, 1) * dy}
 
 
 @twin_of(refattn.linear_attention)
@@ -30,7 +45,8 @@ def linear_attention(
 ) -> tuple[LinearAttended, Pullback]:
     """The docstring is the reference's."""
     options = {"causal": causal, "feature_map": feature_map, "normalize": normalize, "eps": eps, "scale": scale}
-    return attend(scan, query, key, value, state, normalizer, **options)
+    with using():  # for the feature map
+        return attend(scan, query, key, value, state, normalizer, **options)
 
 
 @twin_of(refattn.chunked_linear_attention)
@@ -50,7 +66,8 @@ def chunked_linear_attention(
 ) -> tuple[LinearAttended, Pullback]:
     """The docstring is the reference's."""
     options = {"causal": causal, "feature_map": feature_map, "normalize": normalize, "eps": eps, "scale": scale}
-    return attend(scan, query, key, value, state, normalizer, **options)
+    with using():  # for the feature map
+        return attend(scan, query, key, value, state, normalizer, **options)
 
 
 @twin_of(refattn.gated_linear_attention)
