@@ -40,6 +40,7 @@ class Case:
 
 SUITES = {
     "attention": "benchmarks.attention",
+    "linear": "benchmarks.linear",
     "reference": "benchmarks.reference",
     "smoke": "benchmarks.smoke",
 }

@@ -18,10 +18,30 @@ from refattn_numba.composites import (
 )
 from refattn_numba.cpu.attention import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
+from refattn_numba.linear import (
+    chunked_delta_rule,
+    chunked_gated_delta_rule,
+    chunked_gated_linear_attention,
+    chunked_linear_attention,
+    delta_rule,
+    elu_plus_one,
+    gated_delta_rule,
+    gated_linear_attention,
+    linear_attention,
+)
 
 __all__ = [
+    "chunked_delta_rule",
+    "chunked_gated_delta_rule",
+    "chunked_gated_linear_attention",
+    "chunked_linear_attention",
     "decode_attention",
     "decode_attention_with_lse",
+    "delta_rule",
+    "elu_plus_one",
+    "gated_delta_rule",
+    "gated_linear_attention",
+    "linear_attention",
     "multi_head_attention",
     "paged_attention",
     "paged_attention_with_lse",

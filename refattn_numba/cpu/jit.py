@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.extending import register_jitable
 
 LOGGER = logging.getLogger("refattn_numba")
 
@@ -32,6 +33,19 @@ def compiled(function: Function) -> Function:
 def reordered(function: Function) -> Function:
     """A helper whose sums may be taken in any order, as a matrix product's are."""
     return cast(Function, njit(fastmath=REORDERED, error_model="numpy")(function))
+
+
+WITHIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def helper(function: Function) -> Function:
+    """`compiled`, a quarter faster to compile: there is no way in from Python, which runs the function as it is written."""
+    return cast(Function, register_jitable(fastmath=EXACT, **WITHIN)(function))
+
+
+def reordered_helper(function: Function) -> Function:
+    """`reordered`, likewise."""
+    return cast(Function, register_jitable(fastmath=REORDERED, **WITHIN)(function))
 
 
 def kernel(function: Function) -> Function:
