@@ -15,6 +15,7 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
+from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.instructions import HOST
@@ -28,13 +29,14 @@ Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
+SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
 
 
 def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
     """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
 
-    There are five for each precision: forward and backward, without options and with them, and the gradient of a bias.
+    There are six for each precision: forward and backward, without options and with them, a few queries, and a bias's gradient.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> N
     """
     for dtype in dtypes:
         for has_options in (False, True)[: 1 + options]:
-            for kernel in (forward, backward, backward_bias)[: 2 + has_options]:
+            for kernel in (forward, backward, backward_bias if has_options else decode):
                 compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
 
 
@@ -113,7 +115,18 @@ def attend(
         call.add(sinks=packed(sinks, dtype))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * query_len * key_len * (head_dim + value_dim)
-    if run_tasks(forward, call, has_options, count * -(-query_len // tile), cost, dtype):
+    first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))
+    sees_all = before >= query_len - 1 and after >= key_len - 1
+    if not has_options and 1 <= query_len <= FEW and (sees_all or query_len == 1) and call.fields["fill"] == 0:
+        splits = max(1, min(-(-TASKS // max(count, 1)), (end_key - first_key) // SPLIT))
+        parts = np.empty((count, splits, query_len, value_dim + 2), dtype)
+        few = call.more(splits=splits, first_key=first_key, end_key=end_key, memory_size=decode_memory(head_dim, tile))
+        few.add(parts=parts)
+        run_tasks(decode, few, has_options, count * splits, cost, dtype)
+        results = merged(parts.reshape(math.prod(lead[:-1]), lead[-1], *parts.shape[1:]), sinks)
+        for x, result in zip((output, lse, shift, inverse), results, strict=True):
+            x[...] = result.reshape(x.shape)
+    elif run_tasks(forward, call, has_options, count * -(-query_len // tile), cost, dtype):
         return plain.attend(query, key, value, **options)
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:

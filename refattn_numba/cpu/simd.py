@@ -216,18 +216,28 @@ def between(typing: Any, like: Any, first: Any, last: Any) -> Any:
     return made(like, types.intp, types.intp), build
 
 
+def _halved(builder: Builder, value: Value, join: Callable[[Value, Value], Value]) -> Value:
+    """One number from all lanes, pairwise."""
+    lanes = value.type.count
+    while lanes > 1:
+        lanes //= 2
+        parts = (ir.Constant(ir.VectorType(I32, lanes), [*range(start, start + lanes)]) for start in (0, lanes))
+        value = join(*[builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), part) for part in parts])
+    return builder.extract_element(value, I32(0))
+
+
 @instruction
 def total_of(typing: Any, vector: Any) -> Any:
     """The sum of all lanes, pairwise."""
+    return vector.element(vector), lambda context, builder, sig, args: _halved(builder, args[0], builder.fadd)
+
+
+@instruction
+def largest_of(typing: Any, vector: Any) -> Any:
+    """The largest lane; NaN may be passed over."""
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        value, lanes = args[0], vector.lanes
-        while lanes > 1:
-            lanes //= 2
-            parts = (ir.Constant(ir.VectorType(I32, lanes), [*range(start, start + lanes)]) for start in (0, lanes))
-            low, high = (builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), part) for part in parts)
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(I32, 0))
+        return _halved(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
     return vector.element(vector), build
 
