@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 import refattn
-import refattn_numba
 from benchmarks.cases import Call, Case, installed
 
 CHUNK = 64
@@ -65,6 +64,8 @@ def theirs(torch: Any, name: str, **given: Any) -> Any:
 
 def scan(name: str, *sizes: int, backward: bool, reference: bool = False) -> Mapping[str, Call]:
     """The output of a mechanism, and with `backward` its gradients too."""
+    import refattn_numba  # noqa: PLC0415  (needs Numba, but the list of cases does not)
+
     given = inputs(name, *sizes)
     options = {"causal": True} if name == "linear_attention" else {}
     d = np.random.default_rng(1).standard_normal(given["value"].shape).astype(np.float32)
