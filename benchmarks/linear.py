@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 import refattn
-import refattn_numba
 from benchmarks.cases import Call, Case, installed
 
 CHUNK = 64
@@ -18,7 +17,7 @@ CHUNK = 64
 def inputs(name: str, batch: int, heads: int, length: int, head_dim: int) -> dict[str, Any]:
     """Arguments of a mechanism; decays of a quarter at most, so that running sums of them are harmless."""
     random = np.random.default_rng(0)
-    given = dict(zip(("query", "key", "value"), random.standard_normal((3, batch, heads, length, head_dim)), strict=True))
+    given: dict[str, Any] = dict(zip(("query", "key", "value"), random.standard_normal((3, batch, heads, length, head_dim)), strict=True))
     given["key"] /= np.sqrt(head_dim)
     if "gated" in name:
         given["log_decay"] = -random.uniform(0, 0.25, (batch, heads, length, *((head_dim,) if "delta" not in name else ())))
@@ -32,7 +31,7 @@ def in_chunks(torch: Any, query: Any, key: Any, value: Any, log_decay: Any = Non
     size = min(CHUNK, key.shape[-2])
     query, key, value = (x.unflatten(-2, (-1, size)) for x in (query, key, value))
     key_start = key_end = minus_key = key
-    kept = None
+    kept = for_keys = None
     if log_decay is not None:
         running = (log_decay if log_decay.ndim == 4 else log_decay[..., None]).unflatten(-2, (-1, size)).cumsum(-2)
         last, since = running[..., -1:, :], running.exp()
@@ -48,7 +47,7 @@ def in_chunks(torch: Any, query: Any, key: Any, value: Any, log_decay: Any = Non
         for_keys, value = solved.split([key.shape[-1], value.shape[-1]], dim=-1)
     state, outputs = torch.zeros_like(key[..., 0, 0, :, None] * value[..., 0, 0, None, :]), []
     for n in range(key.shape[-3]):
-        writes = value[..., n, :, :] if beta is None else value[..., n, :, :] - for_keys[..., n, :, :] @ state
+        writes = value[..., n, :, :] if for_keys is None else value[..., n, :, :] - for_keys[..., n, :, :] @ state
         outputs.append(query[..., n, :, :] @ state + scores[..., n, :, :] @ writes)
         state = (state if kept is None else kept[..., n, :, :] * state) + key_end[..., n, :, :].transpose(-1, -2) @ writes
     return torch.cat(outputs, dim=-2)
@@ -65,6 +64,8 @@ def theirs(torch: Any, name: str, **given: Any) -> Any:
 
 def scan(name: str, *sizes: int, backward: bool, reference: bool = False) -> Mapping[str, Call]:
     """The output of a mechanism, and with `backward` its gradients too."""
+    import refattn_numba  # noqa: PLC0415  (needs Numba, but the list of cases does not)
+
     given = inputs(name, *sizes)
     options = {"causal": True} if name == "linear_attention" else {}
     d = np.random.default_rng(1).standard_normal(given["value"].shape).astype(np.float32)

@@ -47,7 +47,7 @@ def scan(
     )
     # one at a time, a number that is not finite cannot reach earlier positions, as a product with 0
     singly = given._replace(chunk=1)
-    part = int(PANEL if count < HEADS else max(-(-value_dim // PANEL), 1) * PANEL)
+    part = int(PANEL if count < HEADS and value_dim >= 2 * PANEL else max(-(-value_dim // PANEL), 1) * PANEL)
     parts = -(-value_dim // part)
     cost = count * length * head_dim * value_dim * (1 + group + (beta is not None))
     output = np.empty((count, group, length, value_dim), dtype)

@@ -193,7 +193,7 @@ def _backward_chunk(
 ) -> None:
     """Gradients of one chunk; in `m.d_state`, the cotangent of the state before it in place of that after it."""
     apart()
-    one, count, columns, head_dim = operands.key.dtype.type(1), at.count, at.columns, operands.key.shape[2]
+    one, count, columns, head_dim = operands.key.dtype.type(1), at.positions, at.columns, operands.key.shape[2]
     decayed = operands.log_decay.shape[2] > 0
     transpose(m.state, head_dim, columns, m.across)
     transpose(m.d_state, head_dim, columns, m.d_across)
@@ -314,7 +314,7 @@ def _pairs_by_row(s: Keys, q: Queries, total: Summed, count: int) -> None:
 def _erased(operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Memory, total: Summed, gradients: Gradients) -> None:
     """Back through the triangular system of the delta rule: from the cotangent of what is written to that of the values."""
     apart()
-    count, columns, head_dim = at.count, at.columns, operands.key.shape[2]
+    count, columns, head_dim = at.positions, at.columns, operands.key.shape[2]
     beta = operands.beta[at.head, at.first : at.first + count]
     d_beta = gradients.beta[part, at.head, at.first : at.first + count]
     erase_back(s, count, m.d_write)

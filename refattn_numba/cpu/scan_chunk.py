@@ -74,11 +74,11 @@ class Operands(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Positions ``first`` to before ``first + count`` of one head, and values from column `begin`."""
+    """Positions ``first`` to before ``first + positions`` of one head, and values from column `begin`."""
 
     head: int
     first: int
-    count: int
+    positions: int
     begin: int
     columns: int
 
@@ -145,7 +145,7 @@ def load_keys(operands: Operands, at: Place, s: Keys) -> None:
     """Fill `Keys`."""
     apart()
     one = operands.key.dtype.type(1)
-    head_dim, count = operands.key.shape[2], at.count
+    head_dim, count = operands.key.shape[2], at.positions
     load(operands.key[at.head], at.first, count, START, one, s.key)
     _load_gains(operands, at, s)
     for p in range(s.key.shape[0]):
@@ -197,15 +197,15 @@ def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
     apart()
     log_decay = operands.log_decay[at.head]
     if not by_row(operands):
-        for i in range(at.count):
+        for i in range(at.positions):
             gain = np.exp(log_decay[at.first + i, 0]) if log_decay.shape[1] else s.key.dtype.type(1)
             for p in range(s.key.shape[0]):
                 for lane in range(PANEL):
                     s.gains[p, i, lane] = gain
         return
-    load(log_decay, at.first, at.count, START, s.key.dtype.type(1), s.gains)
+    load(log_decay, at.first, at.positions, START, s.key.dtype.type(1), s.gains)
     for p in range(s.key.shape[0]):
-        for i in range(at.count):
+        for i in range(at.positions):
             row, large = s.gains[p, i], False
             for lane in range(PANEL):
                 large |= row[lane] > LARGEST
@@ -223,7 +223,7 @@ def load_queries(
 ) -> None:
     """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
     apart()
-    count, head_dim = at.count, operands.key.shape[2]
+    count, head_dim = at.positions, operands.key.shape[2]
     load(operands.query[at.head, member], at.first, count, START, operands.scale, query)
     for p in range(query.shape[0]):
         for i in range(count):
@@ -275,7 +275,7 @@ def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
 def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, writes: Array) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
     apart()
-    one, count = operands.key.dtype.type(1), at.count
+    one, count = operands.key.dtype.type(1), at.positions
     load(operands.value[at.head], at.first, count, at.begin, one, writes)
     if not operands.beta.shape[1]:
         return
@@ -325,8 +325,8 @@ def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array)
     """The state after the chunk in place of that before it."""
     apart()
     if operands.log_decay.shape[2]:
-        decay_rows(s, at.count, state, operands.key.shape[2])
-    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.count, at.columns, MORE)
+        decay_rows(s, at.positions, state, operands.key.shape[2])
+    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.positions, at.columns, MORE)
 
 
 @helper

@@ -45,8 +45,8 @@ def forward(operands: Operands, part: int, output: Array, states: Array, end: Ar
             write(operands, at, s, state, missing, writes)
             for member in range(query.shape[1]):
                 load_queries(operands, member, at, s, rows, rows_start, scores, moved)
-                multiply(scores, writes, read, at.count, at.count, columns, NEW)
-                multiply(rows_start, state, read, at.count, head_dim, columns, MORE)
-                store(read, output[head, member], first, at.count, begin, one)
+                multiply(scores, writes, read, at.positions, at.positions, columns, NEW)
+                multiply(rows_start, state, read, at.positions, head_dim, columns, MORE)
+                store(read, output[head, member], first, at.positions, begin, one)
             advance(operands, at, s, writes, state)
         store(state, end[head], START, head_dim, begin, one)
