@@ -1,1 +1,1 @@
-"""Kernels for CPU cores: plain Numba loops that LLVM turns into vector instructions, and threads over independent tiles."""
+"""Kernels for CPU cores: vectors that stay in registers (`simd`, `products`), tiles of attention, and threads over these."""

@@ -130,43 +130,56 @@ def attend(
         return plain.attend(query, key, value, **options)
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        if isinstance(scale, np.ndarray):
+        grads = None
+        if not isinstance(scale, np.ndarray):
+            made = call.more()
+            made.add_strided("d_output", np.zeros_like(output) if d_output is None else d_output, output.shape, dtype)
+            if d_lse is not None:
+                made.add(d_lse=packed(d_lse, dtype))
+            grads = _gradients(made, query, key, value, bias, has_options=has_options, cost=2 * cost)
+        if grads is None:
             return plain.attend(query, key, value, **options)[1](d_output, d_lse)
-        kv = count // max(group, 1)
-        chunks = max(1, min(-(-TASKS // max(kv, 1)), group * -(-query_len // tile) // UNITS))
-        panel, size = backward_sizes(head_dim, value_dim, key_len, tile, HOST.register_bytes // dtype.itemsize, dtype.itemsize)
-        made = call.more(memory_size=size, panel=panel, chunks=chunks)
-        d_query, centre = np.empty(query.shape, dtype), np.empty(lse.shape, dtype)
-        d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
-        made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
-        made.add_strided("d_output", np.zeros_like(output) if d_output is None else d_output, output.shape, dtype)
-        if d_lse is not None:
-            made.add(d_lse=packed(d_lse, dtype))
-        if run_tasks(backward, made, has_options, kv * chunks, 2 * cost, dtype):
-            return plain.attend(query, key, value, **options)[1](d_output, d_lse)
-        d_bias = None
-        if bias is not None:
-            batches = count // max(lead[-1], 1)
-            sizes = zip((batches, lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
-            own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
-            d_bias = np.zeros(own, dtype)
-            made.add(d_bias=d_bias)
-            made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
-            if run_tasks(backward_bias, made, True, math.prod(own[:2]) * (-(-own[2] // tile)), 2 * cost, dtype):
-                return plain.attend(query, key, value, **options)[1](d_output, d_lse)
-            if d_bias.size != bias.size:  # some of several leading axes were broadcast
-                whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
-                d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
-            d_bias = d_bias.reshape(bias.shape)
-        return {
-            "query": d_query,
-            "bias": d_bias,
-            "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
-            "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
-            "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre),
-        }
+        centre = grads.pop("centre")
+        return {**grads, "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre)}
 
     return AttendedWithLse(output, lse), pullback
+
+
+def _gradients(
+    call: Record, query: Array, key: Array, value: Array, bias: Array | None, *, has_options: bool, cost: int
+) -> dict[str, Array] | None:
+    """Gradients, and the centre of each row; None where the kernel gave up."""
+    *lead, query_len, head_dim = query.shape
+    kv_heads, key_len, value_dim = value.shape[-3:]
+    dtype, count, kv = query.dtype.newbyteorder("="), math.prod(lead), math.prod(value.shape[:-2])
+    tile, lanes, group = TILE_BYTES // dtype.itemsize, HOST.register_bytes // dtype.itemsize, lead[-1] // max(kv_heads, 1)
+    chunks = max(1, min(-(-TASKS // max(kv, 1)), group * -(-query_len // tile) // UNITS))
+    panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, dtype.itemsize)
+    d_query, centre = np.empty(query.shape, dtype), np.empty((*lead, query_len), dtype)
+    d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
+    made = call.more(memory_size=size, panel=panel, chunks=chunks)
+    made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
+    if run_tasks(backward, made, has_options, kv * chunks, cost, dtype):
+        return None
+    grads = {
+        "query": d_query,
+        "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
+        "value": (d_value.sum(axis=1) if chunks > 1 else d_value).reshape(value.shape),
+        "centre": centre,
+    }
+    if bias is None:
+        return grads
+    sizes = zip((count // max(lead[-1], 1), lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
+    own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
+    d_bias = np.zeros(own, dtype)
+    made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
+    made.add(d_bias=d_bias)
+    if run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, dtype):
+        return None
+    if d_bias.size != bias.size:  # some of several leading axes were broadcast
+        whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
+        d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
+    return {**grads, "bias": d_bias.reshape(bias.shape)}
 
 
 def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:

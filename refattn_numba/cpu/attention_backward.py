@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits
+from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, next_keys, scores_to_logits
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, add_product, product
@@ -107,34 +107,38 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 # whole groups of lines, since products write no less; what that adds is masked
                 low = start + (low - start) // SPARE * SPARE
                 high = smaller(start + ceil_to(high - start, SPARE), end)
-                for k in range(low, high, KEYS):
-                    block = Block(batch, head, first, count, k, smaller(KEYS, high - k))
-                    keys, values = key + k * call.key_row, value + k * call.value_row
-                    product(queries, tile, keys, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
-                    product(d_outputs, tile, values, call.value_row, 1, block.keys, value_dim, d_scores, tile, count, weights)
+                k = low
+                while k < high:
+                    n, skip = next_keys(first, count, call.after, k, high, lanes)
+                    block = Block(batch, head, first + skip, count - skip, k, n)
+                    keys, values, wide = key + k * call.key_row, value + k * call.value_row, block.queries
+                    p, ds, of_tile = weights + skip, d_scores + skip, centre + skip
+                    product(queries + skip, tile, keys, call.key_row, 1, n, head_dim, p, tile, wide, p)
+                    product(d_outputs + skip, tile, values, call.value_row, 1, n, value_dim, ds, tile, wide, p)
                     if options is not None:
-                        scores_to_logits(options[0], block, weights, given, slopes)
-                    masked = mask_outside_band(weights, block, call.before, call.after)
+                        scores_to_logits(options[0], block, p, given, slopes)
+                    masked = mask_outside_band(p, block, call.before, call.after)
                     if options is not None:
                         masked |= (options[0].mask != 0) | (options[0].bias != 0)
                         load_keep(options[0], block, given)
-                        weights_with_options(options[0], block, weights, d_scores, given, slopes, centre, shift, inverse, True)
+                        weights_with_options(options[0], block, p, ds, given, slopes, of_tile, shift + skip, inverse + skip, True)
                     else:
-                        _weights(block, weights, d_scores, centre, shift, inverse)
+                        _weights(block, p, ds, of_tile, shift + skip, inverse + skip)
                     if masked and not (
-                        all_finite(keys, call.key_row, block.keys, head_dim)
-                        and all_finite(values, call.value_row, block.keys, value_dim)
+                        all_finite(keys, call.key_row, n, head_dim)
+                        and all_finite(values, call.value_row, n, value_dim)
                         and all_finite(query_rows, query_row, count, head_dim)
                         and all_finite(d_output_rows, value_row, count, value_dim)
                         and all_finite(centre, tile, 3, count)
                     ):
                         counters[2] = 1
                         return
-                    add_product(d_scores, tile, keys, 1, call.key_row, head_dim, block.keys, d_query, tile, count, weights)
-                    made = d_values + (k - start) * value_row
-                    add_product(d_output_rows, value_row, weights, tile, 1, block.keys, count, made, value_row, value_row, weights)
-                    made = d_keys + (k - start) * query_row
-                    add_product(query_rows, query_row, d_scores, tile, 1, block.keys, count, made, query_row, query_row, weights)
+                    add_product(ds, tile, keys, 1, call.key_row, head_dim, n, d_query + skip, tile, wide, p)
+                    made, rows = d_values + (k - start) * value_row, d_output_rows + skip * value_row
+                    add_product(rows, value_row, p, tile, 1, n, wide, made, value_row, value_row, p)
+                    made, rows = d_keys + (k - start) * query_row, query_rows + skip * query_row
+                    add_product(rows, query_row, ds, tile, 1, n, wide, made, query_row, query_row, p)
+                    k += n
                 store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
             _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.d_key, memory) + (part * call.key_len + start) * head_dim)
             to = pointer_to(call.d_value, memory) + (part * call.key_len + start) * value_dim

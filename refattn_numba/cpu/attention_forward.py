@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.attention_stages import KEYS, Block, advance, drop, mask_outside_band, scores_to_logits
+from refattn_numba.cpu.attention_stages import KEYS, Block, advance, drop, mask_outside_band, next_keys, scores_to_logits
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, decay_and_add_product, product
@@ -59,26 +59,30 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         fill(total, tile, 0.0)
         fill(sums, value_dim * tile, 0.0)
         key_end = smaller(call.key_len, first + count + call.after)
-        for at in range(larger(0, first - call.before), key_end, KEYS):
-            block = Block(batch, head, first, count, at, smaller(KEYS, key_end - at))
+        at = larger(0, first - call.before)
+        while at < key_end:
+            n, skip = next_keys(first, count, call.after, at, key_end, lanes_of(queries))
+            block = Block(batch, head, first + skip, count - skip, at, n)
+            keys, values, scores = key + at * call.key_row, value + at * call.value_row, weights + skip
             if count <= lanes_of(queries):  # a few queries wait for memory alone
-                read_ahead(value + at * call.value_row, call.value_row, block.keys, value_dim)
-            product(queries, tile, key + at * call.key_row, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
+                read_ahead(values, call.value_row, n, value_dim)
+            product(queries + skip, tile, keys, call.key_row, 1, n, head_dim, scores, tile, block.queries, scores)
             if options is not None:
-                scores_to_logits(options[0], block, weights, given, slopes)
-            masked = mask_outside_band(weights, block, call.before, call.after)
-            advance(weights, block, largest, total, decay)
+                scores_to_logits(options[0], block, scores, given, slopes)
+            masked = mask_outside_band(scores, block, call.before, call.after)
+            advance(scores, block, largest + skip, total + skip, decay + skip)
             if options is not None:
                 masked |= (options[0].mask != 0) | (options[0].bias != 0)
                 if options[0].keep:
-                    drop(options[0], block, weights, given)
-            rows = value + at * call.value_row
+                    drop(options[0], block, scores, given)
             if count <= lanes_of(queries):
-                read_ahead(key + (at + KEYS) * call.key_row, call.key_row, KEYS, head_dim)
-            if masked and not all_finite(rows, call.value_row, block.keys, value_dim):
+                read_ahead(keys + n * call.key_row, call.key_row, KEYS, head_dim)
+            if masked and not all_finite(values, call.value_row, n, value_dim):
                 counters[2] = 1
                 return
-            decay_and_add_product(weights, tile, rows, 1, call.value_row, value_dim, block.keys, sums, tile, count, decay)
+            by = decay + skip
+            decay_and_add_product(scores, tile, values, 1, call.value_row, value_dim, n, sums + skip, tile, block.queries, by)
+            at += n
         at = (batch * call.heads + head) * call.query_len + first
         _add_sink(call, head, count, largest, total, decay, factors)
         for r in range(count):

@@ -36,6 +36,18 @@ class Block(NamedTuple):
 
 
 @compiled
+def next_keys(query: int, queries: int, after: int, key: int, end: int, lanes: int) -> tuple[int, int]:
+    """How many keys to take, from `key` on, and how many of the tile's first queries see none of them, in whole registers.
+
+    Where the diagonal crosses, half as many as elsewhere: a quarter of such a square of pairs is left out.
+    """
+    keys = smaller(KEYS, end - key)
+    if key + keys - 1 > query + after:
+        keys = smaller(keys, KEYS // 2)
+    return keys, smaller(larger(0, key - after - query), queries - 1) // lanes * lanes
+
+
+@compiled
 def load_pairs(source: Any, step: int, column: int, block: Block, tile: Any) -> None:
     """A number for each pair of a block, as a tile."""
     width, lanes = tile_of(tile), lanes_of(tile)

@@ -1,4 +1,8 @@
-"""The exponential and the hyperbolic tangent of vectors, to within two units in the last place."""
+"""The exponential and the hyperbolic tangent of vectors, to within three units in the last place.
+
+The exponential of a number below -8 is a little worse, since the multiple of ln(2) in it is rounded once: such a weight has no
+part in the digits of a sum.
+"""
 
 from __future__ import annotations
 
