@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     known = ", ".join(adapters.ADAPTERS)
     parser.add_argument("target", metavar="TARGET", nargs="?", help=f"{known}, or module:callable; default: what is installed of these")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism; what a callable should be")
-    parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32 and float64")
+    parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32")
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many sizes and seeds")
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")
     parser.add_argument("--layout", help="bshd for (batch, length, heads, head_dim), nhwc for channels last")
@@ -58,7 +58,7 @@ def run_check(args: Namespace) -> int:
 
 
 def _checked(target: str, args: Namespace) -> Report:
-    dtypes = [named_format(d) for d in args.dtype or ("float32", "float64")]
+    dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, candidate, case, dtype)
         for m, candidate in adapters.resolve(
