@@ -229,7 +229,7 @@ def dropout(x: Array, *, keep: Booleans | None, rate: float = 0.0) -> tuple[Arra
     """
     if keep is None:
         return x, lambda dy: {"x": dy}
-    factor = keep / (1 - rate)
+    factor = keep.astype(x.dtype) / (1 - rate)
     return x * factor, lambda dy: {"x": dy * factor}
 
 
