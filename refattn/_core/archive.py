@@ -23,7 +23,7 @@ def save(path: str | Path, record: Any, dtype: Any = None) -> None:
     """Write a record; real leaves are rounded to `dtype` where one is given."""
     rounded = {name: x.astype(dtype) if dtype and x.dtype.kind == "f" else x for name, x in tree.leaves(record)}
     with Path(path).open("wb") as file:  # NumPy would add a suffix to a name without one
-        np.savez_compressed(file, allow_pickle=False, **cast("Mapping[str, Any]", rounded))
+        np.savez_compressed(file, **cast("Mapping[str, Any]", rounded))
 
 
 def load(path: str | Path, like: T) -> T:
