@@ -226,7 +226,8 @@ def using(**faster: Any) -> Iterator[None]:
     ValueError
         For a name that no mechanism has.
     """
-    if unknown := faster.keys() - {m.__name__ for m in mechanisms()}:
+    unknown = faster.keys() - _REGISTRY.keys()  # what is imported already is known without a walk over the package's files
+    if unknown and (unknown := unknown - {m.__name__ for m in mechanisms()}):
         raise ValueError(f"no mechanism is named {', '.join(sorted(unknown))}")
     token = _FASTER.set({**_FASTER.get(), **faster})
     try:
