@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from refattn._core import Array, Grads, Pullback, Random, tree
-from refattn.attention.dot_product.multi_head import merge_heads, split_heads
-from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
+from refattn.attention.dot_product.heads import multi_head_attention_without_projections
 from refattn.convolution.conv1d import conv1d
 from refattn.primitives.activation import relu
 from refattn.primitives.linear import linear
@@ -64,17 +63,16 @@ def series_model(x: Array, weights: SeriesWeights) -> tuple[Array, Pullback]:
     """
     convolved, conv_pullback = conv1d.vjp(x.swapaxes(1, 2), weights.w_conv, weights.b_conv)  # (batch, channels, time)
     rectified, relu_pullback = relu.vjp(convolved)
-    heads = split_heads(rectified.swapaxes(1, 2), HEADS)  # (batch, heads, time, channels of a head)
-    attended, attention_pullback = scaled_dot_product_attention.vjp(heads, heads, heads)
-    pooled, pool_pullback = mean_over.vjp(merge_heads(attended), axes=1)
+    steps = rectified.swapaxes(1, 2)
+    attended, attention_pullback = multi_head_attention_without_projections.vjp(steps, steps, steps, num_heads=HEADS)
+    pooled, pool_pullback = mean_over.vjp(attended, axes=1)
     prediction, linear_pullback = linear.vjp(pooled, weights.w_dense, weights.b_dense)
 
     def pullback(d_prediction: Array) -> Grads:
         d_linear = linear_pullback(d_prediction)
-        d_merged = pool_pullback(d_linear["x"])["x"]
-        d_attention = attention_pullback(split_heads(d_merged, HEADS))
-        d_heads = d_attention["query"] + d_attention["key"] + d_attention["value"]
-        d_conv = conv_pullback(relu_pullback(merge_heads(d_heads).swapaxes(1, 2))["x"])
+        d_attention = attention_pullback(pool_pullback(d_linear["x"])["x"])
+        d_steps = d_attention["query"] + d_attention["key"] + d_attention["value"]
+        d_conv = conv_pullback(relu_pullback(d_steps.swapaxes(1, 2))["x"])
         d_weights = SeriesWeights(d_conv["weight"], d_conv["bias"], d_linear["weight"], d_linear["bias"])
         return {"x": d_conv["x"].swapaxes(1, 2), "weights": d_weights}
 
