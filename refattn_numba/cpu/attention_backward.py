@@ -24,7 +24,8 @@ from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, store, tile_of, total_of
-from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_rows, load_tile, smaller, store_tile, with_spare_lines
+from refattn_numba.cpu.sizes import ceil_to, larger, smaller
+from refattn_numba.cpu.tiles import all_finite, fill, load_rows, load_tile, store_tile, with_spare_lines
 
 PANEL_BYTES = 1 << 19  # of keys, values and their gradients: half of a usual second-level cache
 

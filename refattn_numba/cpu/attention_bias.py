@@ -14,7 +14,8 @@ from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outs
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, next_of, pointer_to, store, tile_of, total_of, transpose
-from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, smaller, with_spare_lines
+from refattn_numba.cpu.sizes import ceil_to, larger, smaller
+from refattn_numba.cpu.tiles import all_finite, fill, load_tile, with_spare_lines
 
 
 def bias_memory(head_dim: int, value_dim: int, tile: int) -> int:

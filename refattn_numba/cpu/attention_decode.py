@@ -14,7 +14,8 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import filled, lanes_of, largest_of, load, maximum, multiply_add, next_of, pointer_to, store, tile_of, total_of
-from refattn_numba.cpu.tiles import ceil_to, fill, load_rows, smaller
+from refattn_numba.cpu.sizes import ceil_to, smaller
+from refattn_numba.cpu.tiles import fill, load_rows
 
 FEW = 8
 """Queries, or heads that share keys, up to which this is faster than tiles."""

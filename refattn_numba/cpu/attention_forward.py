@@ -12,7 +12,8 @@ from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, decay_and_add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
-from refattn_numba.cpu.tiles import all_finite, ceil_to, fill, larger, load_tile, read_ahead, smaller, store_tile, with_spare_lines
+from refattn_numba.cpu.sizes import ceil_to, larger, smaller
+from refattn_numba.cpu.tiles import all_finite, fill, load_tile, read_ahead, store_tile, with_spare_lines
 
 
 def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:

@@ -19,7 +19,7 @@ from refattn_numba.cpu.exponential import exp, tanh
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import LINES
 from refattn_numba.cpu.simd import between, bytes_at, filled, lanes_of, load, maximum, pointer_to, select, store, tile_of, transpose
-from refattn_numba.cpu.tiles import larger, smaller
+from refattn_numba.cpu.sizes import larger, smaller
 
 KEYS = 16 * LINES  # lines of a tile; a multiple of `products.SPARE`
 

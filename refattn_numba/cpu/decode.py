@@ -16,8 +16,8 @@ from numba.extending import overload
 from refattn._core import Array, Integers
 from refattn_numba.cpu.jit import EXACT, compiled, kernel, reordered
 from refattn_numba.cpu.plain.exponential import exp, tanh
-from refattn_numba.cpu.plain.tiles import larger, smaller
 from refattn_numba.cpu.prefetch import LINE, prefetch
+from refattn_numba.cpu.sizes import larger, smaller
 
 BLOCK = 64  # positions whose keys and values are held as numbers
 

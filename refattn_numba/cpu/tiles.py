@@ -18,24 +18,7 @@ from typing import Any
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, prefetch, store, tile_of, total_of, transpose
-
-
-@compiled
-def smaller(a: Any, b: Any) -> Any:
-    """``min``, which takes Numba a second to compile."""
-    return a if a < b else b  # noqa: FURB136
-
-
-@compiled
-def larger(a: Any, b: Any) -> Any:
-    """``max`` likewise; b where a is NaN."""
-    return a if a > b else b  # noqa: FURB136
-
-
-@compiled
-def ceil_to(n: int, step: int) -> int:
-    """The smallest multiple of `step` that holds n."""
-    return (n + step - 1) // step * step
+from refattn_numba.cpu.sizes import ceil_to, smaller
 
 
 @compiled

@@ -33,16 +33,15 @@ from refattn_numba.cpu.plain.attention_stages import (
 from refattn_numba.cpu.plain.tiles import (
     LINES,
     TILE,
-    ceil_to,
     load_lanes,
     load_lines,
     load_panels,
     multiply,
     multiply_lanes_allowed,
     multiply_lines_allowed,
-    smaller,
     task_of,
 )
+from refattn_numba.cpu.sizes import ceil_to, smaller
 
 
 class Cotangents(NamedTuple):

@@ -24,19 +24,8 @@ from refattn_numba.cpu.plain.attention_stages import (
     scores_to_logits,
 )
 from refattn_numba.cpu.plain.exponential import exp
-from refattn_numba.cpu.plain.tiles import (
-    LANES,
-    LINES,
-    TILE,
-    ceil_to,
-    larger,
-    load_lanes,
-    load_lines,
-    multiply,
-    multiply_lanes_allowed,
-    smaller,
-    task_of,
-)
+from refattn_numba.cpu.plain.tiles import LANES, LINES, TILE, load_lanes, load_lines, multiply, multiply_lanes_allowed, task_of
+from refattn_numba.cpu.sizes import ceil_to, larger, smaller
 
 
 class Scratch(NamedTuple):

@@ -14,7 +14,8 @@ from refattn._core import Array
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.packing import Pairs
 from refattn_numba.cpu.plain.exponential import exp, tanh
-from refattn_numba.cpu.plain.tiles import LANES, LINES, TILE, ceil_to, larger, smaller
+from refattn_numba.cpu.plain.tiles import LANES, LINES, TILE
+from refattn_numba.cpu.sizes import ceil_to, larger, smaller
 
 Real: TypeAlias = np.floating[Any]  # a number in the precision of the call
 

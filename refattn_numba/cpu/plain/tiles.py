@@ -6,34 +6,15 @@ a tile's own rows and columns is set to zero up to `LINES` or `LANES`, so that p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.jit import compiled, reordered
+from refattn_numba.cpu.sizes import ceil_to, smaller
 
 TILE = 64
 LINES = 4  # rows that a product takes at a time
 LANES = 16  # columns that it takes at a time: one register of float32
-
-
-@compiled
-def smaller(a: Any, b: Any) -> Any:
-    """``min``, which takes Numba a second to compile."""
-    return a if a < b else b  # noqa: FURB136
-
-
-@compiled
-def larger(a: Any, b: Any) -> Any:
-    """``max`` likewise; b where a is NaN."""
-    return a if a > b else b  # noqa: FURB136
-
-
-@compiled
-def ceil_to(n: int, step: int) -> int:
-    """The smallest multiple of `step` that holds n."""
-    return (n + step - 1) // step * step
 
 
 @compiled
