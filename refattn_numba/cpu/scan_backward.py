@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.jit import helper, kernel
+from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, decay_keys, erase_back, load_keys, load_queries, write
 from refattn_numba.cpu.scan_forward import fill_factors, load_state
@@ -53,7 +53,7 @@ def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
         store_rows(d_state, call.part_step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
 
 
-@helper
+@compiled
 def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, missing: Any) -> None:
     """Gradients of one chunk; the cotangent of the state before it in place of that after it."""
     count, head_dim, head_step, chunk_step, part_step = at.count, call.head_dim, call.head_step, call.chunk_step, call.part_step
@@ -107,7 +107,7 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
         _store_decays(call, memory, count, pointer_to(call.d_log_decay, memory) + row * call.rates)
 
 
-@helper
+@compiled
 def _through_decay(call: Any, memory: Any, start: Any, count: int) -> None:
     """From what the state meets to the rows themselves, and the terms of the decay."""
     since, d_start = memory + call.at_since, memory + call.at_d_start
@@ -117,7 +117,7 @@ def _through_decay(call: Any, memory: Any, start: Any, count: int) -> None:
         store(reads, i, multiply_add(load(start, i), load(d_start, i), load(reads, i)))
 
 
-@helper
+@compiled
 def _pairs(call: Any, memory: Any, scores: Any, count: int, before: int) -> None:
     """Cotangents of decayed products, up to `before` the diagonal, become those of the products; their terms are added to `pairs`."""
     d_scores, decays, pairs = memory + call.at_d_scores, memory + call.at_decays, memory + call.at_pairs
@@ -130,7 +130,7 @@ def _pairs(call: Any, memory: Any, scores: Any, count: int, before: int) -> None
             store(d_scores, line, d * load(decays, line))
 
 
-@helper
+@compiled
 def _pairs_by_row(call: Any, memory: Any, count: int) -> None:
     """The same where each row has its own decay, with the keys on their way forward, and then their cotangents on theirs back."""
     step, d_scores, lanes = call.head_step, memory + call.at_d_scores, lanes_of(memory)
@@ -160,7 +160,7 @@ def _pairs_by_row(call: Any, memory: Any, count: int) -> None:
             store(d_keys, i * step + d, load(d_keys, i * step + d) + own)
 
 
-@helper
+@compiled
 def _erased(call: Any, memory: Any, at: Place, missing: Any) -> None:
     """Back through the triangular system of the delta rule: from the cotangent of what is written to that of the values."""
     count, head_step, chunk_step, part_step, lanes = at.count, call.head_step, call.chunk_step, call.part_step, lanes_of(memory)
@@ -190,7 +190,7 @@ def _erased(call: Any, memory: Any, at: Place, missing: Any) -> None:
         store(d_keys, i, load(d_keys, i) - load(d_rows, i))
 
 
-@helper
+@compiled
 def _store_decays(call: Any, memory: Any, count: int, d_log_decay: Any) -> None:
     """The factor of a position is in every decay from before it to it or later: no two terms cancel."""
     step, lanes, reads, inside = call.head_step, lanes_of(memory), memory + call.at_reads, memory + call.at_inside

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from refattn_numba.cpu.exponential import exp
-from refattn_numba.cpu.jit import helper
-from refattn_numba.cpu.products import SPARE, add_product
+from refattn_numba.cpu.jit import compiled
+from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.scan_call import Place
 from refattn_numba.cpu.scan_matrices import add_multiplied, copy, inner, multiply, scale_rows, turn
 from refattn_numba.cpu.simd import between, filled, lanes_of, largest_of, load, multiply_add, pointer_to, select, store
@@ -27,7 +27,7 @@ from refattn_numba.cpu.tiles import fill, load_rows
 LARGEST = 80.0  # the polynomial exponential holds up to here
 
 
-@helper
+@compiled
 def load_keys(call: Any, memory: Any, at: Place) -> None:
     """What no query enters: keys, decays, and products of the keys."""
     step, count, lanes = call.head_step, at.count, lanes_of(memory)
@@ -65,7 +65,7 @@ def load_keys(call: Any, memory: Any, at: Place) -> None:
         _multiply_keys(call, memory, at)
 
 
-@helper
+@compiled
 def _load_gains(call: Any, memory: Any, at: Place) -> None:
     """Exponentials of the log decays; ones where there are none."""
     gains, step, lanes = memory + call.at_gains, call.head_step, lanes_of(memory)
@@ -86,7 +86,7 @@ def _load_gains(call: Any, memory: Any, at: Place) -> None:
             store(gains, i, exp(load(gains, i)))
 
 
-@helper
+@compiled
 def _multiply_keys(call: Any, memory: Any, at: Place) -> None:
     """Products of the keys, each with those before it."""
     step, lanes = call.chunk_step, lanes_of(memory)
@@ -102,7 +102,7 @@ def _multiply_keys(call: Any, memory: Any, at: Place) -> None:
             store(erase, i * step + j, zero - rate * decayed)
 
 
-@helper
+@compiled
 def load_queries(call: Any, memory: Any, at: Place, member: int) -> None:
     """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
     step, count, lanes = call.head_step, at.count, lanes_of(memory)
@@ -128,7 +128,7 @@ def load_queries(call: Any, memory: Any, at: Place, member: int) -> None:
             store(scores, line, select(between(decayed, 0, i - j), decayed, zero))
 
 
-@helper
+@compiled
 def decay_keys(call: Any, memory: Any, i: int) -> None:
     """From the keys decayed to position i - 1, those decayed to i."""
     step, moved, gains = call.head_step, memory + call.at_moved, memory + call.at_gains + i * call.head_step
@@ -139,7 +139,7 @@ def decay_keys(call: Any, memory: Any, i: int) -> None:
     copy(memory + call.at_keys + i * step, moved + i * step, step)
 
 
-@helper
+@compiled
 def write(call: Any, memory: Any, at: Place, state: Any, missing: Any, writes: Any) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
     step, count, erase = call.part_step, at.count, memory + call.at_erase
@@ -153,7 +153,7 @@ def write(call: Any, memory: Any, at: Place, state: Any, missing: Any, writes: A
     for i in range(0, count, SPARE):
         end = smaller(i + SPARE, count)
         if i > 0:
-            add_product(writes, step, erase + i * call.chunk_step, call.chunk_step, 1, end - i, i, writes + i * step, step, step, writes)
+            add_multiplied(erase + i * call.chunk_step, call.chunk_step, 1, writes, end - i, i, writes + i * step, step)
         for d in range(0, step, lanes_of(memory)):
             for j in range(i + 1, end):
                 line = load(writes, j * step + d)
@@ -162,7 +162,7 @@ def write(call: Any, memory: Any, at: Place, state: Any, missing: Any, writes: A
                 store(writes, j * step + d, line)
 
 
-@helper
+@compiled
 def erase_back(call: Any, memory: Any, count: int, d_writes: Any) -> None:
     """Solve the transposed system, in place."""
     step, erase = call.part_step, memory + call.at_erase
@@ -179,7 +179,7 @@ def erase_back(call: Any, memory: Any, count: int, d_writes: Any) -> None:
                 store(d_writes, j * step + d, line)
 
 
-@helper
+@compiled
 def advance(call: Any, memory: Any, count: int, writes: Any, state: Any) -> None:
     """The state after the chunk in place of that before it."""
     if call.rates > 0:

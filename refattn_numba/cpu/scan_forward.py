@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.jit import helper, kernel
+from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, load_keys, load_queries, write
 from refattn_numba.cpu.scan_matrices import add_multiplied, multiply, store_rows
@@ -48,7 +48,7 @@ def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None
         store_rows(state, step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
 
 
-@helper
+@compiled
 def fill_factors(call: Any, memory: Any) -> None:
     """Factors of rows that are loaded: one, and for queries the scale."""
     fill(memory + call.at_ones, call.chunk, 1.0)
@@ -56,7 +56,7 @@ def fill_factors(call: Any, memory: Any) -> None:
     fill(memory + call.at_scales, call.chunk, call.scale)
 
 
-@helper
+@compiled
 def load_state(call: Any, memory: Any, source: Any, columns: int, state: Any) -> None:
     """Some columns of a state, or of its cotangent."""
     load_rows(source, call.value_dim, call.head_dim, columns, memory + call.at_ones, state, call.part_step)

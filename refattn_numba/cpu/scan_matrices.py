@@ -8,33 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from refattn_numba.cpu.jit import helper
+from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, store, total_of, transpose
 from refattn_numba.cpu.sizes import ceil_to
 from refattn_numba.cpu.tiles import fill
 
 
-@helper
+@compiled
 def multiply(b: Any, b_step: int, a: Any, lines: int, depth: int, c: Any, step: int) -> None:
     """``c = b @ a``, of which b has `lines` rows of `depth` numbers; the step is that of a and c."""
     product(a, step, b, b_step, 1, lines, depth, c, step, step, c)
 
 
-@helper
+@compiled
 def add_multiplied(b: Any, line: int, along: int, a: Any, lines: int, depth: int, c: Any, step: int) -> None:
     """``c += b @ a``; with ``line = 1`` and the step of b as `along`, ``c += b.T @ a``."""
     add_product(a, step, b, line, along, lines, depth, c, step, step, c)
 
 
-@helper
+@compiled
 def copy(x: Any, y: Any, size: int) -> None:
     """Whole registers."""
     for i in range(0, size, lanes_of(x)):
         store(y, i, load(x, i))
 
 
-@helper
+@compiled
 def scale_rows(x: Any, step: int, rows: int, factors: Any) -> None:
     """Each row times its factor, in place."""
     for r in range(rows):
@@ -43,7 +43,7 @@ def scale_rows(x: Any, step: int, rows: int, factors: Any) -> None:
             store(x, d, load(x, d) * by)
 
 
-@helper
+@compiled
 def store_rows(x: Any, step: int, rows: int, size: int, factors: Any, out: Any, out_step: int) -> None:
     """The first `size` numbers of each row, times its factor."""
     lanes = lanes_of(x)
@@ -56,7 +56,7 @@ def store_rows(x: Any, step: int, rows: int, size: int, factors: Any, out: Any, 
             out[r * out_step + d] = x[r * step + d] * factors[r]
 
 
-@helper
+@compiled
 def turn(x: Any, step: int, rows: int, columns: int, y: Any, y_step: int) -> None:
     """``y = x.T``, of whole squares: what stands below the rows of x becomes zero."""
     lanes = lanes_of(x)
@@ -66,7 +66,7 @@ def turn(x: Any, step: int, rows: int, columns: int, y: Any, y_step: int) -> Non
             transpose(x + (r * step + d), step, y + (d * y_step + r), y_step)
 
 
-@helper
+@compiled
 def inner(x: Any, y: Any, size: int) -> Any:
     """The inner product of two rows of whole registers."""
     total = filled(x, 0.0)
