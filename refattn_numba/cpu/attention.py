@@ -1,4 +1,4 @@
-"""Softmax attention on CPU cores, in the dtype of the query: float32 or float64."""
+"""Softmax attention on CPU cores, in the dtype of the query: float64, float32, float16, or uint16 for the bits of bfloat16."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.conversion import narrowed, widened
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
@@ -72,6 +73,8 @@ def attend(
     options = {"bias": bias, "sinks": sinks, "mask": mask, "causal": causal, "align": align, "window": window, "scale": scale}
     options |= {"softcap": softcap, "keep": keep, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
     plain.check_shapes(query, key, value, sinks)
+    if query.itemsize == 2:
+        return _in_single({"query": query, "key": key, "value": value, **options})
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
@@ -143,6 +146,19 @@ def attend(
         return {**grads, "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre)}
 
     return AttendedWithLse(output, lse), pullback
+
+
+def _in_single(given: dict[str, Any]) -> Outcome:
+    """Numbers of 16 bits, computed in float32."""
+    dtype = given["query"].dtype
+    single: dict[str, Any] = {name: widened(x) if getattr(x, "dtype", None) == dtype else x for name, x in given.items()}
+    attended, pullback = attend(**single)
+
+    def narrow_pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
+        grads = pullback(None if d_output is None else widened(d_output), d_lse)
+        return {name: None if g is None else narrowed(g, dtype) for name, g in grads.items()}
+
+    return AttendedWithLse(narrowed(attended.output, dtype), attended.lse), narrow_pullback
 
 
 def _gradients(
