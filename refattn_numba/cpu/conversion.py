@@ -6,8 +6,9 @@ rounds to nearest, ties to even.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from refattn_numba.cpu.sizes import smaller
 from refattn_numba.cpu.threads import run
 
 Bits = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BLOCK = 1 << 14  # numbers of one task
 
@@ -107,3 +110,26 @@ def _convert(convert: Callable[..., None], source: Bits, out: Bits) -> None:
     given = source.reshape(-1).view()
     given.flags.writeable = False  # one type, whether or not the caller's may be written
     run(convert, given, out.reshape(-1), tasks=-(-out.size // BLOCK), cost=out.size)
+
+
+def in_single(attend: Function) -> Function:
+    """The same function, which computes numbers of 16 bits in float32; the log-sum-exp stays so."""
+
+    @functools.wraps(attend)
+    def attend_single(*args: Any, **kwargs: Any) -> Any:
+        dtype = (args[0] if args else kwargs["query"]).dtype
+        if dtype.itemsize != 2:
+            return attend(*args, **kwargs)
+
+        def single(x: Any) -> Any:
+            return widened(x) if isinstance(x, np.ndarray) and x.dtype == dtype else x
+
+        attended, pullback = attend(*map(single, args), **{name: single(x) for name, x in kwargs.items()})
+
+        def narrow_pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
+            grads = pullback(single(d_output), d_lse)
+            return {name: None if g is None else narrowed(g, dtype) for name, g in grads.items()}
+
+        return attended._replace(output=narrowed(attended.output, dtype)), narrow_pullback
+
+    return cast("Function", attend_single)

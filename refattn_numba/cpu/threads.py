@@ -18,7 +18,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from refattn_numba.cpu.call import Call, Record, aligned
+from refattn._core import Integers
+from refattn_numba.cpu.call import Call, Record, Spans, aligned
 from refattn_numba.cpu.jit import compile_once
 
 SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
@@ -64,10 +65,22 @@ def kernel_types(dtype: Any, *, has_options: bool) -> tuple[Any, ...]:
     return calls, calls if has_options else numba.types.none, *arrays
 
 
-def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks: int, cost: int, dtype: Any) -> bool:
-    """Call a kernel on each thread, which takes tasks until none is left; whether it gave up."""
-    calls, counters = call.packed(), np.zeros(3, np.int64)
-    threads = max(1, min(numba.get_num_threads(), tasks)) if cost > SMALL else 1
+def run_tasks(
+    kernel: Callable[..., Any],
+    call: Record,
+    has_options: bool,
+    tasks: int | Integers,
+    cost: int,
+    dtype: Any,
+    spans: Spans | None = None,
+) -> None:
+    """Call a kernel on each thread, which takes tasks until none is left; with `spans` it has `tasks` of each of them."""
+    if not np.any(tasks):
+        return
+    calls = call.packed() if spans is None else call.packed_spans(spans, np.dtype(dtype).itemsize)
+    calls["end_task"] = np.cumsum(tasks)
+    counters = np.zeros(2, np.int64)
+    threads = max(1, min(numba.get_num_threads(), int(np.sum(tasks)))) if cost > SMALL else 1
     memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
     given = calls, calls if has_options else None, memory, counters
     compile_once(kernel, *kernel_types(dtype, has_options=has_options))
@@ -75,4 +88,3 @@ def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks
     kernel(*given)
     for other in others:
         other.result()
-    return bool(counters[2])
