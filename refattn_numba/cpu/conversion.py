@@ -21,6 +21,8 @@ Bits = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+OPERANDS = ("query", "key", "value")
+
 BLOCK = 1 << 14  # numbers of one task
 
 
@@ -112,24 +114,36 @@ def _convert(convert: Callable[..., None], source: Bits, out: Bits) -> None:
     run(convert, given, out.reshape(-1), tasks=-(-out.size // BLOCK), cost=out.size)
 
 
-def in_single(attend: Function) -> Function:
-    """The same function, which computes numbers of 16 bits in float32; the log-sum-exp stays so."""
+def never(**_: Any) -> bool:
+    """For no arguments."""
+    return False
+
+
+def in_single(attend: Function, *, but_for: Callable[..., bool] = never) -> Function:
+    """The same function for numbers of 16 bits, which are computed in float32; the log-sum-exp stays so.
+
+    `but_for` says of arguments by name whether the function takes queries, keys and values as they are stored.
+    """
 
     @functools.wraps(attend)
     def attend_single(*args: Any, **kwargs: Any) -> Any:
-        dtype = (args[0] if args else kwargs["query"]).dtype
+        given = dict(zip(OPERANDS, args, strict=False)) | kwargs
+        dtype = given["query"].dtype
         if dtype.itemsize != 2:
-            return attend(*args, **kwargs)
+            return attend(**given)
+        kept = OPERANDS if but_for(**given) else ()
 
         def single(x: Any) -> Any:
             return widened(x) if isinstance(x, np.ndarray) and x.dtype == dtype else x
 
-        attended, pullback = attend(*map(single, args), **{name: single(x) for name, x in kwargs.items()})
+        def narrow(x: Any) -> Any:
+            return x if x is None or x.dtype == dtype else narrowed(x, dtype)
+
+        attended, pullback = attend(**{name: x if name in kept else single(x) for name, x in given.items()})
 
         def narrow_pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-            grads = pullback(single(d_output), d_lse)
-            return {name: None if g is None else narrowed(g, dtype) for name, g in grads.items()}
+            return {name: narrow(g) for name, g in pullback(d_output if kept else single(d_output), d_lse).items()}
 
-        return attended._replace(output=narrowed(attended.output, dtype)), narrow_pullback
+        return attended._replace(output=narrow(attended.output)), narrow_pullback
 
     return cast("Function", attend_single)
