@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import refattn
 from benchmarks.cases import Call, installed
 from benchmarks.ours import exact
 from benchmarks.peers import peers
@@ -47,8 +48,10 @@ def packed(problem: Problem, lengths: tuple[int, ...]) -> Mapping[str, Call]:
 
     given, bounds = problem.drawn(), np.cumsum((0, *lengths))
     inputs, torch = given[1:4], installed("torch")
+    packing = {"cu_seqlens_q": bounds, "causal": problem.causal}
     calls: dict[str, Call] = {
-        "refattn_numba": lambda: refattn_numba.varlen_attention(*(x[0] for x in inputs), cu_seqlens_q=bounds, causal=problem.causal)
+        "refattn_numba": lambda: refattn_numba.varlen_attention(*(x[0] for x in inputs), **packing),
+        "exact": lambda: refattn.varlen_attention(*(x[0, :1].astype(float) for x in inputs), **packing),
     }
     if torch is not None:
         tensors = [tensor(torch, x) for x in inputs]

@@ -67,14 +67,17 @@ class Progress:
         print(f"{self.count:>3} of {self.total}  {minutes}:{seconds:02}  {case}", file=sys.stderr, flush=True)
 
 
-def held_rows(name: str, cases: Sequence[tuple[int, Case]], runs: int, rounds: int, threads: int) -> list[HeldRow]:
-    """Run after run of all cases, so that those of one case are minutes apart."""
-    progress, made = Progress(runs * len(cases)), [HeldRow(case, []) for _, case in cases]
+def held_rows(name: str, cases: Sequence[tuple[int, Case]], runs: int, rounds: int, threads: int) -> tuple[list[HeldRow], list[str]]:
+    """Run after run of all cases, so that those of one case are minutes apart; and what failed, which costs that case alone."""
+    progress, made, failures = Progress(runs * len(cases)), [HeldRow(case, []) for _, case in cases], []
     for _ in range(runs):
         for (index, case), row in zip(cases, made, strict=True):
             progress.show(case.name)
-            row.runs.append(Run(**in_a_process("hold", name, index, rounds, threads)))
-    return made
+            try:
+                row.runs.append(Run(**in_a_process("hold", name, index, rounds, threads)))
+            except RuntimeError as error:
+                failures.append(f"{case.name}: {error}")
+    return [row for row in made if row.runs], failures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,18 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = min(3, given.rounds) if given.quick else given.rounds
     cases = [(i, case) for i, case in enumerate(suite(given.suite)) if case.quick or not given.quick]
     if all(case.work is not None for _, case in cases):
-        held = held_rows(given.suite, cases, given.runs, rounds, given.threads)
+        held, failures = held_rows(given.suite, cases, given.runs, rounds, given.threads)
         records, as_page = [as_held_record(row, given.threads) for row in held], as_markdown if given.markdown else as_text
-        page = as_page(held, given.threads)
+        page = as_page(held, given.threads) if held else ""
     else:
-        progress, rows = Progress(len(cases)), []
+        progress, rows, failures = Progress(len(cases)), [], []
         for index, case in cases:
             progress.show(case.name)
             rows.append(measured(given.suite, index, rounds=rounds, threads=given.threads))
         records, as_grid = [as_record(row, given.threads) for row in rows], markdown if given.markdown else aligned
         page = f"{given.threads} threads, {rounds} rounds\n\n{as_grid(as_cells(rows))}"
     print(json.dumps(records, indent=2) if given.json else page)
-    return 0
+    print(*failures, sep="\n", end="", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
