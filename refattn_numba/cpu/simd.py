@@ -61,9 +61,8 @@ class Vector(types.Type):
 
     def __init__(self, element: Any) -> None:
         self.element: types.Float = types.float32 if element == types.uint16 else element
-        element = self.element
-        self.lanes = HOST.register_bytes * 8 // element.bitwidth
-        super().__init__(f"vector of {self.lanes} {element}")
+        self.lanes = HOST.register_bytes * 8 // self.element.bitwidth
+        super().__init__(f"vector of {self.lanes} {self.element}")
 
     @property
     def ir(self) -> ir.VectorType:
