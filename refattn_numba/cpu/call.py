@@ -80,12 +80,12 @@ def place_of(calls: Any, task: int) -> tuple[int, int]:
 class Record:
     """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
 
-    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = ()) -> None:
-        self.fields, self.arrays = dict(fields), list(arrays)
+    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
+        self.fields, self.arrays, self.layout = dict(fields), list(arrays), layout
 
     def more(self, **fields: int | float) -> Record:
         """Another record, with more in it."""
-        return Record({**self.fields, **fields}, self.arrays)
+        return Record({**self.fields, **fields}, self.arrays, self.layout)
 
     def add(self, **arrays: Array) -> None:
         """C-contiguous arrays that have an address alone."""
@@ -109,7 +109,7 @@ class Record:
 
     def packed(self) -> np.ndarray[Any, Any]:
         """As the kernel takes it; what was not given is 0."""
-        return np.array([tuple(map(self.fields.get, Call.names or (), itertools.repeat(0)))], Call)
+        return np.array([tuple(map(self.fields.get, self.layout.names, itertools.repeat(0)))], self.layout)
 
     def packed_spans(self, spans: Spans, itemsize: int) -> np.ndarray[Any, Any]:
         """A record for each span: the same arrays from other rows on."""

@@ -28,7 +28,7 @@ REORDERED = {*EXACT, "reassoc"}
 
 def compiled(function: Function) -> Function:
     """A helper whose sums run in the order in which they are written."""
-    return cast(Function, njit(fastmath=EXACT, error_model="numpy")(function))
+    return cast(Function, njit(fastmath=EXACT, **WITHIN)(function))
 
 
 def reordered(function: Function) -> Function:
