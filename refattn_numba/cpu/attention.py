@@ -18,8 +18,8 @@ from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
-from refattn_numba.cpu.call import Record, Spans
-from refattn_numba.cpu.conversion import in_single, widened
+from refattn_numba.cpu.call import BFLOAT16_BYTES, Record, Spans
+from refattn_numba.cpu.conversion import in_single, narrowed, widened
 from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compile_once
@@ -40,18 +40,27 @@ def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> N
     """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
 
     There are six for each precision: forward and backward, without options and with them, a few queries, and a bias's gradient.
+    float16 is computed by those of float32; so is bfloat16, but for four of its own where the processor multiplies it.
 
     Parameters
     ----------
     dtypes : iterable of str, optional
-        "float32", which serves float16 and bfloat16 too, and "float64".
+        "float32", "float64", "float16" and "bfloat16".
     options : bool, optional
         Whether bias, mask, dropout and softcap are wanted; all else is in the kernels without options.
     """
     for dtype in dtypes:
+        stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+        wide = np.dtype(np.float32) if stored.itemsize == BFLOAT16_BYTES else stored
+        if wide != stored:
+            narrowed(widened(np.zeros(1, stored)), stored)
+        has_own = stored == np.uint16 and HOST.has_bfloat16_dot
+        if has_own:
+            coupled_rows(np.zeros((1, 1, 1), stored))
         for has_options in (False, True)[: 1 + options]:
             for kernel in (forward, backward, backward_bias if has_options else decode):
-                compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
+                own = stored if has_own and kernel in {forward, backward} else wide
+                compile_once(kernel, *kernel_types(own, has_options=has_options))
 
 
 def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
