@@ -97,7 +97,15 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
     if call.beta:
         _erased(call, memory, at, missing)
     row = at.head * call.length + at.first
-    store_rows(d_writes, part_step, count, at.columns, memory + call.at_ones, pointer_to(call.d_value, memory) + (row * call.value_dim + at.begin), call.value_dim)
+    store_rows(
+        d_writes,
+        part_step,
+        count,
+        at.columns,
+        memory + call.at_ones,
+        pointer_to(call.d_value, memory) + (row * call.value_dim + at.begin),
+        call.value_dim,
+    )
     until, d_keys_end = memory + call.at_until, memory + call.at_d_keys_end
     for i in range(0, count * head_step, lanes_of(memory)):
         store(d_keys, i, multiply_add(load(until, i), load(d_keys_end, i), load(d_keys, i)))

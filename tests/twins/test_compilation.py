@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -17,10 +18,12 @@ pytest.importorskip("numba")
 import numpy as np
 
 import refattn_numba
-from refattn_numba.cpu import jit
+from refattn_numba.cpu import couples, jit
 from refattn_numba.cpu.attention_backward import backward
 from refattn_numba.cpu.attention_bias import backward_bias
 from refattn_numba.cpu.attention_forward import forward
+from refattn_numba.cpu.conversion import narrow_bfloat16, narrow_float16, widen_bfloat16, widen_float16
+from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.threads import kernel_types
 
 
@@ -53,9 +56,35 @@ def test_the_specialisations_are_a_closed_list():
     refattn_numba.warm_up()
     x = np.ones((2, 3, 5), np.float32)
     refattn_numba.scaled_dot_product_attention.vjp(x[:, ::-1], x.astype(">f4"), np.asfortranarray(x), causal=True, softcap=1.0)
-    listed = {kernel_types(np.dtype(d), has_options=o) for d in ("float32", "float64") for o in (False, True)}
+    narrow = ["uint16"] if HOST.has_bfloat16_dot else []  # the bits of bfloat16
     for kernel in (forward, backward, backward_bias):
-        assert set(kernel.signatures) <= listed
+        stored = ["float32", "float64", *(narrow if kernel is not backward_bias else [])]
+        assert set(kernel.signatures) <= {kernel_types(np.dtype(d), has_options=o) for d in stored for o in (False, True)}
+    for kernel in (widen_bfloat16, narrow_bfloat16, widen_float16, narrow_float16, couples._couple_rows):
+        assert len(kernel.signatures) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_type_compiles_what_it_uses(dtype):
+    """All that a first call needs is in `warm_up`; bfloat16 compiles for itself alone, and others nothing for it."""
+    code = (
+        "import numpy as np, refattn_numba\n"
+        "from refattn_numba.cpu import attention, conversion, couples\n"
+        "kernels = [attention.forward, attention.backward, attention.decode, couples._couple_rows]\n"
+        "kernels += [conversion.widen_bfloat16, conversion.narrow_bfloat16, conversion.widen_float16, conversion.narrow_float16]\n"
+        "count = lambda: [len(k.signatures) for k in kernels]\n"
+        f"refattn_numba.warm_up(dtypes=['{dtype}']); before = count()\n"
+        "x = np.ones((1, 20, 4), 'float32')\n"
+        f"dtype = __import__('ml_dtypes').bfloat16 if '{dtype}' == 'bfloat16' else '{dtype}'\n"
+        "y, pullback = refattn_numba.scaled_dot_product_attention.vjp(*[x.astype(dtype)] * 3); pullback(y)\n"
+        "print(before, count(), sep='|')\n"
+    )
+    pytest.importorskip("ml_dtypes")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    before, after = done.stdout.strip().split("|")
+    assert before == after
+    own = HOST.has_bfloat16_dot and dtype == "bfloat16"
+    assert json.loads(before) == [1, 1, 1, int(own), *[int(dtype == "bfloat16")] * 2, *[int(dtype == "float16")] * 2]
 
 
 def test_what_is_compiled_is_kept_on_disk(tmp_path):
