@@ -1,10 +1,11 @@
-"""Softmax attention on CPU cores, in the dtype of the query: float32 or float64."""
+"""Softmax attention on CPU cores, in the dtype of the query: float64, float32, float16, or uint16 for the bits of bfloat16."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -18,6 +19,8 @@ from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.call import Record, Spans
+from refattn_numba.cpu.conversion import in_single
+from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
@@ -51,6 +54,14 @@ def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> N
                 compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
 
 
+def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
+    """Whether the kernels read bfloat16 as it is stored, in `couples`; the rest is not worth code of its own."""
+    is_even = query.shape[-1] % 2 == value.shape[-1] % 2 == 0
+    plain_options = not isinstance(scale, np.ndarray) and masked_rows == "zero"
+    return HOST.has_bfloat16_dot and query.dtype == np.uint16 and is_even and plain_options and query.shape[-2] > FEW
+
+
+@partial(in_single, but_for=takes_bfloat16)
 def attend(
     query: Array,
     key: Array,
@@ -120,9 +131,10 @@ def attend_within(
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
-    output, *rows = (np.empty((*lead, query_len, *size), dtype) for size in ((value_dim,), (), (), ()))
-    lse, shift, inverse = rows
-    tile, group, pairs = TILE_BYTES // dtype.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
+    wide = np.dtype(np.float32) if dtype == np.uint16 else dtype  # of sums
+    output = np.empty((*lead, query_len, value_dim), dtype)
+    lse, shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(3))
+    tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
     call = Record(
         {
             "heads": lead[-1],
@@ -144,14 +156,16 @@ def attend_within(
     call.add(output=output, lse=lse, shift=shift, inverse=inverse)
     for name, x in (("query", query), ("key", key), ("value", value)):
         call.add_strided(name, x, x.shape, dtype)
-    call.add_strided("scale", np.asarray(scale, dtype), (*lead, query_len, 1), dtype)
+    if dtype == np.uint16:
+        call.add(value_couples=coupled_rows(value))
+    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
-    for name, x, kind in (("bias", bias, dtype), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
+    for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
         if x is not None:
             call.add_strided(name, x, pairs, kind)
     if sinks is not None:
-        call.add(sinks=packed(sinks, dtype))
+        call.add(sinks=packed(sinks, wide))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
     first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))

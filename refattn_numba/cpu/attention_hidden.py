@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn_numba.cpu.attention_stages import Block
 from refattn_numba.cpu.jit import compiled
-from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, select, store, tile_of
+from refattn_numba.cpu.simd import filled, get, lanes_of, load, multiply_add, select, store, tile_of
 
 
 @compiled
@@ -33,7 +33,7 @@ def add_visible(logits: Any, block: Block, pairs: Any, rows: Any, step: int, siz
             total = filled(pairs, 0.0)
             for c in range(block.keys):
                 i = c * width + r
-                more = multiply_add(load(pairs, i), filled(pairs, rows[c * step + d]), total)
+                more = multiply_add(load(pairs, i), filled(pairs, get(rows, c * step + d)), total)
                 total = select(load(logits, i) == masked, total, more)
             store(out, d * width + r, multiply_add(load(out, d * width + r), load(decay, r), total))
 

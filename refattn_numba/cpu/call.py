@@ -17,6 +17,7 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.jit import compiled
 
 CACHE_LINE = 64
+BFLOAT16_BYTES, COUPLE_BYTES = 2, 4
 ARRAYS = ("query", "key", "value", "d_output", "scale", "bias", "mask", "keep")
 """Each has an address, 0 where it is absent, and strides ``_batch``, ``_head``, ``_row`` and ``_column``."""
 
@@ -24,7 +25,22 @@ Call = np.dtype(
     [(f"{name}{part}", np.int64) for name in ARRAYS for part in ("", "_batch", "_head", "_row", "_column")]
     + [
         (name, np.int64)
-        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias", "parts")
+        for name in (
+            "sinks",
+            "output",
+            "lse",
+            "shift",
+            "inverse",
+            "centre",
+            "d_lse",
+            "d_query",
+            "d_key",
+            "d_value",
+            "d_bias",
+            "parts",
+            "key_couples",
+            "value_couples",
+        )
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
     + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task")]
@@ -82,6 +98,8 @@ class Record:
         x = np.require(x, dtype, "A")
         if x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
             x = np.ascontiguousarray(x)
+        if x.itemsize == BFLOAT16_BYTES and (x.ctypes.data % COUPLE_BYTES or any(step % COUPLE_BYTES for step in x.strides[:-1])):
+            x = np.ascontiguousarray(x)  # whose rows have even sizes
         view = np.broadcast_to(x, shape) if x.shape != shape else x
         if len(shape) != 4:
             view = view.reshape(math.prod(shape[:-3]), *shape[-3:])

@@ -82,7 +82,7 @@ def run_tasks(
         calls["end_task"] = np.cumsum(tasks)
     counters = np.zeros(2, np.int64)
     threads = max(1, min(numba.get_num_threads(), int(np.sum(tasks)))) if cost > SMALL else 1
-    memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
+    memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
     compile_once(kernel, *kernel_types(dtype, has_options=has_options, layout=call.layout))
     others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
