@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,20 +116,3 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path):
         )
         hits.append(int(done.stdout))
     assert hits == [0, 1]
-
-
-def test_python_threads_share_kernels():
-    """Each call has memory of its own."""
-    random = np.random.default_rng(0)
-    inputs = [[random.standard_normal((2, 2, 70, 33)).astype("float32") for _ in range(3)] for _ in range(8)]
-
-    def both(arrays):
-        y, pullback = refattn_numba.scaled_dot_product_attention.vjp(*arrays)
-        return [y, *pullback(y).values()]
-
-    want = [both(x) for x in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(both, inputs * 10))
-    for i, results in enumerate(got):
-        for a, b in zip(results, want[i % 8], strict=True):
-            np.testing.assert_array_equal(a, b)

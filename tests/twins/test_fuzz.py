@@ -166,13 +166,13 @@ def differences(name, given, dtype, guarded):
     grads, want_grads = pullback(*(x.astype(dtype) for x in d)), want_pullback(*d)
     guarded.check()
     assert grads.keys() == want_grads.keys()
-    for name, got, exact in [("output", y.output, want.output), ("lse", y.lse, want.lse), *((n, grads[n], want_grads[n]) for n in grads)]:
+    for what, got, exact in [("output", y.output, want.output), ("lse", y.lse, want.lse), *((n, grads[n], want_grads[n]) for n in grads)]:
         assert got.shape == exact.shape
-        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact), err_msg=name)
+        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact), err_msg=what)
         finite = np.isfinite(exact)
         # a sum of n terms has an error of about sqrt(n) units of its largest
         scale = max(1.0, np.abs(exact[finite]).max(initial=0))
-        yield name, float(np.abs(got[finite] - exact[finite]).max(initial=0) / scale)
+        yield what, float(np.abs(got[finite] - exact[finite]).max(initial=0) / scale)
 
 
 def run(seed, monkeypatch):

@@ -33,11 +33,12 @@ def draw(random, name, dtype):
     chance = lambda p=0.5: random.random() < p  # noqa: E731
     one = lambda *shape: random.standard_normal((*lead, kv_heads, *shape))  # noqa: E731
     given = {"query": random.standard_normal((*lead, kv_heads * group, length, head_dim)), "key": one(length, head_dim)}
-    given |= {"key": given["key"] / np.sqrt(head_dim), "value": one(length, value_dim)}
+    # longer keys would have the delta rule write more than it erases, and grow without end
+    given |= {"key": given["key"] / np.linalg.norm(given["key"], axis=-1, keepdims=True), "value": one(length, value_dim)}
     if chance():
         given["state"] = one(head_dim, value_dim)
     if chance():
-        given["scale"] = float(random.uniform(-0.5, 0.5))
+        given["scale"] = float(random.uniform(0.1, 0.5) * (-1 if name != "linear_attention" and chance() else 1))
     if name == "linear_attention":
         given |= {"causal": True, "normalize": chance(0.7)}
         given |= {"normalizer": random.uniform(1, 2, (*lead, kv_heads, head_dim))} if chance() else {}
