@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -18,15 +18,14 @@ from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
-from refattn_numba.cpu.call import BFLOAT16_BYTES, Record, Spans
-from refattn_numba.cpu.conversion import in_single, narrowed, widened
+from refattn_numba.cpu.call import Record, Spans
+from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
-from refattn_numba.cpu.threads import kernel_types, run_tasks
+from refattn_numba.cpu.threads import run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
@@ -34,33 +33,6 @@ Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
 SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
-
-
-def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
-    """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
-
-    There are six for each precision: forward and backward, without options and with them, a few queries, and a bias's gradient.
-    float16 is computed by those of float32; so is bfloat16, but for four of its own where the processor multiplies it.
-
-    Parameters
-    ----------
-    dtypes : iterable of str, optional
-        "float32", "float64", "float16" and "bfloat16".
-    options : bool, optional
-        Whether bias, mask, dropout and softcap are wanted; all else is in the kernels without options.
-    """
-    for dtype in dtypes:
-        stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-        wide = np.dtype(np.float32) if stored.itemsize == BFLOAT16_BYTES else stored
-        if wide != stored:
-            narrowed(widened(np.zeros(1, stored)), stored)
-        has_own = stored == np.uint16 and HOST.has_bfloat16_dot
-        if has_own:
-            coupled_rows(np.zeros((1, 1, 1), stored))
-        for has_options in (False, True)[: 1 + options]:
-            for kernel in (forward, backward, backward_bias if has_options else decode):
-                own = stored if has_own and kernel in {forward, backward} else wide
-                compile_once(kernel, *kernel_types(own, has_options=has_options))
 
 
 def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
