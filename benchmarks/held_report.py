@@ -69,14 +69,15 @@ def disturbances(rows: Sequence[HeldRow]) -> str:
 
 def main_cells(rows: Sequence[HeldRow]) -> list[list[str]]:
     """Ours beside the baseline and the limit."""
-    made = [["case", "ours, ms", "baseline, ms", "ratio", "floor", "of limit", "floor", "rms error", "torch's"]]
+    made = [["case", "ours, ms", "baseline, ms", "ratio", "floor", "of limit", "floor", "rms error", "torch's", "disturbed"]]
     for row in rows:
         record = as_record(row, 0)
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         share = f"{row.percent:.0f}% {row.runs[0].limit}"
         floors = _floor(row.case.floor, "", row.holds), _floor(row.case.percent_floor, "%", row.percent_holds)
         errors = ["-" if (e := record[n]) is None else f"{e:.1e}" for n in ("rms_error", "torch_rms_error")]
-        made.append([row.case.name, _time(row, row.ours), _time(row, row.baseline), ratio, floors[0], share, floors[1], *errors])
+        disturbed = f"{record['disturbed_rounds']} of {record['rounds']}"
+        made.append([row.case.name, _time(row, row.ours), _time(row, row.baseline), ratio, floors[0], share, floors[1], *errors, disturbed])
     return made
 
 
