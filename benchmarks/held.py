@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.agreement import errors, refuse_difference
 from benchmarks.cases import Call, Case
 from benchmarks.quiet import Watch
-from benchmarks.rounds import in_rounds, least_of, middle_and_spread, turns_of
+from benchmarks.rounds import ENOUGH, in_rounds, least_of, middle_and_spread, turns_of
 
 SECONDS, PATIENCE = 0.45, 0.45  # of a run, for each round that is asked for: to measure, and besides to wait until others rest
 
@@ -77,6 +77,11 @@ class HeldRow:
     def percent(self) -> float:
         """Of the machine's limit."""
         return statistics.median(run.percent for run in self.runs)
+
+    @property
+    def believable(self) -> bool:
+        """Whether others left us in peace for as many rounds of each run as a median needs."""
+        return all(run.rounds - run.disturbed >= min(ENOUGH, run.rounds) for run in self.runs)
 
     @property
     def holds(self) -> bool | None:
