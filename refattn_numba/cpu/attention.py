@@ -148,6 +148,7 @@ def attend_within(
             "value_dim": value_dim,
             "before": before,
             "after": after,
+            "scale": scale,
             "softcap": softcap or 0.0,
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
@@ -158,7 +159,6 @@ def attend_within(
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
         call.add(value_couples=coupled_rows(value))
-    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
@@ -223,7 +223,8 @@ def _gradients(
     d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
-    run_tasks(backward, made, has_options, np.full(1 if spans is None else spans.query.size, kv * chunks), cost, dtype, spans)
+    tasks = kv * chunks if spans is None else np.full(spans.query.size, kv * chunks)
+    run_tasks(backward, made, has_options, tasks, cost, dtype, spans)
     grads = {
         "query": d_query,
         "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),

@@ -112,10 +112,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                         out[i] = 0
                 if low >= high:
                     continue
-                scale = pointer_to(call.scale, memory)
-                scale = scale + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
-                for r in range(count):
-                    factors[r] = scale[r * call.scale_row]
+                fill(factors, tile, call.scale)
                 load_tile(query, call.query_row, count, head_dim, factors, queries)
                 load_rows(query, call.query_row, count, head_dim, factors, query_rows, query_row)
                 load_tile(d_output, call.d_output_row, count, value_dim, ones, d_outputs)

@@ -47,9 +47,7 @@ def decode(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
         query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head)
         key = pointer_to(call.key, memory) + (batch * call.key_batch + head // call.group * call.key_head)
         value = pointer_to(call.value, memory) + (batch * call.value_batch + head // call.group * call.value_head)
-        scale = pointer_to(call.scale, memory) + (batch * call.scale_batch + head * call.scale_head)
-        for r in range(rows):
-            factors[r] = scale[r * call.scale_row]
+        fill(factors, tile, call.scale)
         load_rows(query, call.query_row, rows, call.head_dim, factors, queries, size)
         sums = pointer_to(call.parts, memory) + task * rows * (value_dim + 2)
         for r in range(rows):
