@@ -38,12 +38,12 @@ PARTS = {name: tuple(f"{name}{part}" for part in ("", "_batch", "_head", "_row",
 class Record:
     """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
 
-    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = ()) -> None:
-        self.fields, self.arrays = dict(fields), list(arrays)
+    def __init__(self, fields: Mapping[str, Any], arrays: Sequence[Any] = (), *, of: np.dtype[Any] = Call) -> None:
+        self.fields, self.arrays, self.of = dict(fields), list(arrays), of
 
     def more(self, **fields: int | float) -> Record:
         """Another record, with more in it."""
-        return Record({**self.fields, **fields}, self.arrays)
+        return Record({**self.fields, **fields}, self.arrays, of=self.of)
 
     def add(self, **arrays: Array) -> None:
         """C-contiguous arrays that have an address alone."""
@@ -65,7 +65,7 @@ class Record:
 
     def packed(self) -> np.ndarray[Any, Any]:
         """As the kernel takes it; what was not given is 0."""
-        return np.array([tuple(map(self.fields.get, Call.names or (), itertools.repeat(0)))], Call)
+        return np.array([tuple(map(self.fields.get, self.of.names or (), itertools.repeat(0)))], self.of)
 
 
 def aligned(size: int, dtype: Any) -> Array:

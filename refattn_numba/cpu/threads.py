@@ -57,9 +57,9 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
 
 
 @cache
-def kernel_types(dtype: Any, *, has_options: bool) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, of which there are four sets in all."""
-    calls = numba.typeof(np.zeros(1, Call))
+def kernel_types(dtype: Any, *, has_options: bool, of: np.dtype[Any] = Call) -> tuple[Any, ...]:
+    """The types of a kernel's arguments, of which there are four sets for each kind of record."""
+    calls = numba.typeof(np.zeros(1, of))
     arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
     return calls, calls if has_options else numba.types.none, *arrays
 
@@ -70,7 +70,7 @@ def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks
     threads = max(1, min(numba.get_num_threads(), tasks)) if cost > SMALL else 1
     memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
     given = calls, calls if has_options else None, memory, counters
-    compile_once(kernel, *kernel_types(dtype, has_options=has_options))
+    compile_once(kernel, *kernel_types(dtype, has_options=has_options, of=call.of))
     others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
     kernel(*given)
     for other in others:
