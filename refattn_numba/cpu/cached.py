@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.call import Record
-from refattn_numba.cpu.decode import Decoding, decode, decode_memory
+from refattn_numba.cpu.decode import BLOCK, STEP, Decoding, decode, decode_memory
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.row_products import ROWS
@@ -17,6 +17,7 @@ from refattn_numba.cpu.threads import run_tasks
 
 SPAN = 512  # positions of one task, at least: fewer cost less than to merge their result
 TASKS = 256  # about as many where there are positions enough, on any number of cores, so that results depend on no number of cores
+AHEAD = 6144  # bytes of each pool that are on their way: what arrives while one waits for the first of them
 
 
 class Reach(NamedTuple):
@@ -120,10 +121,11 @@ def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None
         pages = np.ascontiguousarray(pages)
     direct = kind == SAME and size % lanes == 0 and scale is None
     factors = packed(np.ones(1) if scale is None or not pages.size else scale, dtype)
-    *steps, step = np.broadcast_to(factors, pages.shape if pages.size else (1, 1, 1, 1)).strides
+    *steps, factor_step = np.broadcast_to(factors, pages.shape if pages.size else (1, 1, 1, 1)).strides
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
-    call.fields[name] = (pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3], factors.ctypes.data, *steps, step)
+    step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
+    call.fields[name] = (pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3], factors.ctypes.data, *steps, factor_step, step, ahead)
     return kind
 
 

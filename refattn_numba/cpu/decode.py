@@ -7,7 +7,6 @@ block is fetched. What the spans of a sequence give is merged afterwards, by the
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -36,19 +35,19 @@ from refattn_numba.cpu.simd import (
 from refattn_numba.cpu.sizes import larger, smaller
 from refattn_numba.cpu.tiles import fill
 
-BLOCK = int(os.environ.get("BLOCK", "32"))  # positions whose scores are made before their weights
-STEP = int(os.environ.get("STEP", "8"))  # positions whose keys are multiplied while as many of the next block are fetched
-AHEAD = int(os.environ.get("AHEAD", BLOCK))
+BLOCK = 64  # positions whose scores are made before their weights
+STEP = 16  # positions that are numbers in the thread's memory at a time, where they were not numbers before
 
 Stored = np.dtype(
     [(name, np.int64) for name in ("address", "kind", "direct", "size", "item", "width", "page", "head", "row")]
-    + [(name, np.int64) for name in ("factors", "factor_page", "factor_head", "factor_row", "factor_step")],
+    + [(name, np.int64) for name in ("factors", "factor_page", "factor_head", "factor_row", "factor_step", "step", "ahead")],
     align=True,
 )
 """A pool of pages as it lies in memory.
 
 `kind` is what its bits mean (`stored_numbers`); `direct` says that they are numbers as they stand. A row has `size` elements of `item`
 bytes, which become `width` numbers. Steps are in bytes; those of the factors of the elements are 0 along an axis that has one for all.
+Rows are read `step` at a time, while as many are fetched that lie `ahead` rows behind them.
 """
 
 Decoding = np.dtype(
@@ -63,7 +62,7 @@ Decoding = np.dtype(
 
 def decode_memory(rows: int, key_width: int, value_width: int, lanes: int) -> int:
     """How many numbers a thread works on."""
-    return BLOCK * max(key_width, value_width) + rows * (BLOCK + 3 * lanes + value_width)
+    return STEP * max(key_width, value_width) + rows * (BLOCK + 2 * lanes + value_width)
 
 
 @kernel
@@ -76,10 +75,9 @@ def decode(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
     call = calls[0]
     key, value, rows, lanes = call.key, call.value, call.rows, lanes_of(pointer_to(call.query, memory))
     numbers = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
-    weights = numbers + BLOCK * larger(key.width, value.width)
+    weights = numbers + STEP * larger(key.width, value.width)
     largest = weights + rows * BLOCK
-    total, decay = largest + rows * lanes, largest + 2 * rows * lanes
-    sums = decay + rows * lanes
+    total, sums = largest + rows * lanes, largest + 2 * rows * lanes
     while True:
         task = next_of(counters, 0)
         if task >= call.tasks:
@@ -93,34 +91,19 @@ def decode(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
         while at < end:
             page, offset = integer(call.table, sequence * call.pages + at // call.page_size), at % call.page_size
             count = smaller(smaller(BLOCK, call.page_size - offset), end - at)
-            for t in range(0, count, STEP):
-                n = smaller(STEP, count - t)
-                ahead = at + t + AHEAD
-                if ahead < end:
-                    there = integer(call.table, sequence * call.pages + ahead // call.page_size)
-                    fetch(key, there, head, ahead % call.page_size, n)
-                    fetch(value, there, head, ahead % call.page_size, n)
-                lines, step = numbers_of(key, options, page, head, offset + t, n, numbers)
-                dots(rows, query, key.width, lines, step, n, key.width, weights + t, BLOCK)
-            lines, step = numbers_of(value, options, page, head, offset, count, numbers)
-            for r in range(0, rows, ROWS):
-                together = smaller(ROWS, rows - r)
-                same = together == ROWS
-                for i in range(r, r + together):
-                    first, last = reached(call, sequence, i, at, count)
-                    weigh(weights + i * BLOCK, first, last, largest + i * lanes, total + i * lanes, decay + i * lanes, call.softcap)
-                    same &= reached(call, sequence, i, at, count) == reached(call, sequence, r, at, count)
-                if same:
-                    first, last = reached(call, sequence, r, at, count)
-                    add_to_four_rows(
-                        weights + r * BLOCK, BLOCK, lines, step, first, last, decay + r * lanes, sums + r * value.width, value.width, value.width
-                    )
-                else:
-                    for i in range(r, r + together):
-                        first, last = reached(call, sequence, i, at, count)
-                        add_to_one_row(
-                            weights + i * BLOCK, BLOCK, lines, step, first, last, decay + i * lanes, sums + i * value.width, value.width, value.width
-                        )
+            for t in range(0, count, key.step):
+                n = smaller(key.step, count - t)
+                soon = row_of(call, key, sequence, head, smaller(at + t + key.ahead, end - 1))
+                lines, step, later = numbers_of(key, options, page, head, offset + t, n, soon, numbers)
+                dots(rows, query, key.width, lines, step, later, n, key.width, weights + t, BLOCK)
+            for r in range(rows):
+                of_row = largest + r * lanes, total + r * lanes, sums + r * value.width
+                weigh(weights + r * BLOCK, *reached(call, sequence, r, at, count), call.softcap, *of_row, value.width)
+            for t in range(0, count, value.step):
+                n = smaller(value.step, count - t)
+                soon = row_of(call, value, sequence, head, smaller(at + t + value.ahead, end - 1))
+                lines, step, later = numbers_of(value, options, page, head, offset + t, n, soon, numbers)
+                add_values(call, sequence, at + t, n, weights + t, lines, step, later, sums)
             at += count
         for r in range(rows):
             at = task * rows + r
@@ -145,8 +128,8 @@ def reached(call: Any, sequence: int, row: int, at: int, count: int) -> tuple[in
 
 
 @compiled
-def weigh(scores: Any, first: int, last: int, largest: Any, total: Any, decay: Any, cap: float) -> None:
-    """Scores become weights relative to the largest so far, 0 for positions out of reach; also what earlier sums shrink by."""
+def weigh(scores: Any, first: int, last: int, cap: float, largest: Any, total: Any, sums: Any, width: int) -> None:
+    """Scores become weights relative to the largest so far, 0 for positions out of reach; earlier sums become so too."""
     lanes, nothing = lanes_of(scores), filled(scores, -np.inf)
     before = load(largest, 0)
     most = before
@@ -166,48 +149,64 @@ def weigh(scores: Any, first: int, last: int, largest: Any, total: Any, decay: A
         added = added + weight
     by = exp(before - shift)
     store(largest, 0, now)
-    store(decay, 0, by)
     store(total, 0, load(total, 0) * by + added)
+    for d in range(0, width, lanes):
+        store(sums, d, load(sums, d) * by)
 
 
 @compiled
-def fetch(stored: Any, page: int, head: int, row: int, count: int) -> None:
-    """Ask for rows that are needed soon; those behind the page's end are asked for in vain."""
-    address = stored.address + page * stored.page + head * stored.head + row * stored.row
-    for t in range(count):
-        for byte in range(0, stored.size * stored.item, 64):
-            prefetch(bytes_at(address + t * stored.row), byte)
+def add_values(call: Any, sequence: int, at: int, count: int, weights: Any, lines: Any, step: int, soon: Any, sums: Any) -> None:
+    """Add weighted values to each row's sums: of four rows at a time that reach the same positions."""
+    width = call.value.width
+    for r in range(0, call.rows, ROWS):
+        end, reach = smaller(r + ROWS, call.rows), reached(call, sequence, r, at, count)
+        same = end == r + ROWS
+        for i in range(r + 1, end):
+            same &= reached(call, sequence, i, at, count) == reach
+        if same:
+            add_to_four_rows(weights + r * BLOCK, BLOCK, lines, step, soon, *reach, sums + r * width, width, width)
+        else:
+            for i in range(r, end):
+                reach = reached(call, sequence, i, at, count)
+                add_to_one_row(weights + i * BLOCK, BLOCK, lines, step, soon, *reach, sums + i * width, width, width)
 
 
 @compiled
-def numbers_of(stored: Any, options: Any, page: int, head: int, row: int, count: int, out: Any) -> Any:
+def row_of(call: Any, stored: Any, sequence: int, head: int, position: int) -> int:
+    """Where a position's row is."""
+    page = integer(call.table, sequence * call.pages + position // call.page_size)
+    return stored.address + page * stored.page + head * stored.head + position % call.page_size * stored.row
+
+
+@compiled
+def numbers_of(stored: Any, options: Any, page: int, head: int, row: int, count: int, soon: int, out: Any) -> Any:
     """Rows of a page as whole registers: where they lie, or in `out`; and the step from one to the next."""
     address = stored.address + page * stored.page + head * stored.head + row * stored.row
     if stored.direct:
-        return pointer_to(address, out), stored.row // stored.item
+        return pointer_to(address, out), stored.row // stored.item, pointer_to(soon, out)
     factors = stored.factors + page * stored.factor_page + head * stored.factor_head + row * stored.factor_row
     if options is None or stored.kind == types.SAME:
-        rows_of_same(stored, address, factors, count, out)
+        rows_of_same(stored, address, factors, count, soon, out)
     elif options is not None:
         kind = stored.kind
         if kind == types.FLOAT32:
-            rows_of_float32(stored, address, factors, count, out)
+            rows_of_float32(stored, address, factors, count, soon, out)
         elif kind == types.FLOAT16:
-            rows_of_float16(stored, address, factors, count, out)
+            rows_of_float16(stored, address, factors, count, soon, out)
         elif kind == types.BFLOAT16:
-            rows_of_bfloat16(stored, address, factors, count, out)
+            rows_of_bfloat16(stored, address, factors, count, soon, out)
         elif kind == types.INT8:
-            rows_of_int8(stored, address, factors, count, out)
+            rows_of_int8(stored, address, factors, count, soon, out)
         elif kind == types.E4M3FN:
-            rows_of_e4m3fn(stored, address, factors, count, out)
+            rows_of_e4m3fn(stored, address, factors, count, soon, out)
         else:
-            rows_of_e5m2(stored, address, factors, count, out)
-    return out, stored.width
+            rows_of_e5m2(stored, address, factors, count, soon, out)
+    return out, stored.width, out
 
 
 def _rows_of(read: Any) -> Any:
     @compiled
-    def rows_of(stored: Any, address: int, factors: int, count: int, out: Any) -> None:
+    def rows_of(stored: Any, address: int, factors: int, count: int, soon: int, out: Any) -> None:
         """Numbers for the codes, times their factors; zeros behind a row's end. Nothing behind it is read."""
         lanes, zero = lanes_of(out), filled(out, 0.0)
         whole = stored.size // lanes * lanes
@@ -215,6 +214,8 @@ def _rows_of(read: Any) -> Any:
         for t in range(count):
             code, factor, line = address + t * stored.row, factors + t * stored.factor_row, out + t * stored.width
             by = filled(out, pointer_to(factor, out)[0])
+            for byte in range(0, stored.size * stored.item, 64):
+                prefetch(bytes_at(soon + t * stored.row), byte)
             for d in range(0, whole, lanes):
                 if stored.factor_step:
                     by = types.read_same(factor + d * stored.factor_step, None, out)

@@ -47,16 +47,23 @@ def sums_of(builder: Builder, vectors: list[Value]) -> Value:
     return total
 
 
+def ask_for(builder: Builder, place: Value) -> None:
+    """Begin to read a cache line, which need not exist."""
+    of = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0")
+    builder.call(function, [builder.bitcast(place, ir.IntType(8).as_pointer()), I32(0), I32(3), I32(1)])
+
+
 def _dots(rows: int) -> Callable[..., Any]:
     columns = SUMS // max(rows, 2)
 
     @instruction
-    def dots(typing: Any, a: Any, a_step: Any, b: Any, b_step: Any, count: Any, depth: Any, out: Any, out_step: Any) -> Any:
+    def dots(typing: Any, a: Any, a_step: Any, b: Any, b_step: Any, soon: Any, count: Any, depth: Any, out: Any, out_step: Any) -> Any:
         vector = Vector(out.dtype)
         size, lanes = out.dtype.bitwidth // 8, vector.lanes
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            a, a_step, b, b_step, count, depth, out, out_step = args
+            a, a_step, b, b_step, soon, count, depth, out, out_step = args
             lines = [builder.gep(a, [builder.mul(a_step, I64(r))]) for r in range(rows)]
             sums = [cgutils.alloca_once(builder, vector.ir) for _ in range(rows * columns)]
             with cgutils.for_range_slice(builder, I64(0), count, I64(columns), I64) as (first, _):
@@ -64,11 +71,13 @@ def _dots(rows: int) -> Callable[..., Any]:
                 last = builder.sub(count, I64(1))
                 here = [builder.select(builder.icmp_signed("<", i, last), i, last) for i in here]
                 block = [builder.gep(b, [builder.mul(i, b_step)]) for i in here]
+                later = [builder.gep(soon, [builder.mul(i, b_step)]) for i in here]
                 for place in sums:
                     builder.store(constant(vector.ir, 0.0), place)
                 with cgutils.for_range_slice(builder, I64(0), depth, I64(lanes), I64) as (d, _):
                     of_rows = [load_from(builder, builder.gep(line, [d]), vector.ir, size) for line in lines]
                     for j, line in enumerate(block):
+                        ask_for(builder, builder.gep(later[j], [d]))
                         operand = load_from(builder, builder.gep(line, [d]), vector.ir, size)
                         for row, place in zip(of_rows, sums[j::columns], strict=True):
                             builder.store(fused(builder, row, operand, builder.load(place)), place)
@@ -80,7 +89,7 @@ def _dots(rows: int) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(a, index, b, index, index, index, out, index), build
+        return types.void(a, index, b, index, b, index, index, out, index), build
 
     return dots
 
@@ -89,26 +98,26 @@ one_row_dots, four_row_dots = _dots(1), _dots(ROWS)
 
 
 @compiled
-def dots(rows: int, a: Any, a_step: int, b: Any, b_step: int, count: int, depth: int, out: Any, out_step: int) -> None:
+def dots(rows: int, a: Any, a_step: int, b: Any, b_step: int, soon: Any, count: int, depth: int, out: Any, out_step: int) -> None:
     """``out[r, t] = sum over d of a[r, d] * b[t, d]``, for one row or a multiple of `ROWS`.
 
     Up to `AT_A_TIME` - 1 numbers behind the count of each row of out are overwritten.
     """
     if rows == 1:
-        one_row_dots(a, a_step, b, b_step, count, depth, out, out_step)
+        one_row_dots(a, a_step, b, b_step, soon, count, depth, out, out_step)
     else:
         for r in range(0, rows, ROWS):
-            four_row_dots(a + r * a_step, a_step, b, b_step, count, depth, out + r * out_step, out_step)
+            four_row_dots(a + r * a_step, a_step, b, b_step, soon, count, depth, out + r * out_step, out_step)
 
 
 def _sums(rows: int, registers: int) -> Callable[..., Any]:
     @instruction
-    def add(typing: Any, weights: Any, w_step: Any, b: Any, b_step: Any, first: Any, last: Any, decay: Any, out: Any, out_step: Any) -> Any:
+    def add(typing: Any, weights: Any, w_step: Any, b: Any, b_step: Any, soon: Any, first: Any, last: Any, out: Any, out_step: Any) -> Any:
         vector = Vector(out.dtype)
         size, lanes = out.dtype.bitwidth // 8, vector.lanes
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            weights, w_step, b, b_step, first, last, decay, out, out_step = args
+            weights, w_step, b, b_step, soon, first, last, out, out_step = args
             lines = [builder.gep(weights, [builder.mul(w_step, I64(r))]) for r in range(rows)]
             sums = [[cgutils.alloca_once(builder, vector.ir) for _ in range(registers)] for _ in lines]
             for row in sums:
@@ -116,21 +125,22 @@ def _sums(rows: int, registers: int) -> Callable[..., Any]:
                     builder.store(constant(vector.ir, 0.0), place)
             with cgutils.for_range_slice(builder, first, last, I64(1), I64) as (t, _):
                 line = builder.gep(b, [builder.mul(t, b_step)])
+                later = builder.gep(soon, [builder.mul(t, b_step)])
+                for i in range(registers):
+                    ask_for(builder, builder.gep(later, [I64(i * lanes)]))
                 numbers = [load_from(builder, builder.gep(line, [I64(i * lanes)]), vector.ir, size) for i in range(registers)]
                 for of_row, row in zip(lines, sums, strict=True):
                     weight = splat(builder, vector.ir, builder.load(builder.gep(of_row, [t])))
                     for number, place in zip(numbers, row, strict=True):
                         builder.store(fused(builder, weight, number, builder.load(place)), place)
             for r, row in enumerate(sums):
-                by = load_from(builder, builder.gep(decay, [I64(r * lanes)]), vector.ir, size)
                 for i, place in enumerate(row):
                     address = builder.gep(out, [builder.add(builder.mul(out_step, I64(r)), I64(i * lanes))])
-                    before = load_from(builder, address, vector.ir, size)
-                    store_to(builder, fused(builder, before, by, builder.load(place)), address, size)
+                    store_to(builder, builder.fadd(load_from(builder, address, vector.ir, size), builder.load(place)), address, size)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(weights, index, b, index, index, index, decay, out, index), build
+        return types.void(weights, index, b, index, b, index, index, out, index), build
 
     return add
 
@@ -141,16 +151,16 @@ def _weighted(rows: int) -> Callable[..., None]:
 
     @compiled
     def weighted(
-        weights: Any, w_step: int, b: Any, b_step: int, first: int, last: int, decay: Any, out: Any, out_step: int, width: int
+        weights: Any, w_step: int, b: Any, b_step: int, soon: Any, first: int, last: int, out: Any, out_step: int, width: int
     ) -> None:
-        """``out[r, d] = out[r, d] * decay[r] + sum over t from first to last of weights[r, t] * b[t, d]``; decay is a register."""
+        """``out[r, d] += sum over t from first to last of weights[r, t] * b[t, d]``; meanwhile `soon` is fetched likewise."""
         lanes, d = lanes_of(out), 0
         while d < width:
             if width - d >= registers * lanes:
-                widest(weights, w_step, b + d, b_step, first, last, decay, out + d, out_step)
+                widest(weights, w_step, b + d, b_step, soon + d, first, last, out + d, out_step)
                 d += registers * lanes
             else:
-                one(weights, w_step, b + d, b_step, first, last, decay, out + d, out_step)
+                one(weights, w_step, b + d, b_step, soon + d, first, last, out + d, out_step)
                 d += lanes
 
     return weighted
