@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
-from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
+from refattn_numba.cpu.cached import FEW, Reach, attended
 from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.decode import Decoding, decode
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
@@ -29,26 +30,26 @@ Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
-SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
 
 
 def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
     """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
 
-    There are six for each precision: forward and backward, without options and with them, a few queries, and a bias's gradient.
+    There are seven for each precision: forward and backward, and a few queries, without options and with them, and a bias's gradient.
 
     Parameters
     ----------
     dtypes : iterable of str, optional
         "float32", which serves float16 and bfloat16 too, and "float64".
     options : bool, optional
-        Whether bias, mask, dropout and softcap are wanted; all else is in the kernels without options.
+        Whether bias, mask, dropout and softcap are wanted, and caches of smaller types; all else is in the kernels without options.
     """
     for dtype in dtypes:
         for has_options in (False, True)[: 1 + options]:
-            for kernel in (forward, backward, backward_bias if has_options else decode):
+            for kernel in (forward, backward, *[backward_bias] * has_options):
                 compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
+            compile_once(decode, *kernel_types(np.dtype(dtype), has_options=has_options, of=Decoding))
 
 
 def attend(
@@ -76,9 +77,6 @@ def attend(
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
     before, after = plain.band(query_len, key_len, causal, align, window)
-    of_heads = any(x is not None for x in (bias, sinks, mask, keep)) or isinstance(scale, np.ndarray)
-    if query_len == 1 and lead[-1] > kv_heads > 0 and before >= 0 and after >= key_len - 1 and not of_heads:
-        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     factor = np.asarray(1 / math.sqrt(head_dim) if scale is None else scale, dtype)
     if factor.shape[-1:] not in {(), (1,)}:
         return plain.attend(query, key, value, **options)
@@ -115,15 +113,15 @@ def attend(
         call.add(sinks=packed(sinks, dtype))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * query_len * key_len * (head_dim + value_dim)
-    first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))
-    sees_all = before >= query_len - 1 and after >= key_len - 1
-    if not has_options and 1 <= query_len <= FEW and (sees_all or query_len == 1) and call.fields["fill"] == 0:
-        splits = max(1, min(-(-TASKS // max(count, 1)), (end_key - first_key) // SPLIT))
-        parts = np.empty((count, splits, query_len, value_dim + 2), dtype)
-        few = call.more(splits=splits, first_key=first_key, end_key=end_key, memory_size=decode_memory(head_dim, tile))
-        few.add(parts=parts)
-        run_tasks(decode, few, has_options, count * splits, cost, dtype)
-        results = merged(parts.reshape(math.prod(lead[:-1]), lead[-1], *parts.shape[1:]), sinks)
+    of_pairs = any(x is not None for x in (bias, mask, keep))
+    if not of_pairs and 1 <= query_len <= FEW and kv_heads and call.fields["fill"] == 0:
+        rows, keys, values = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key, value))
+        at = np.arange(query_len)
+        first, end = (np.broadcast_to(np.clip(x, 0, key_len), (len(rows), query_len)) for x in (at - before, at + after + 1))
+        factors = factor if factor.ndim < 2 else np.broadcast_to(factor, (*lead, query_len, 1)).reshape(*rows.shape[:-1], 1)
+        sequences = np.arange(len(rows))[:, None]
+        reach = Reach(first, np.maximum(first, end))
+        results = attended(rows, keys, values, sequences, reach, dtype, factor=factors, softcap=softcap, sinks=sinks)
         for x, result in zip((output, lse, shift, inverse), results, strict=True):
             x[...] = result.reshape(x.shape)
     elif run_tasks(forward, call, has_options, count * -(-query_len // tile), cost, dtype):
@@ -180,17 +178,3 @@ def _gradients(
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
     return {**grads, "bias": d_bias.reshape(bias.shape)}
-
-
-def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
-    """Single queries whose heads share keys and values: as rows of one head they read them once."""
-    rows = query.reshape(*key.shape[:-2], query.shape[-3] // key.shape[-3], query.shape[-1])
-    attended, rows_pullback = attend(rows, key, value, **options)
-    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
-
-    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
-        grads = rows_pullback(*shaped)
-        return {**grads, "query": cast("Array", grads["query"]).reshape(query.shape)}
-
-    return AttendedWithLse(output, lse), pullback

@@ -17,6 +17,7 @@ from refattn_numba.cpu.threads import run_tasks
 
 SPAN = 512  # positions of one task, at least: fewer cost less than to merge their result
 TASKS = 256  # about as many where there are positions enough, on any number of cores, so that results depend on no number of cores
+FEW = 8  # queries up to which this is faster than tiles of them
 AHEAD = 6144  # bytes of each pool that are on their way: what arrives while one waits for the first of them
 
 
@@ -125,7 +126,20 @@ def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
     step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
-    call.fields[name] = (pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3], factors.ctypes.data, *steps, factor_step, step, ahead)
+    call.fields[name] = (
+        pages.ctypes.data,
+        kind,
+        direct,
+        size,
+        item,
+        width,
+        *pages.strides[:3],
+        factors.ctypes.data,
+        *steps,
+        factor_step,
+        step,
+        ahead,
+    )
     return kind
 
 

@@ -23,10 +23,10 @@ Call = np.dtype(
     [(f"{name}{part}", np.int64) for name in ARRAYS for part in ("", "_batch", "_head", "_row", "_column")]
     + [
         (name, np.int64)
-        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias", "parts")
+        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias")
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
-    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks", "splits", "first_key", "end_key")]
+    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
     + [(name, np.float64) for name in ("softcap", "keep_factor", "fill")],
     align=True,
 )

@@ -36,7 +36,7 @@ from refattn_numba.cpu.sizes import larger, smaller
 from refattn_numba.cpu.tiles import fill
 
 BLOCK = 64  # positions whose scores are made before their weights
-STEP = 16  # positions that are numbers in the thread's memory at a time, where they were not numbers before
+STEP = 32  # positions that are numbers in the thread's memory at a time, where they were not numbers before
 
 Stored = np.dtype(
     [(name, np.int64) for name in ("address", "kind", "direct", "size", "item", "width", "page", "head", "row")]
@@ -214,9 +214,9 @@ def _rows_of(read: Any) -> Any:
         for t in range(count):
             code, factor, line = address + t * stored.row, factors + t * stored.factor_row, out + t * stored.width
             by = filled(out, pointer_to(factor, out)[0])
-            for byte in range(0, stored.size * stored.item, 64):
-                prefetch(bytes_at(soon + t * stored.row), byte)
+            later = bytes_at(soon + t * stored.row)
             for d in range(0, whole, lanes):
+                prefetch(later, d * stored.item)
                 if stored.factor_step:
                     by = types.read_same(factor + d * stored.factor_step, None, out)
                 store(line, d, read(code + d * stored.item, None, out) * by)

@@ -84,7 +84,9 @@ def _dots(rows: int) -> Callable[..., Any]:
                 totals = [builder.load(place) for place in sums]
                 at_once = min(lanes, columns)
                 for i in range(0, rows * columns, at_once):
-                    address = builder.gep(out, [builder.add(builder.mul(out_step, I64(i // columns)), builder.add(first, I64(i % columns)))])
+                    address = builder.gep(
+                        out, [builder.add(builder.mul(out_step, I64(i // columns)), builder.add(first, I64(i % columns)))]
+                    )
                     store_to(builder, sums_of(builder, totals[i : i + at_once]), address, size)
             return context.get_dummy_value()
 
