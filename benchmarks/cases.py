@@ -26,14 +26,19 @@ class Case:
     """One row of a table.
 
     `make` draws the inputs and returns a call for each contender, our own first; one that is not installed is left out. All
-    calls return arrays, or tuples of arrays, that must agree to `tolerance`, relative to the largest element. A call named
-    "exact" is not timed; with it, errors are measured. `floor` is the least ratio of the baseline's time to ours.
+    calls return arrays, or tuples of arrays, that must agree to `tolerance`, relative to the largest element; or a function that
+    makes these, whose time does not count. A call named "exact" is not timed; with it, errors are measured, and it may return
+    less than the others: a corner of each array.
+
+    `floor` is the least ratio of the baseline's time to ours, and `percent_floor` the least share of the machine's limit.
     """
 
     name: str
     make: Callable[[], Mapping[str, Call]]
     tolerance: float = 1e-9
     floor: float | None = None
+    percent_floor: float | None = None
+    baseline: str = "torch"
     work: Work | None = None
     quick: bool = True
 

@@ -1,4 +1,8 @@
-"""What the machine can do at most: multiply-adds of registers alone, and reading memory; on as many threads as are asked for."""
+"""What the machine can do at most: multiply-adds of registers alone, and reading memory; on as many threads as are asked for.
+
+Each is a loop to be timed like any contender, between them, and the shortest of its times counts: a limit is a maximum, and all
+that other programs, sleeping threads or a processor still cold can do is to make it look lower.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
 from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.jit import kernel
 from refattn_numba.cpu.simd import Vector, constant, filled, fused, instruction, lanes_of, load, pointer_to, total_of
 
-STEPS = 100_000  # of the multiply-add loop: a few milliseconds
+STEPS = 2_000_000  # of the multiply-add loop: some milliseconds, beside which waking a thread is nothing
 REGISTERS = 12
 READ_BYTES = 1 << 28  # far more than caches hold
 
@@ -40,12 +45,12 @@ def _multiply_adds(typing: Any, like: Any, steps: Any) -> Any:
     return vector(like, types.intp), build
 
 
-@njit(nogil=True)
+@kernel
 def _multiply_add_loop(like: Any, steps: int) -> float:
     return total_of(_multiply_adds(pointer_to(like.ctypes.data, like), steps))
 
 
-@njit(nogil=True, error_model="numpy")
+@kernel
 def _read(x: Any) -> float:
     start = pointer_to(x.ctypes.data, x)
     lanes = lanes_of(start)
@@ -68,12 +73,17 @@ def _on_threads(threads: int, call: Callable[[int], Any]) -> None:
         other.result()
 
 
-def limit(name: str, threads: int) -> tuple[Callable[[], Any], float]:
-    """A call that runs at a limit of the machine, and how many operations or bytes it is: "float32", "float64" or "read"."""
+def limit(name: str, threads: int) -> tuple[str, Callable[[], Any], float]:
+    """The name of a limit, a call that runs there, and how many operations or bytes it is.
+
+    "float32", "float64" or "read"; for "bfloat16" it is that of float32, in which its products are computed.
+    """
     if name == "read":
         x = np.ones(READ_BYTES // 4, np.float32)
         parts = np.array_split(x, threads)
-        return (lambda: _on_threads(threads, lambda i: _read(parts[i]))), float(READ_BYTES)
+        return name, (lambda: _on_threads(threads, lambda i: _read(parts[i]))), float(READ_BYTES)
+    name = "float32" if name == "bfloat16" else name
     like = np.empty(1, name)
     lanes = HOST.register_bytes // like.itemsize
-    return (lambda: _on_threads(threads, lambda i: _multiply_add_loop(like, STEPS))), 2.0 * REGISTERS * lanes * STEPS * threads
+    operations = 2.0 * REGISTERS * lanes * STEPS * threads
+    return name, (lambda: _on_threads(threads, lambda i: _multiply_add_loop(like, STEPS))), operations

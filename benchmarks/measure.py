@@ -1,22 +1,22 @@
-"""Time the calls of one case in turns, and find the peak memory of one call; each in a process of its own."""
+"""Measure one case in a process of its own: the time of its calls in turns, or the peak memory of one."""
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Call, Case, suite
+from benchmarks.rounds import middle_and_spread, timed
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-PAUSE, SHORT, SLOW = 0.01, 0.02, 1.0  # seconds
+KEEP_MEMORY = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"}
+"""Glibc keeps freed memory: else each large output is new to the system, which zeroes it page by page at the contender's expense."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -30,35 +30,12 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a case with a floor is held to; every ratio is the median of those of the rounds.
-
-    Attributes
-    ----------
-    baseline, ratio, floor : str, float, float
-        Whom we are measured against, its time over ours, and the least that this may be.
-    limit, percent : str, float
-        The machine's own limit, measured in the same rounds, and how much of it is reached.
-    errors : dict of str to float
-        Of each contender against the float64 reference, relative to the largest element; empty where that is too slow.
-    """
-
-    baseline: str
-    ratio: float
-    floor: float
-    limit: str
-    percent: float
-    errors: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Row:
     """What was measured of one case, by contender."""
 
     case: str
     timings: Mapping[str, Timing]
     peak_bytes: int | None
-    held: Held | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -69,51 +46,14 @@ class Row:
 
 def timings(calls: Mapping[str, Call], rounds: int, tolerance: float) -> dict[str, Timing]:
     """One call of each after the other, so that a slow minute of the machine slows all; the first, untimed, must agree."""
+    from benchmarks.agreement import refuse_difference  # noqa: PLC0415  (the parent process stays small)
+
     refuse_difference({name: call() for name, call in calls.items()}, tolerance)
-    return {name: _timing(s) for name, s in in_turns(calls, rounds).items()}
-
-
-def in_turns(calls: Mapping[str, Call], rounds: int, pause: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of each call in each round; before each a pause, in which the threads of the one before fall asleep.
-
-    With a pause, what takes longer than `SLOW` runs once.
-    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            if pause and seconds[name] and seconds[name][0] > SLOW:
-                continue  # once is enough
-            if pause:
-                time.sleep(pause)
-                if seconds[name] and seconds[name][-1] < SHORT:
-                    call()  # what the pause has put to sleep wakes up
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _timing(seconds: list[float]) -> Timing:
-    middle = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (middle,) * 3
-    return Timing(middle, (high - low) / middle, len(seconds))
-
-
-def refuse_difference(results: Mapping[str, Any], tolerance: float) -> None:
-    """ValueError where two contenders do not compute the same."""
-    import numpy as np  # noqa: PLC0415  (the parent process stays small)
-
-    named = {n: [_array(x) for x in (r if isinstance(r, tuple) else (r,))] for n, r in results.items()}
-    (ours, expected), *others = named.items()
-    for name, got in others:
-        for i, (a, b) in enumerate(zip(expected, got, strict=True)):
-            error = np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(a), initial=0), 1e-300)
-            if not error <= tolerance:
-                raise ValueError(f"result {i} of {name} differs from that of {ours} by {error:.1e} of its largest element")
-
-
-def _array(x: Any) -> Any:
-    return x.detach().cpu().double().numpy() if hasattr(x, "detach") else x.astype(float) if x.dtype.kind == "V" else x
+            seconds[name].append(timed(call))
+    return {name: Timing(*middle_and_spread(s), len(s)) for name, s in seconds.items()}
 
 
 def peak_bytes() -> int | None:
@@ -130,16 +70,15 @@ def peak_bytes() -> int | None:
 
 def measured(suite_name: str, index: int, *, rounds: int, threads: int) -> Row:
     """One row, by two processes: one times all contenders, one runs only ours and reports its memory."""
-    timed = _in_a_process("time", suite_name, index, rounds, threads)
-    if timed.get("held"):
-        return Row(timed["case"], {n: Timing(**t) for n, t in timed["timings"].items()}, None, Held(**timed["held"]))
-    peak = _in_a_process("peak", suite_name, index, rounds, threads)
-    return Row(timed["case"], {n: Timing(**t) for n, t in timed["timings"].items()}, peak["peak_bytes"])
+    times = in_a_process("time", suite_name, index, rounds, threads)
+    peak = in_a_process("peak", suite_name, index, rounds, threads)
+    return Row(times["case"], {n: Timing(**t) for n, t in times["timings"].items()}, peak["peak_bytes"])
 
 
-def _in_a_process(what: str, suite_name: str, index: int, rounds: int, threads: int) -> dict[str, Any]:
+def in_a_process(what: str, suite_name: str, index: int, rounds: int, threads: int) -> dict[str, Any]:
+    """What a fresh process measures."""
     command = [sys.executable, "-m", "benchmarks.measure", what, suite_name, str(index), str(rounds), str(threads)]
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **(KEEP_MEMORY if what == "hold" else {})}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
@@ -154,43 +93,11 @@ def child(what: str, case: Case, rounds: int, threads: int) -> dict[str, Any]:
         return {"peak_bytes": peak_bytes()}
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    if case.work is None:
-        return {"case": case.name, "timings": {n: asdict(t) for n, t in timings(calls, rounds, case.tolerance).items()}}
-    return held(case, dict(calls), rounds, threads)
+    if what == "hold":
+        from benchmarks.held import hold  # noqa: PLC0415
 
-
-def held(case: Case, calls: dict[str, Call], rounds: int, threads: int) -> dict[str, Any]:
-    """Timings beside the machine's limit, and errors."""
-    from benchmarks.limits import limit  # noqa: PLC0415  (compiles)
-
-    assert case.work is not None
-    assert case.floor is not None
-    exact = calls.pop("exact", None)
-    results = {name: call() for name, call in calls.items()}
-    refuse_difference(results, case.tolerance)
-    errors = {}
-    if exact is not None:
-        wanted = exact()
-        errors = {name: _error(wanted, result) for name, result in results.items()}
-        del wanted
-    del results
-    at_limit, amount = limit(case.work.limit, threads)
-    at_limit()
-    ours, *peers = calls
-    seconds = in_turns({**calls, "limit": at_limit}, rounds, PAUSE)
-    share = [case.work.amount / amount * at / own for own, at in zip(seconds[ours], seconds.pop("limit"), strict=False)]
-    baseline = peers[0] if peers else ours
-    ratio = statistics.median(b / a for a, b in zip(seconds[ours], seconds[baseline], strict=False))
-    made = Held(baseline, ratio, case.floor, case.work.limit, 100 * statistics.median(share), errors)
-    return {"case": case.name, "timings": {n: asdict(_timing(s)) for n, s in seconds.items()}, "held": asdict(made)}
-
-
-def _error(exact: Any, result: Any) -> float:
-    """The largest error of any output, relative to its largest element."""
-    import numpy as np  # noqa: PLC0415
-
-    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (exact, result)), strict=True)
-    return max(float(np.abs(_array(got) - want).max(initial=0) / np.abs(want).max(initial=1e-300)) for want, got in pairs)
+        return asdict(hold(case, calls, rounds, threads))
+    return {"case": case.name, "timings": {n: asdict(t) for n, t in timings(calls, rounds, case.tolerance).items()}}
 
 
 if __name__ == "__main__":

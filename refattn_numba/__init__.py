@@ -13,8 +13,6 @@ from refattn_numba.composites import (
     transformer_decoder_layer,
     transformer_encoder,
     transformer_encoder_layer,
-    varlen_attention,
-    varlen_attention_with_lse,
 )
 from refattn_numba.cpu.attention import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
@@ -29,6 +27,7 @@ from refattn_numba.linear import (
     gated_linear_attention,
     linear_attention,
 )
+from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
 
 __all__ = [
     "chunked_delta_rule",

@@ -12,8 +12,9 @@ import numpy as np
 
 from refattn import Mechanism
 from refattn import using as using_these
-from refattn._core import Pullback
+from refattn._core import Pullback, tree
 from refattn._core.mechanism import with_vjp
+from refattn_numba._tensors import CODED, accepting_tensors
 
 P = ParamSpec("P")
 Y = TypeVar("Y")
@@ -30,14 +31,28 @@ def precision(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return found
 
 
+@functools.cache
+def storage(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """The one type of 16 bits that all arguments have; else the precision to compute in."""
+    if len(set(dtypes)) == 1 and dtypes[0].name in {"float16", "bfloat16"}:
+        return dtypes[0].newbyteorder("=")
+    return precision(*dtypes)
+
+
 def twin_of(
-    reference: Mechanism[P, Y], *, like: Callable[..., Any] | None = None, stored: bool = False, makes_new: bool = True
+    reference: Mechanism[P, Y],
+    *,
+    like: Callable[..., Any] | None = None,
+    stored: bool = False,
+    narrow: bool = False,
+    makes_new: bool = True,
 ) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
     """Give a fast rule its reference's face; refuse a rule whose parameters differ.
 
     Shapes, options and dtypes are checked as the reference's docstring states before the rule sees them, so that a kernel,
     which has no bounds checks, never reads or writes outside an array. With `like`, the rule takes ``*args, **kwargs`` for
     that function, whose parameters are compared in its place. With `stored`, it gets arrays in the types in which they are stored.
+    A rule that is `narrow` takes numbers of 16 bits where all are, bfloat16 as uint16, and returns them so.
     Where it `makes_new`, it returns arrays that it has made, and nothing twice, so that they need no copy.
     """
 
@@ -48,11 +63,37 @@ def twin_of(
         if rule.__name__ != reference.__name__ or ours != theirs:
             raise TypeError(f"{rule.__module__}.{rule.__name__}: name or parameters differ from {reference.spec.module}")
         rule.__doc__ = reference.__doc__
-        made = with_vjp(reference.spec, rule, precision=None if stored else precision, makes_new=makes_new)
+        face = functools.partial(with_vjp, reference.spec, makes_new=makes_new)
+        if narrow:
+            in_bits = face(_of_bits(rule, lambda dtype: dtype.name == "bfloat16"), precision=storage)
+            made = accepting_tensors(in_bits, face(_of_bits(rule, lambda dtype: dtype == CODED), precision=None))
+        else:
+            made = accepting_tensors(face(rule, precision=None if stored else precision))
         _TWINS[reference.__name__] = made
         return cast("Mechanism[P, Y]", made)
 
     return decorate
+
+
+def _of_bits(rule: Callable[..., tuple[Any, Pullback]], is_bfloat16: Callable[[np.dtype[Any]], bool]) -> Callable[..., Any]:
+    """A rule of bits, for arrays of what is bfloat16."""
+
+    def bits(x: Any) -> Any:
+        return x.view(np.uint16) if isinstance(x, np.ndarray) and is_bfloat16(x.dtype) else x
+
+    @functools.wraps(rule)
+    def of_bits(**given: Any) -> tuple[Any, Pullback]:
+        found = {x.dtype for x in given.values() if isinstance(x, np.ndarray) and is_bfloat16(x.dtype)}
+        if not found:
+            return rule(**given)
+
+        def numbers(x: Any) -> Any:
+            return x.view(*found) if x.dtype == np.uint16 else x
+
+        y, pullback = rule(**{name: bits(x) for name, x in given.items()})
+        return tree.map_leaves(numbers, y), lambda *ds: tree.map_leaves(numbers, pullback(*map(bits, ds)))
+
+    return of_bits
 
 
 def twins() -> dict[str, Mechanism[..., Any]]:

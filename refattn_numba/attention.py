@@ -12,14 +12,14 @@ from refattn_numba._twin import twin_of
 from refattn_numba.cpu.attention import attend
 
 
-@twin_of(reference, like=attend)
+@twin_of(reference, like=attend, narrow=True)
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = attend(*args, **kwargs)
     return attended.output, lambda d_output: pullback(d_output, None)
 
 
-@twin_of(reference_with_lse, like=attend)
+@twin_of(reference_with_lse, like=attend, narrow=True)
 def scaled_dot_product_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
     return attend(*args, **kwargs)

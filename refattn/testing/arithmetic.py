@@ -17,6 +17,7 @@ from refattn.testing.precision import Format, named_format
 EXACT = {np.negative, np.positive, np.absolute, np.maximum, np.minimum, np.sign, np.floor, np.ceil, np.conjugate}
 SUMS = {"sum", "mean", "cumsum"}
 TRANSFORMS = {"rfft2", "irfft2"}
+DRAWS = 4096
 
 
 class Inexact(np.ndarray):
@@ -49,8 +50,8 @@ class Inexact(np.ndarray):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
-        plain = [_plain(x) for x in inputs]
-        result = getattr(ufunc, method)(*plain, **{k: _plain(v) for k, v in kwargs.items()})
+        plain = [x.view(np.ndarray) if isinstance(x, Inexact) else x for x in inputs]
+        result = getattr(ufunc, method)(*plain, **{k: _plain(v) for k, v in kwargs.items()} if kwargs else kwargs)
         if method == "at":  # in place, and few terms each
             return None
         made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result))
@@ -156,22 +157,35 @@ def disturbed(target: Format, seed: int, *, arguments: bool) -> Iterator[None]:
     An operation errs by the accumulator's unit roundoff; what passes from one mechanism to the next, which a kernel may
     store, by the format's; with `arguments`, so do the arguments.
     """
-    random = Random(seed)
+    noise = _noise(seed)
 
-    def moved(x: Array, by: Any) -> Array:
-        with np.errstate(invalid="ignore"):
-            return x + np.where(np.isfinite(x), by, 0) * random.normal(x.shape)
+    def moved(x: Array, relative: float, magnitude: Array, floor: float) -> Array:
+        """What is not finite stays as it is."""
+        by = relative * (magnitude if np.isfinite(magnitude).all() else np.where(np.isfinite(magnitude), magnitude, 0))
+        return x + (by + floor) * noise(x.size).reshape(x.shape)
 
     def operation(x: Array, magnitude: Array) -> Array:
-        return moved(x, target.accumulator * np.where(np.isfinite(magnitude), magnitude, 0))
+        return moved(x, target.accumulator, magnitude, 0.0)
 
     def passing(result: Result) -> Array:
         x = np.asarray(result.value)
         if result.kind == "cotangent" or (result.kind == "argument" and not arguments):
             return wrapped(x, operation) if x.dtype.kind == "f" else x
-        return (
-            wrapped(moved(x, target.unit * np.abs(np.where(np.isfinite(x), x, 0)) + target.floor), operation) if x.dtype.kind == "f" else x
-        )
+        return wrapped(moved(x, target.unit, np.abs(x), target.floor), operation) if x.dtype.kind == "f" else x
 
     with hooked(passing):
         yield
+
+
+def _noise(seed: int) -> Callable[[int], Array]:
+    """As many numbers as asked for, the next of `Random.normal`: drawn many at a time, since a call of NumPy costs as much as hundreds."""
+    random, drawn, used = Random(seed), np.empty(0), 0
+
+    def following(count: int) -> Array:
+        nonlocal drawn, used
+        if used + count > drawn.size:
+            drawn, used = np.concatenate([drawn[used:], random.normal(max(count, DRAWS))]), 0
+        used += count
+        return drawn[used - count : used]
+
+    return following

@@ -1,11 +1,12 @@
-"""Softmax attention on CPU cores, in the dtype of the query: float32 or float64."""
+"""Softmax attention on CPU cores, in the dtype of the query: float64, float32, float16, or uint16 for the bits of bfloat16."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_forward import forward, forward_memory
-from refattn_numba.cpu.cached import FEW, Reach, attended
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.cached import FEW, attended_in_place
+from refattn_numba.cpu.call import Record, Spans
+from refattn_numba.cpu.conversion import in_single
+from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.decode import Decoding, decode
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compile_once
@@ -49,9 +52,17 @@ def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> N
         for has_options in (False, True)[: 1 + options]:
             for kernel in (forward, backward, *[backward_bias] * has_options):
                 compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
-            compile_once(decode, *kernel_types(np.dtype(dtype), has_options=has_options, of=Decoding))
+            compile_once(decode, *kernel_types(np.dtype(dtype), has_options=has_options, layout=Decoding))
 
 
+def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
+    """Whether the kernels read bfloat16 as it is stored, in `couples`; the rest is not worth code of its own."""
+    is_even = query.shape[-1] % 2 == value.shape[-1] % 2 == 0
+    plain_options = not isinstance(scale, np.ndarray) and masked_rows == "zero"
+    return HOST.has_bfloat16_dot and query.dtype == np.uint16 and is_even and plain_options and query.shape[-2] > FEW
+
+
+@partial(in_single, but_for=takes_bfloat16)
 def attend(
     query: Array,
     key: Array,
@@ -70,32 +81,72 @@ def attend(
     masked_rows: MaskedRows = "zero",
 ) -> Outcome:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
-    options = {"bias": bias, "sinks": sinks, "mask": mask, "causal": causal, "align": align, "window": window, "scale": scale}
-    options |= {"softcap": softcap, "keep": keep, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
     plain.check_shapes(query, key, value, sinks)
+    query_len, key_len = query.shape[-2], key.shape[-2]
+    pairs = {"mask": mask, "keep": keep}
+    of_queries = isinstance(scale, np.ndarray) and scale.shape[-1:] in {(), (1,)}
+    if (isinstance(scale, np.ndarray) and not of_queries) or (keep is not None and masked_rows == "uniform"):
+        options = {**pairs, "causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
+        return plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
+    before, after = plain.band(query_len, key_len, causal, align, window)
+    given = query * scale if isinstance(scale, np.ndarray) else query
+    factor = 1.0 if of_queries else 1 / math.sqrt(query.shape[-1]) if scale is None else float(cast("float", scale))
+    options = {**pairs, "scale": factor, "softcap": softcap, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
+    attended, pullback = attend_within(given, key, value, bias, sinks, before=before, after=after, **options)
+    return attended, _with_temperature(query, scale, pullback) if isinstance(scale, np.ndarray) else pullback
+
+
+def _with_temperature(query: Array, scale: Array, of_scaled: Callable[..., dict[str, Array | None]]) -> Callable[..., Any]:
+    """The pullback of queries that were multiplied by the scale, each by its own, from that of the products."""
+
+    def pullback(*cotangents: Array | None) -> dict[str, Array | None]:
+        grads = of_scaled(*cotangents)
+        d_scaled = cast("Array", grads["query"])
+        d_scale = unbroadcast((d_scaled * query).sum(axis=-1, keepdims=True), scale.shape)
+        return {**grads, "query": d_scaled * scale, "scale": d_scale}
+
+    return pullback
+
+
+def attend_within(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    *,
+    before: int = 0,
+    after: int = 0,
+    spans: Spans | None = None,
+    mask: Booleans | None = None,
+    keep: Booleans | None = None,
+    scale: float,
+    softcap: float | None,
+    dropout_rate: float = 0.0,
+    masked_rows: MaskedRows,
+) -> Outcome:
+    """Attention where query i sees the keys from ``i - before`` to ``i + after``, or so within each of several spans."""
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
-    before, after = plain.band(query_len, key_len, causal, align, window)
-    factor = np.asarray(1 / math.sqrt(head_dim) if scale is None else scale, dtype)
-    if factor.shape[-1:] not in {(), (1,)}:
-        return plain.attend(query, key, value, **options)
-    output, *rows = (np.empty((*lead, query_len, *size), dtype) for size in ((value_dim,), (), (), ()))
-    lse, shift, inverse = rows
-    tile, group, pairs = TILE_BYTES // dtype.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
+    wide = np.dtype(np.float32) if dtype == np.uint16 else dtype  # of sums
+    output = np.empty((*lead, query_len, value_dim), dtype)
+    lse, shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(3))
+    tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
     call = Record(
         {
             "heads": lead[-1],
             "count": count,
             "group": group,
             "query_len": query_len,
+            "query_rows": query_len,
             "key_len": key_len,
+            "key_rows": key_len,
             "head_dim": head_dim,
             "value_dim": value_dim,
             "before": before,
             "after": after,
             "softcap": softcap or 0.0,
-            "fill": masked_rows != "zero",
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
         }
@@ -103,62 +154,68 @@ def attend(
     call.add(output=output, lse=lse, shift=shift, inverse=inverse)
     for name, x in (("query", query), ("key", key), ("value", value)):
         call.add_strided(name, x, x.shape, dtype)
-    call.add_strided("scale", factor, (*lead, query_len, 1), dtype)
+    if dtype == np.uint16:
+        call.add(value_couples=coupled_rows(value))
+    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
-    for name, x, kind in (("bias", bias, dtype), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
+    for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
         if x is not None:
             call.add_strided(name, x, pairs, kind)
     if sinks is not None:
-        call.add(sinks=packed(sinks, dtype))
+        call.add(sinks=packed(sinks, wide))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
-    cost = count * query_len * key_len * (head_dim + value_dim)
+    cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
     of_pairs = any(x is not None for x in (bias, mask, keep))
-    if not of_pairs and 1 <= query_len <= FEW and kv_heads and call.fields["fill"] == 0:
-        rows, keys, values = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key, value))
-        at = np.arange(query_len)
-        first, end = (np.broadcast_to(np.clip(x, 0, key_len), (len(rows), query_len)) for x in (at - before, at + after + 1))
-        factors = factor if factor.ndim < 2 else np.broadcast_to(factor, (*lead, query_len, 1)).reshape(*rows.shape[:-1], 1)
-        sequences = np.arange(len(rows))[:, None]
-        reach = Reach(first, np.maximum(first, end))
-        results = attended(rows, keys, values, sequences, reach, dtype, factor=factors, softcap=softcap, sinks=sinks)
+    if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
+        results = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
         for x, result in zip((output, lse, shift, inverse), results, strict=True):
             x[...] = result.reshape(x.shape)
-    elif run_tasks(forward, call, has_options, count * -(-query_len // tile), cost, dtype):
-        return plain.attend(query, key, value, **options)
+    else:
+        tasks = count * -(-(query_len if spans is None else spans.queries) // tile)
+        run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
+    empty = np.isneginf(lse)[..., None] if masked_rows != "zero" else None
+    if empty is not None:
+        np.copyto(
+            output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=empty
+        )
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        grads = None
-        if not isinstance(scale, np.ndarray):
-            made = call.more()
-            made.add_strided("d_output", np.zeros_like(output) if d_output is None else d_output, output.shape, dtype)
-            if d_lse is not None:
-                made.add(d_lse=packed(d_lse, dtype))
-            grads = _gradients(made, query, key, value, bias, has_options=has_options, cost=2 * cost)
-        if grads is None:
-            return plain.attend(query, key, value, **options)[1](d_output, d_lse)
+        made, d = call.more(), np.zeros_like(output) if d_output is None else d_output
+        made.add_strided("d_output", d, output.shape, dtype)
+        if d_lse is not None:
+            made.add(d_lse=packed(d_lse, dtype))
+        grads = _gradients(made, query, key, value, bias, spans, has_options=has_options, cost=2 * cost)
         centre = grads.pop("centre")
+        if empty is not None and masked_rows == "uniform":
+            d_mean = np.where(empty, d, 0).sum(axis=-2, keepdims=True) / max(key_len, 1)
+            grads["value"] += d_mean.reshape(*lead[:-1], kv_heads, group, 1, value_dim).sum(axis=-3)
         return {**grads, "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre)}
 
     return AttendedWithLse(output, lse), pullback
 
 
+def _of_group(x: Array, group: int) -> Array:
+    """What heads of keys have, for each head of queries."""
+    return x if group == 1 else x.repeat(group, axis=-3)
+
+
 def _gradients(
-    call: Record, query: Array, key: Array, value: Array, bias: Array | None, *, has_options: bool, cost: int
-) -> dict[str, Array] | None:
-    """Gradients, and the centre of each row; None where the kernel gave up."""
+    call: Record, query: Array, key: Array, value: Array, bias: Array | None, spans: Spans | None, *, has_options: bool, cost: int
+) -> dict[str, Array]:
+    """Gradients, and the centre of each row."""
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count, kv = query.dtype.newbyteorder("="), math.prod(lead), math.prod(value.shape[:-2])
     tile, lanes, group = TILE_BYTES // dtype.itemsize, HOST.register_bytes // dtype.itemsize, lead[-1] // max(kv_heads, 1)
-    chunks = max(1, min(-(-TASKS // max(kv, 1)), group * -(-query_len // tile) // UNITS))
+    parts = kv * (1 if spans is None else spans.query.size)
+    chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS))
     panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, dtype.itemsize)
     d_query, centre = np.empty(query.shape, dtype), np.empty((*lead, query_len), dtype)
     d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
-    if run_tasks(backward, made, has_options, kv * chunks, cost, dtype):
-        return None
+    run_tasks(backward, made, has_options, np.full(1 if spans is None else spans.query.size, kv * chunks), cost, dtype, spans)
     grads = {
         "query": d_query,
         "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
@@ -172,8 +229,7 @@ def _gradients(
     d_bias = np.zeros(own, dtype)
     made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
     made.add(d_bias=d_bias)
-    if run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, dtype):
-        return None
+    run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, dtype)
     if d_bias.size != bias.size:  # some of several leading axes were broadcast
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)

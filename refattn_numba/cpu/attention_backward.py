@@ -18,12 +18,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from refattn._core import Array, Integers
-from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, next_keys, scores_to_logits
+from refattn_numba.cpu.attention_hidden import add_visible, add_visible_rows, hide
+from refattn_numba.cpu.attention_stages import (
+    KEYS,
+    Block,
+    copy_tile,
+    load_keep,
+    mask_outside_band,
+    next_keys,
+    scores_to_logits,
+    sees_nothing,
+)
+from refattn_numba.cpu.call import place_of
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, add_product, product
-from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, store, tile_of, total_of
+from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, select, store, tile_of, total_of
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
 from refattn_numba.cpu.tiles import all_finite, fill, load_rows, load_tile, store_tile, with_spare_lines
 
@@ -35,7 +48,7 @@ def backward_sizes(head_dim: int, value_dim: int, key_len: int, tile: int, lanes
     lines = lambda n: -(-n // SPARE) * SPARE  # noqa: E731
     key_row, value_row = (-(-n // lanes) * lanes for n in (head_dim, value_dim))
     panel = max(1, min(PANEL_BYTES // (2 * itemsize * (key_row + value_row)), key_len) // KEYS) * KEYS
-    tiles = 2 * lines(head_dim) + lines(value_dim) + 4 * lines(KEYS) + key_row + value_row + 4
+    tiles = 2 * lines(head_dim) + lines(value_dim) + 5 * lines(KEYS) + key_row + value_row + 5
     return panel, -(-(tiles * tile + (panel + SPARE) * (key_row + value_row)) // tile) * tile
 
 
@@ -43,7 +56,7 @@ def backward_sizes(head_dim: int, value_dim: int, key_len: int, tile: int, lanes
 def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
     """Fill `d_query`, `centre` (the sum of weights times their cotangents, less that of lse), and parts of `d_key`, `d_value`.
 
-    The parts have the axes kv head, chunk, key, dimension. The arguments are those of the forward kernel.
+    The parts have the axes kv head, chunk, key, dimension. The arguments are those of the forward kernel; a task is a chunk.
     """
     call = calls[0]
     head_dim, value_dim = call.head_dim, call.value_dim
@@ -56,18 +69,22 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
     d_scores = weights + with_spare_lines(KEYS) * tile
     given = d_scores + with_spare_lines(KEYS) * tile
     slopes = given + with_spare_lines(KEYS) * tile
-    query_rows = slopes + with_spare_lines(KEYS) * tile
+    logits = slopes + with_spare_lines(KEYS) * tile
+    query_rows = logits + with_spare_lines(KEYS) * tile
     d_output_rows = query_rows + query_row * tile
     factors = d_output_rows + value_row * tile
     centre, shift, inverse = factors + tile, factors + 2 * tile, factors + 3 * tile
-    d_keys = factors + 4 * tile
+    ones = factors + 4 * tile
+    fill(ones, tile, 1.0)
+    d_keys = factors + 5 * tile
     d_values = d_keys + (call.panel + SPARE) * query_row
-    tiles = ceil_to(call.query_len, tile) // tile
-    kv_heads, units = call.heads // larger(call.group, 1), tiles * call.group
     while True:
-        task = next_of(counters, 0)
-        if task >= call.count // larger(call.group, 1) * call.chunks:
+        which, task = place_of(calls, next_of(counters, 0))
+        if which == calls.size:
             return
+        call = calls[which]
+        tiles = ceil_to(call.query_len, tile) // tile
+        kv_heads, units = call.heads // larger(call.group, 1), tiles * call.group
         kv, chunk = task // call.chunks, call.chunks - 1 - task % call.chunks
         batch, kv_head = kv // kv_heads, kv % kv_heads
         key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
@@ -80,7 +97,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
             for unit in range(chunk * units // call.chunks, (chunk + 1) * units // call.chunks):
                 head, first = kv_head * call.group + unit // tiles, unit % tiles * tile
                 count = smaller(tile, call.query_len - first)
-                at = (batch * call.heads + head) * call.query_len + first
+                at = (batch * call.heads + head) * call.query_rows + first
                 out = pointer_to(call.d_query, memory) + at * head_dim
                 key_first, key_end = larger(0, first - call.before), smaller(call.key_len, first + count + call.after)
                 low, high = larger(key_first, start), smaller(key_end, end)
@@ -101,9 +118,8 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     factors[r] = scale[r * call.scale_row]
                 load_tile(query, call.query_row, count, head_dim, factors, queries)
                 load_rows(query, call.query_row, count, head_dim, factors, query_rows, query_row)
-                fill(d_query, tile, 1.0)
-                load_tile(d_output, call.d_output_row, count, value_dim, d_query, d_outputs)
-                load_rows(d_output, call.d_output_row, count, value_dim, d_query, d_output_rows, value_row)
+                load_tile(d_output, call.d_output_row, count, value_dim, ones, d_outputs)
+                load_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
                 fill(d_query, head_dim * tile, 0.0)
                 # whole groups of lines, since products write no less; what that adds is masked
                 low = start + (low - start) // SPARE * SPARE
@@ -112,37 +128,48 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 while k < high:
                     n, skip = next_keys(first, count, call.after, k, high, lanes)
                     block = Block(batch, head, first + skip, count - skip, k, n)
+                    if options is not None and sees_nothing(options[which], block):
+                        k += n
+                        continue
                     keys, values, wide = key + k * call.key_row, value + k * call.value_row, block.queries
                     p, ds, of_tile = weights + skip, d_scores + skip, centre + skip
                     product(queries + skip, tile, keys, call.key_row, 1, n, head_dim, p, tile, wide, p)
                     product(d_outputs + skip, tile, values, call.value_row, 1, n, value_dim, ds, tile, wide, p)
                     if options is not None:
-                        scores_to_logits(options[0], block, p, given, slopes)
+                        scores_to_logits(options[which], block, p, given, slopes)
                     masked = mask_outside_band(p, block, call.before, call.after)
                     if options is not None:
-                        masked |= (options[0].mask != 0) | (options[0].bias != 0)
-                        load_keep(options[0], block, given)
-                        weights_with_options(options[0], block, p, ds, given, slopes, of_tile, shift + skip, inverse + skip, True)
-                    else:
-                        _weights(block, p, ds, of_tile, shift + skip, inverse + skip)
-                    if masked and not (
+                        masked |= (options[which].mask != 0) | (options[which].bias != 0)
+                    odd = masked and not (
                         all_finite(keys, call.key_row, n, head_dim)
                         and all_finite(values, call.value_row, n, value_dim)
                         and all_finite(query_rows, query_row, count, head_dim)
                         and all_finite(d_output_rows, value_row, count, value_dim)
                         and all_finite(centre, tile, 3, count)
-                    ):
-                        counters[2] = 1
-                        return
-                    add_product(ds, tile, keys, 1, call.key_row, head_dim, n, d_query + skip, tile, wide, p)
-                    made, rows = d_values + (k - start) * value_row, d_output_rows + skip * value_row
-                    add_product(rows, value_row, p, tile, 1, n, wide, made, value_row, value_row, p)
-                    made, rows = d_keys + (k - start) * query_row, query_rows + skip * query_row
-                    add_product(rows, query_row, ds, tile, 1, n, wide, made, query_row, query_row, p)
+                    )
+                    if odd:
+                        copy_tile(p, block, logits)
+                    if options is not None:
+                        load_keep(options[which], block, given)
+                        weights_with_options(options[which], block, p, ds, given, slopes, of_tile, shift + skip, inverse + skip, True)
+                    else:
+                        _weights(block, p, ds, of_tile, shift + skip, inverse + skip)
+                    rows, made = query_rows + skip * query_row, d_keys + (k - start) * query_row
+                    d_rows, d_made = d_output_rows + skip * value_row, d_values + (k - start) * value_row
+                    if odd:
+                        hide(logits, block, p)
+                        hide(logits, block, ds)
+                        add_visible(logits, block, ds, keys, call.key_row, head_dim, ones, d_query + skip)
+                        add_visible_rows(logits, block, p, d_rows, value_row, d_made)
+                        add_visible_rows(logits, block, ds, rows, query_row, made)
+                    else:
+                        add_product(ds, tile, keys, 1, call.key_row, head_dim, n, d_query + skip, tile, wide, p)
+                        add_product(d_rows, value_row, p, tile, 1, n, wide, d_made, value_row, value_row, p)
+                        add_product(rows, query_row, ds, tile, 1, n, wide, made, query_row, query_row, p)
                     k += n
                 store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
-            _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.d_key, memory) + (part * call.key_len + start) * head_dim)
-            to = pointer_to(call.d_value, memory) + (part * call.key_len + start) * value_dim
+            _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.d_key, memory) + (part * call.key_rows + start) * head_dim)
+            to = pointer_to(call.d_value, memory) + (part * call.key_rows + start) * value_dim
             _copy_rows(d_values, value_row, end - start, value_dim, to)
 
 
@@ -182,12 +209,14 @@ def _weights(block: Block, logits: Any, d_weights: Any, centre: Any, shift: Any,
 def weights_with_options(
     call: Any, block: Block, logits: Any, d_weights: Any, kept: Any, slopes: Any, centre: Any, shift: Any, inverse: Any, to_scores: bool
 ) -> None:
-    """The same, where weights were dropped; with `to_scores` the cotangent is that of before the softcap."""
+    """The same, where weights were dropped; with `to_scores` the cotangent is that of before the softcap. Masked pairs get 0."""
     width, lanes, factor = tile_of(logits), lanes_of(logits), filled(logits, call.keep_factor)
+    masked, zero = filled(logits, -np.inf), filled(logits, 0.0)
     for r in range(0, block.queries, lanes):
         less, by, middle = load(shift, r), load(inverse, r), load(centre, r)
         for i in range(r, block.keys * width, width):
-            weight, d_weight = exp(load(logits, i) - less) * by, load(d_weights, i)
+            logit, d_weight = load(logits, i), load(d_weights, i)
+            weight = exp(logit - less) * by
             if call.keep:
                 passed = load(kept, i) * factor
                 d_score = weight * (d_weight * passed - middle)
@@ -197,7 +226,7 @@ def weights_with_options(
             if to_scores and call.softcap != 0:
                 d_score = d_score * load(slopes, i)
             store(logits, i, weight)
-            store(d_weights, i, d_score)
+            store(d_weights, i, select(logit == masked, zero, d_score))
 
 
 @compiled

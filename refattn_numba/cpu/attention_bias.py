@@ -10,12 +10,12 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_backward import weights_with_options
-from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits
+from refattn_numba.cpu.attention_stages import KEYS, Block, load_keep, mask_outside_band, scores_to_logits, sees_nothing
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, next_of, pointer_to, store, tile_of, total_of, transpose
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
-from refattn_numba.cpu.tiles import all_finite, fill, load_tile, with_spare_lines
+from refattn_numba.cpu.tiles import fill, load_tile, with_spare_lines
 
 
 def bias_memory(head_dim: int, value_dim: int, tile: int) -> int:
@@ -57,7 +57,7 @@ def backward_bias(calls: Any, options: Any, memory: Array, counters: Integers) -
             batch = part // own_heads if call.bias_batch else member // (call.heads // own_heads)
             head = part % own_heads if call.bias_head else member % (call.heads // own_heads)
             count = smaller(tile, call.query_len - first)
-            kv_head, at = head // call.group, (batch * call.heads + head) * call.query_len + first
+            kv_head, at = head // call.group, (batch * call.heads + head) * call.query_rows + first
             query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
             key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
             value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
@@ -73,6 +73,8 @@ def backward_bias(calls: Any, options: Any, memory: Array, counters: Integers) -
             key_end = smaller(call.key_len, first + count + call.after)
             for k in range(larger(0, first - call.before), key_end, KEYS):
                 block = Block(batch, head, first, count, k, smaller(KEYS, key_end - k))
+                if sees_nothing(call, block):
+                    continue
                 product(queries, tile, key + k * call.key_row, call.key_row, 1, block.keys, head_dim, weights, tile, count, weights)
                 values = value + k * call.value_row
                 product(d_outputs, tile, values, call.value_row, 1, block.keys, value_dim, d_logits, tile, count, weights)
@@ -80,9 +82,6 @@ def backward_bias(calls: Any, options: Any, memory: Array, counters: Integers) -
                 mask_outside_band(weights, block, call.before, call.after)
                 load_keep(call, block, given)
                 weights_with_options(call, block, weights, d_logits, given, slopes, centre, shift, inverse, False)
-                if not all_finite(d_logits, tile, block.keys, count):
-                    counters[2] = 1
-                    return
                 _add(d_logits, block, out + (first if call.bias_row else 0) * columns, call.bias_row, call.bias_column, columns)
 
 

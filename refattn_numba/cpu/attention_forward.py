@@ -7,18 +7,31 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.attention_stages import KEYS, Block, advance, drop, mask_outside_band, next_keys, scores_to_logits
+from refattn_numba.cpu.attention_hidden import add_visible
+from refattn_numba.cpu.attention_operands import add_values, load_queries, scores_of
+from refattn_numba.cpu.attention_stages import (
+    KEYS,
+    Block,
+    advance,
+    copy_tile,
+    drop,
+    mask_outside_band,
+    next_keys,
+    scores_to_logits,
+    sees_nothing,
+)
+from refattn_numba.cpu.call import place_of
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import SPARE, decay_and_add_product, product
-from refattn_numba.cpu.simd import filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
+from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.simd import accumulators, filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
-from refattn_numba.cpu.tiles import all_finite, fill, load_tile, read_ahead, store_tile, with_spare_lines
+from refattn_numba.cpu.tiles import all_finite, fill, read_ahead, store_tile, with_spare_lines
 
 
 def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
     """How many numbers a thread works on: tiles, and vectors with a number for each query of a tile."""
-    lines = (head_dim, value_dim, KEYS, KEYS, KEYS)
+    lines = (head_dim, value_dim, KEYS, KEYS, KEYS, KEYS)
     return (sum(-(-n // SPARE) * SPARE for n in lines) + 4) * tile
 
 
@@ -26,25 +39,27 @@ def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
 def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
     """Fill `output`, `lse`, `shift` and `inverse`: the softmax subtracted `shift` and multiplied by `inverse`.
 
-    A task is one tile of queries; later ones, which see more keys under a causal mask, come first. `options` is the record
-    again where an option of pairs or the softcap is present, else None, and their code is not compiled. `counters` count the
-    tasks and the threads; the third becomes 1 where a result is wrong, since a value behind the mask is not finite.
+    A task is one tile of queries of one of the calls; later ones, which see more keys under a causal mask, come first.
+    `options` are the calls again where an option of pairs or the softcap is present, else None, and their code is not
+    compiled. `counters` count the tasks and the threads.
     """
     call = calls[0]
-    start = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
+    start = accumulators(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
     tile, head_dim, value_dim = tile_of(start), call.head_dim, call.value_dim
     queries = start
     sums = queries + with_spare_lines(head_dim) * tile
     weights = sums + with_spare_lines(value_dim) * tile
     given = weights + with_spare_lines(KEYS) * tile
     slopes = given + with_spare_lines(KEYS) * tile
-    factors = slopes + with_spare_lines(KEYS) * tile
+    logits = slopes + with_spare_lines(KEYS) * tile
+    factors = logits + with_spare_lines(KEYS) * tile
     largest, total, decay = factors + tile, factors + 2 * tile, factors + 3 * tile
-    tiles = ceil_to(call.query_len, tile) // tile
     while True:
-        task = next_of(counters, 0)
-        if task >= call.count * tiles:
+        which, task = place_of(calls, next_of(counters, 0))
+        if which == calls.size:
             return
+        call = calls[which]
+        tiles = ceil_to(call.query_len, tile) // tile
         head, first = task // tiles, (tiles - 1 - task % tiles) * tile
         batch, head = head // call.heads, head % call.heads
         count = smaller(tile, call.query_len - first)
@@ -52,46 +67,51 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
         key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
         value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
-        scale = pointer_to(call.scale, memory) + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
+        scale = pointer_to(call.scale, start) + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
         for r in range(count):
             factors[r] = scale[r * call.scale_row]
-        load_tile(query, call.query_row, count, head_dim, factors, queries)
+        load_queries(query, call.query_row, count, head_dim, factors, queries)
         fill(largest, tile, -np.inf)
         fill(total, tile, 0.0)
         fill(sums, value_dim * tile, 0.0)
-        key_end = smaller(call.key_len, first + count + call.after)
-        at = larger(0, first - call.before)
+        # whole couples of keys: what that adds is masked
+        key_end = smaller(call.key_len, ceil_to(first + count + call.after, 2))
+        at = larger(0, first - call.before) // 2 * 2
         while at < key_end:
             n, skip = next_keys(first, count, call.after, at, key_end, lanes_of(queries))
             block = Block(batch, head, first + skip, count - skip, at, n)
+            if options is not None and sees_nothing(options[which], block):
+                at += n
+                continue
             keys, values, scores = key + at * call.key_row, value + at * call.value_row, weights + skip
             if count <= lanes_of(queries):  # a few queries wait for memory alone
                 read_ahead(values, call.value_row, n, value_dim)
-            product(queries + skip, tile, keys, call.key_row, 1, n, head_dim, scores, tile, block.queries, scores)
+            scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, scores)
             if options is not None:
-                scores_to_logits(options[0], block, scores, given, slopes)
+                scores_to_logits(options[which], block, scores, given, slopes)
             masked = mask_outside_band(scores, block, call.before, call.after)
-            advance(scores, block, largest + skip, total + skip, decay + skip)
             if options is not None:
-                masked |= (options[0].mask != 0) | (options[0].bias != 0)
-                if options[0].keep:
-                    drop(options[0], block, scores, given)
+                masked |= (options[which].mask != 0) | (options[which].bias != 0)
+            odd = masked and not all_finite(values, call.value_row, n, value_dim)
+            if odd:
+                copy_tile(scores, block, logits)
+            advance(scores, block, largest + skip, total + skip, decay + skip)
+            if options is not None and options[which].keep:
+                drop(options[which], block, scores, given)
             if count <= lanes_of(queries):
                 read_ahead(keys + n * call.key_row, call.key_row, KEYS, head_dim)
-            if masked and not all_finite(values, call.value_row, n, value_dim):
-                counters[2] = 1
-                return
             by = decay + skip
-            decay_and_add_product(scores, tile, values, 1, call.value_row, value_dim, n, sums + skip, tile, block.queries, by)
+            if odd:
+                add_visible(logits, block, scores, values, call.value_row, value_dim, by, sums + skip)
+            else:
+                add_values(values, call, block, scores, by, sums + skip)
             at += n
-        at = (batch * call.heads + head) * call.query_len + first
+        at = (batch * call.heads + head) * call.query_rows + first
         _add_sink(call, head, count, largest, total, decay, factors)
         for r in range(count):
-            pointer_to(call.shift, memory)[at + r] = largest[r]
-            pointer_to(call.inverse, memory)[at + r] = decay[r]
-            pointer_to(call.lse, memory)[at + r] = largest[r] + np.log(total[r])  # log 0 in an empty row
-            if total[r] == 0 and call.fill != 0:
-                counters[2] = 1
+            pointer_to(call.shift, start)[at + r] = largest[r]
+            pointer_to(call.inverse, start)[at + r] = decay[r]
+            pointer_to(call.lse, start)[at + r] = largest[r] + np.log(total[r])  # log 0 in an empty row
         store_tile(sums, count, value_dim, factors, False, pointer_to(call.output, memory) + at * value_dim, value_dim)
 
 

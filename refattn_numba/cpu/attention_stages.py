@@ -67,6 +67,27 @@ def load_pairs(source: Any, step: int, column: int, block: Block, tile: Any) -> 
 
 
 @compiled
+def sees_nothing(call: Any, block: Block) -> bool:
+    """Whether the mask hides every pair of a block, so that it needs no work."""
+    if not call.mask:
+        return False
+    at = block.batch * call.mask_batch + block.head * call.mask_head + block.query * call.mask_row + block.key * call.mask_column
+    pairs, column = bytes_at(call.mask) + at, call.mask_column
+    keys = block.keys if column else 1
+    for r in range(block.queries if call.mask_row else 1):
+        row, found = pairs + r * call.mask_row, 0
+        if column == 1:  # known to be 1, so that the loop becomes vector instructions
+            for c in range(keys):
+                found |= row[c]
+        else:
+            for c in range(keys):
+                found |= row[c * column]
+        if found:
+            return False
+    return True
+
+
+@compiled
 def scores_to_logits(call: Any, block: Block, tile: Any, given: Any, slopes: Any) -> None:
     """Softcap, bias and mask, in place; `slopes` get the softcap's derivative."""
     if call.softcap != 0:
@@ -170,3 +191,12 @@ def advance(tile: Any, block: Block, largest: Any, total: Any, decay: Any) -> No
         store(largest, r, now)
         store(decay, r, by)
         store(total, r, load(total, r) * by + added)
+
+
+@compiled
+def copy_tile(tile: Any, block: Block, out: Any) -> None:
+    """Whole registers of a tile."""
+    width, lanes = tile_of(tile), lanes_of(tile)
+    for c in range(block.keys):
+        for i in range(c * width, c * width + block.queries, lanes):
+            store(out, i, load(tile, i))

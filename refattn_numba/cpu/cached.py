@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +46,13 @@ def attended(
     reach: Reach,
     dtype: np.dtype[Any],
     *,
-    factor: Array | float,
+    factor: float,
     softcap: float | None = None,
     sinks: Array | None = None,
     key_scale: Array | float | None = None,
     value_scale: Array | float | None = None,
 ) -> Attended:
-    """Attention of queries (sequence, head, query, feature); `factor` multiplies them, and may have an axis for each of theirs."""
+    """Attention of queries (sequence, head, query, feature); `factor` multiplies them."""
     count, heads, queries, head_dim = query.shape
     kv_heads, page_size, value_dim = value_pages.shape[1:]
     group, lanes = heads // max(kv_heads, 1), HOST.register_bytes // dtype.itemsize
@@ -60,7 +61,7 @@ def attended(
     key_width, value_width = (-(-n // lanes) * lanes for n in (head_dim, value_dim))
     scaled = np.zeros((count, kv_heads, padded, key_width), dtype)
     # a row is one query of one head of the group: all heads of the first query, then of the second
-    by_head = (query.astype(dtype) * factor).reshape(count, kv_heads, group, queries, head_dim)
+    by_head = (query.astype(dtype) * dtype.type(factor)).reshape(count, kv_heads, group, queries, head_dim)
     scaled[:, :, :rows, :head_dim] = by_head.swapaxes(2, 3).reshape(count, kv_heads, rows, head_dim)
     sequence, head, first, end, bounds = _tasks(reach, kv_heads)
     tasks = sequence.size
@@ -77,7 +78,7 @@ def attended(
             "page_size": max(page_size, 1),
             "pages": table.shape[-1],
         },
-        of=Decoding,
+        layout=Decoding,
     )
     kinds = [_add_stored(call, *given, dtype, lanes) for given in (("key", key_pages, key_scale), ("value", value_pages, value_scale))]
     call.add(query=scaled, table=packed(table, np.int64), reach_first=packed(reach.first, np.int64), reach_end=packed(reach.end, np.int64))
@@ -95,6 +96,18 @@ def attended(
         return x.reshape(count, kv_heads, queries, group, *rest).swapaxes(2, 3).reshape(count, heads, queries, *rest)
 
     return Attended(*map(in_order, results))
+
+
+def attended_in_place(
+    query: Array, key: Array, value: Array, before: int, after: int, *, scale: float, softcap: float | None, sinks: Array | None
+) -> Attended:
+    """Attention where query i sees the keys from ``i - before`` to ``i + after``: what a sequence has is one page of its own."""
+    queries, key_len = query.shape[-2], key.shape[-2]
+    rows, keys, values = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key, value))
+    at, sequences = np.arange(queries), np.arange(len(rows))[:, None]
+    first, end = (np.broadcast_to(np.clip(x, 0, key_len), (len(rows), queries)) for x in (at - before, at + after + 1))
+    reach = Reach(first, np.maximum(first, end))
+    return attended(rows, keys, values, sequences, reach, query.dtype.newbyteorder("="), factor=scale, softcap=softcap, sinks=sinks)
 
 
 def _tasks(reach: Reach, kv_heads: int) -> tuple[Integers, Integers, Integers, Integers, Integers]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn._core import Array
+from refattn._core import Array, Integers
+from refattn_numba.cpu.jit import compiled
 
 CACHE_LINE = 64
+BFLOAT16_BYTES, COUPLE_BYTES = 2, 4
 ARRAYS = ("query", "key", "value", "d_output", "scale", "bias", "mask", "keep")
 """Each has an address, 0 where it is absent, and strides ``_batch``, ``_head``, ``_row`` and ``_column``."""
 
@@ -23,11 +25,26 @@ Call = np.dtype(
     [(f"{name}{part}", np.int64) for name in ARRAYS for part in ("", "_batch", "_head", "_row", "_column")]
     + [
         (name, np.int64)
-        for name in ("sinks", "output", "lse", "shift", "inverse", "centre", "d_lse", "d_query", "d_key", "d_value", "d_bias")
+        for name in (
+            "sinks",
+            "output",
+            "lse",
+            "shift",
+            "inverse",
+            "centre",
+            "d_lse",
+            "d_query",
+            "d_key",
+            "d_value",
+            "d_bias",
+            "key_couples",
+            "value_couples",
+        )
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
+    + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task")]
     + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
-    + [(name, np.float64) for name in ("softcap", "keep_factor", "fill")],
+    + [(name, np.float64) for name in ("softcap", "keep_factor")],
     align=True,
 )
 
@@ -35,15 +52,39 @@ Call = np.dtype(
 PARTS = {name: tuple(f"{name}{part}" for part in ("", "_batch", "_head", "_row", "_column")) for name in ARRAYS}
 
 
+class Spans(NamedTuple):
+    """Sequences that lie one after another: where each begins among the queries and the keys, its lengths, and its band."""
+
+    query: Integers
+    queries: Integers
+    key: Integers
+    keys: Integers
+    before: Integers
+    after: Integers
+
+
+@compiled
+def place_of(calls: Any, task: int) -> tuple[int, int]:
+    """Which of the calls a task belongs to, and its number there; the number of calls where there is no such task."""
+    low, high = 0, calls.size
+    while low < high:
+        middle = (low + high) // 2
+        if task < calls[middle].end_task:
+            high = middle
+        else:
+            low = middle + 1
+    return low, task - (calls[low - 1].end_task if low > 0 else 0)
+
+
 class Record:
     """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
 
-    def __init__(self, fields: Mapping[str, Any], arrays: Sequence[Any] = (), *, of: np.dtype[Any] = Call) -> None:
-        self.fields, self.arrays, self.of = dict(fields), list(arrays), of
+    def __init__(self, fields: Mapping[str, Any], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
+        self.fields, self.arrays, self.layout = dict(fields), list(arrays), layout
 
     def more(self, **fields: int | float) -> Record:
         """Another record, with more in it."""
-        return Record({**self.fields, **fields}, self.arrays, of=self.of)
+        return Record({**self.fields, **fields}, self.arrays, self.layout)
 
     def add(self, **arrays: Array) -> None:
         """C-contiguous arrays that have an address alone."""
@@ -56,6 +97,8 @@ class Record:
         x = np.require(x, dtype, "A")
         if x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
             x = np.ascontiguousarray(x)
+        if x.itemsize == BFLOAT16_BYTES and (x.ctypes.data % COUPLE_BYTES or any(step % COUPLE_BYTES for step in x.strides[:-1])):
+            x = np.ascontiguousarray(x)  # whose rows have even sizes
         view = np.broadcast_to(x, shape) if x.shape != shape else x
         if len(shape) != 4:
             view = view.reshape(math.prod(shape[:-3]), *shape[-3:])
@@ -65,7 +108,22 @@ class Record:
 
     def packed(self) -> np.ndarray[Any, Any]:
         """As the kernel takes it; what was not given is 0."""
-        return np.array([tuple(map(self.fields.get, self.of.names or (), itertools.repeat(0)))], self.of)
+        return np.array([tuple(map(self.fields.get, self.layout.names, itertools.repeat(0)))], self.layout)
+
+    def packed_spans(self, spans: Spans, itemsize: int) -> np.ndarray[Any, Any]:
+        """A record for each span: the same arrays from other rows on."""
+        calls = np.repeat(self.packed(), spans.query.size)
+        own = {"head_dim": self.fields["head_dim"], "value_dim": self.fields["value_dim"]}
+        rows = dict.fromkeys(("lse", "shift", "inverse", "centre", "d_lse"), (spans.query, 1))
+        rows |= {"output": (spans.query, own["value_dim"]), "d_query": (spans.query, own["head_dim"])}
+        rows |= {"d_key": (spans.key, own["head_dim"]), "d_value": (spans.key, own["value_dim"])}
+        rows |= {name: (spans.query, self.fields.get(f"{name}_row", 0)) for name in ("query", "d_output")}
+        rows |= {name: (spans.key, self.fields[f"{name}_row"]) for name in ("key", "value")}
+        for name in rows.keys() & self.fields.keys():  # what is absent keeps the address 0
+            first, step = rows[name]
+            calls[name] += first * int(step) * itemsize
+        calls["query_len"], calls["key_len"], calls["before"], calls["after"] = spans.queries, spans.keys, spans.before, spans.after
+        return calls
 
 
 def aligned(size: int, dtype: Any) -> Array:

@@ -6,6 +6,7 @@ to see whether its cache is stale: after editing what kernels call, delete ``__p
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from numba import njit
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
 LOGGER = logging.getLogger("refattn_numba")
 
@@ -27,7 +28,7 @@ REORDERED = {*EXACT, "reassoc"}
 
 def compiled(function: Function) -> Function:
     """A helper whose sums run in the order in which they are written."""
-    return cast(Function, njit(fastmath=EXACT, error_model="numpy")(function))
+    return cast(Function, njit(fastmath=EXACT, **WITHIN)(function))
 
 
 def reordered(function: Function) -> Function:
@@ -46,6 +47,17 @@ def helper(function: Function) -> Function:
 def reordered_helper(function: Function) -> Function:
     """`reordered`, likewise."""
     return cast(Function, register_jitable(fastmath=REORDERED, **WITHIN)(function))
+
+
+def by_type(choose: Function) -> Function:
+    """A helper that is one function or another: `choose` takes the types of the arguments, and returns the one to compile."""
+
+    @functools.wraps(choose)
+    def within_kernels(*args: Any) -> Any:
+        raise TypeError(f"{choose.__name__} is known in kernels alone")
+
+    overload(within_kernels, jit_options={"fastmath": EXACT, "error_model": "numpy"}, strict=False)(choose)
+    return cast(Function, within_kernels)
 
 
 def kernel(function: Function) -> Function:

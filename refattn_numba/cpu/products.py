@@ -14,6 +14,8 @@ side by side in memory, and b is read one number at a time, from rows or from co
 
 Where fewer registers are left, more lines take their place. No operand is packed or transposed for a product: keys and values are read where they lie. The lines of the last block
 that do not exist repeat the last one, so that nothing outside b is read; c has room for them (`tiles.with_spare_lines`).
+
+Where b points to bfloat16 or to integers of 32 bits, a and b hold couples of bfloat16 (`couples`), and k counts couples.
 """
 
 from __future__ import annotations
@@ -25,7 +27,20 @@ from numba.core import cgutils, types
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled
-from refattn_numba.cpu.simd import I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
+from refattn_numba.cpu.simd import (
+    I64,
+    Builder,
+    Value,
+    Vector,
+    constant,
+    couple_dot,
+    fused,
+    instruction,
+    lanes_of,
+    load_from,
+    splat,
+    store_to,
+)
 
 REGISTERS, LINES = HOST.panel
 SPARE = 2 * LINES  # lines that a narrow product writes at a time; more have no registers for their addresses
@@ -34,7 +49,8 @@ SPARE = 2 * LINES  # lines that a narrow product writes at a time; more have no 
 def _strip(registers: int, update: str) -> Any:
     """The product over `registers` registers of lanes, with as many lines as keep the sums' units busy.
 
-    `update` is what happens to c: "set", "add", or "decay", which multiplies it by a number for each lane before adding.
+    `update` is what happens to c: "set", "scale", which sets it to the product times a number for each lane, "add", or "decay",
+    which multiplies c by that number before adding.
     """
     at_a_time = min(REGISTERS * LINES // registers, SPARE)
 
@@ -42,7 +58,8 @@ def _strip(registers: int, update: str) -> Any:
     def strip(typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any,
               c: Any, c_step: Any, decay: Any) -> Any:  # fmt: skip
         vector = Vector(c.dtype)
-        size, width = c.dtype.bitwidth // 8, vector.lanes
+        size, width, b_size, element = c.dtype.bitwidth // 8, vector.lanes, b.dtype.bitwidth // 8, vector.ir.element
+        multiply_add = fused if isinstance(b.dtype, types.Float) else couple_dot
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
             a, a_step, b, b_line, b_step, lines, depth, c, c_step, decay = args
@@ -59,9 +76,10 @@ def _strip(registers: int, update: str) -> Any:
                     a_row, b_at = builder.gep(a, [builder.mul(loop.index, a_step)]), builder.mul(loop.index, b_step)
                     operands = [load_from(builder, builder.gep(a_row, [lane]), vector.ir, size) for lane in lanes]
                     for row, line in zip(rows, sums, strict=True):
-                        number = splat(builder, vector.ir, builder.load(builder.gep(row, [b_at])))
+                        number = builder.load(builder.bitcast(builder.gep(row, [b_at]), element.as_pointer()), align=b_size)
+                        number = splat(builder, vector.ir, number)
                         for operand, place in zip(operands, line, strict=True):
-                            builder.store(fused(builder, operand, number, builder.load(place)), place)
+                            builder.store(multiply_add(builder, operand, number, builder.load(place)), place)
                 for j, line in enumerate(sums):
                     out = builder.gep(c, [builder.mul(builder.add(first, I64(j)), c_step)])
                     for lane, place in zip(lanes, line, strict=True):
@@ -71,6 +89,8 @@ def _strip(registers: int, update: str) -> Any:
                         elif update == "decay":
                             by = load_from(builder, builder.gep(decay, [lane]), vector.ir, size)
                             value = fused(builder, load_from(builder, address, vector.ir, size), by, value)
+                        elif update == "scale":
+                            value = builder.fmul(value, load_from(builder, builder.gep(decay, [lane]), vector.ir, size))
                         store_to(builder, value, address, size)
             return context.get_dummy_value()
 
@@ -107,6 +127,8 @@ def _product(update: str) -> Callable[..., None]:
 
 product = _product("set")
 """``c = b @ a``."""
+scaled_product = _product("scale")
+"""``c = (b @ a) * decay``, the number of each lane."""
 add_product = _product("add")
 """``c += b @ a``, where the sum over k is made first and added once, so that rounding errors do not grow with what c holds."""
 decay_and_add_product = _product("decay")

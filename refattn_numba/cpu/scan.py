@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from refattn._core import Array, Grads, Pullback
 from refattn.attention.linear.rule import Recalled
+from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.packing import packed
-from refattn_numba.cpu.scan_backward import Gradients, backward
-from refattn_numba.cpu.scan_chunk import CHUNK, Operands
-from refattn_numba.cpu.scan_forward import SPAN, forward
-from refattn_numba.cpu.scan_panels import PANEL
-from refattn_numba.cpu.threads import run
+from refattn_numba.cpu.scan_backward import backward
+from refattn_numba.cpu.scan_call import SPAN, ScanCall, memory_of
+from refattn_numba.cpu.scan_forward import forward
+from refattn_numba.cpu.threads import run_tasks
 
+CHUNK = 32  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
+PART = 64  # columns of the values, where several threads share a head
 CHUNK_BY_ROW = 16  # where each row of the state decays on its own, all pairs of a chunk are visited feature by feature
 HEADS = 8  # with fewer, columns of the values are given to several threads: on any number of cores, so that results are the same
 
@@ -35,52 +38,41 @@ def scan(
     count, group = math.prod(batch) * kv_heads, heads // max(kv_heads, 1)
     _check_shapes(query, key, value, log_decay, beta, state)
     rates = 0 if log_decay is None else log_decay.shape[-1]
-    given = Operands(
-        packed(query, dtype).reshape(count, group, length, head_dim),
-        packed(key, dtype).reshape(count, length, head_dim),
-        packed(value, dtype).reshape(count, length, value_dim),
-        packed(np.empty((count, length, 0)) if log_decay is None else log_decay, dtype).reshape(count, length, rates),
-        packed(np.empty((count, 0)) if beta is None else beta, dtype).reshape(count, 0 if beta is None else length),
-        packed(np.zeros((count, head_dim, value_dim)) if state is None else state, dtype).reshape(count, head_dim, value_dim),
-        dtype.type(1 / math.sqrt(head_dim) if scale is None else scale),
-        CHUNK_BY_ROW if rates > 1 else int(CHUNK),
-    )
-    # one at a time, a number that is not finite cannot reach earlier positions, as a product with 0
-    singly = given._replace(chunk=1)
-    part = int(PANEL if count < HEADS and value_dim >= 2 * PANEL else max(-(-value_dim // PANEL), 1) * PANEL)
+    part = PART if count < HEADS and value_dim >= 2 * PART else max(value_dim, 1)
     parts = -(-value_dim // part)
-    cost = count * length * head_dim * value_dim * (1 + group + (beta is not None))
+    fields = {"count": count, "group": group, "length": length, "head_dim": head_dim, "value_dim": value_dim, "rates": rates}
+    fields |= {"part": part, "parts": parts, "scale": 1 / math.sqrt(head_dim) if scale is None else scale}
+    call = Record(fields, layout=ScanCall)
+    call.add(**{name: packed(x, dtype) for name, x in (("query", query), ("key", key), ("value", value))})
+    call.add(**{name: packed(x, dtype) for name, x in (("log_decay", log_decay), ("beta", beta)) if x is not None})
+    call.add(state=np.zeros((count, head_dim, value_dim), dtype) if state is None else packed(state, dtype))
     output = np.empty((count, group, length, value_dim), dtype)
-    states = np.empty((count, int(-(-length // SPAN)), head_dim, value_dim), dtype)
     end = np.empty((count, head_dim, value_dim), dtype)
-    run(forward, given, part, output, states, end, tasks=count * parts, cost=cost)
+    call.add(output=output, end=end, states=np.empty((count, -(-length // SPAN), head_dim, value_dim), dtype))
+    cost = count * length * head_dim * value_dim * (1 + group + (beta is not None))
+
+    def run(kernel: Any, call: Record, chunk: int, cost: int) -> None:
+        sizes = memory_of(head_dim, part, chunk, dtype.itemsize, backward=kernel is backward)
+        run_tasks(kernel, call.more(chunk=chunk, **sizes), False, count * parts, cost, dtype)
+
+    chunk = CHUNK_BY_ROW if rates > 1 else CHUNK
+    run(forward, call, chunk, cost)
+    # one at a time, a number that is not finite cannot reach earlier positions, as a product with 0
     if not np.isfinite(end).all():
-        given = singly
-        run(forward, given, part, output, states, end, tasks=count * parts, cost=cost)
+        chunk = 1
+        run(forward, call, chunk, cost)
 
     def pullback(d_output: Array, d_state: Array) -> Grads:
-        d_outputs = packed(d_output, dtype).reshape(output.shape)
-        d_end = packed(d_state, dtype).reshape(end.shape)
-        gradients = Gradients(
-            np.empty((parts, *given.query.shape), dtype),
-            np.empty((parts, *given.key.shape), dtype),
-            np.empty(given.value.shape, dtype),
-            np.empty((parts, *given.log_decay.shape), dtype),
-            np.empty((parts, *given.beta.shape), dtype),
-            np.empty(end.shape, dtype),
-        )
-        run(backward, given, part, states, d_outputs, d_end, gradients, tasks=count * parts, cost=3 * cost)
-        if given.chunk > 1 and not np.isfinite(gradients.state).all():
-            run(backward, singly, part, states, d_outputs, d_end, gradients, tasks=count * parts, cost=3 * cost)
-        query_, key_, value_, log_decay_, beta_, state_ = gradients
-        return {
-            "query": _joined(query_).reshape(query.shape),
-            "key": _joined(key_).reshape(key.shape),
-            "value": value_.reshape(value.shape),
-            "log_decay": None if log_decay is None else _joined(log_decay_).reshape(log_decay.shape),
-            "beta": None if beta is None else _joined(beta_).reshape(beta.shape),
-            "state": state_.reshape(*batch, kv_heads, head_dim, value_dim),
-        }
+        shared = {"query": query.shape, "key": key.shape}
+        shared |= {name: x.shape for name, x in (("log_decay", log_decay), ("beta", beta)) if x is not None}
+        grads = {name: np.empty((parts, *shape), dtype) for name, shape in shared.items()}
+        grads |= {"value": np.empty(value.shape, dtype), "state": np.empty((*batch, kv_heads, head_dim, value_dim), dtype)}
+        made = call.more()
+        made.add(d_output=packed(d_output, dtype), d_end=packed(d_state, dtype), **{f"d_{name}": g for name, g in grads.items()})
+        run(backward, made, chunk, 3 * cost)
+        if chunk > 1 and not np.isfinite(grads["state"]).all():
+            run(backward, made, 1, 3 * cost)
+        return {name: _joined(g) if name in shared else g for name, g in grads.items()}
 
     recalled = Recalled(output.reshape(*batch, heads, length, value_dim), end.reshape(*batch, kv_heads, head_dim, value_dim))
     return recalled, pullback

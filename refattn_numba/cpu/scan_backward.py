@@ -2,397 +2,220 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from refattn._core import Array
-from refattn_numba.cpu.jit import helper, kernel, reordered_helper
-from refattn_numba.cpu.scan_chunk import (
-    CHUNK,
-    Keys,
-    Operands,
-    Place,
-    advance,
-    by_row,
-    decay_keys,
-    decay_rows,
-    erase_back,
-    keys_scratch,
-    load_keys,
-    load_queries,
-    write,
-)
-from refattn_numba.cpu.scan_forward import SPAN
-from refattn_numba.cpu.scan_panels import (
-    LINES,
-    MORE,
-    NEW,
-    NEXT,
-    PANEL,
-    START,
-    apart,
-    ceil_to,
-    clear,
-    clear_all,
-    copy,
-    least,
-    load,
-    multiply,
-    multiply_transposed,
-    panels,
-    store,
-    transpose,
-)
-
-
-class Gradients(NamedTuple):
-    """What the backward pass fills; where the values are in parts, each has its own share of what is summed over them."""
-
-    query: Array
-    key: Array
-    value: Array
-    log_decay: Array
-    beta: Array
-    state: Array
-
-
-class Queries(NamedTuple):
-    """Of one head and chunk: queries, as the state meets them, their products with the keys; keys on their way; and gradients."""
-
-    query: Array
-    query_start: Array
-    scores: Array
-    moved: Array
-    d_output: Array
-    d_scores: Array
-    d_query: Array
-    d_start: Array
-
-
-class Memory(NamedTuple):
-    """States and their cotangents, in rows of head_dim and of value_dim; writes in rows and in columns."""
-
-    state: Array
-    across: Array
-    d_state: Array
-    d_across: Array
-    d_before: Array
-    writes: Array
-    turned: Array
-    missing: Array
-    d_write: Array
-
-
-class Summed(NamedTuple):
-    """Of one chunk: the keys' gradient, what comes by their decay to the end, and the decays' parts.
-
-    `reads` are terms of decays from before the chunk to a position, `ends` of those from a position to the end, `whole` of that
-    over the whole chunk, `pairs` of those between positions, and `inside` the gradient from these, where each row has its own.
-    """
-
-    d_key: Array
-    d_end: Array
-    reads: Array
-    ends: Array
-    whole: Array
-    pairs: Array
-    inside: Array
+from refattn._core import Array, Integers
+from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.scan_call import SPAN, Place
+from refattn_numba.cpu.scan_chunk import advance, decay_keys, erase_back, load_keys, load_queries, write
+from refattn_numba.cpu.scan_forward import fill_factors, load_state
+from refattn_numba.cpu.scan_matrices import add_multiplied, copy, inner, multiply, scale_rows, store_rows, turn
+from refattn_numba.cpu.simd import between, filled, lanes_of, load, multiply_add, next_of, pointer_to, select, store, total_of
+from refattn_numba.cpu.sizes import ceil_to, smaller
+from refattn_numba.cpu.tiles import fill, load_rows
 
 
 @kernel
-def backward(
-    operands: Operands, part: int, states: Array, d_output: Array, d_end: Array, gradients: Gradients, share: int, shares: int
-) -> None:
-    """Fill `gradients`; a task is `part` columns of the values of one head."""
-    query, value = operands.query, operands.value
-    head_dim, length, one = query.shape[3], value.shape[1], query.dtype.type(1)
-    parts, spans = ceil_to(value.shape[2], part) // part, ceil_to(length, SPAN) // SPAN
-    s, q = keys_scratch(operands), _queries_scratch(query, operands.chunk, least(part, value.shape[2]))
-    total = _summed_scratch(query, operands.chunk)
-    for task in range(share, query.shape[0] * parts, shares):
-        head, index = task // parts, task % parts
-        begin = index * part
-        columns = least(part, value.shape[2] - begin)
-        m = _memory_scratch(query, operands.chunk, columns)
-        chunks = SPAN // operands.chunk
-        kept = np.zeros((chunks, *m.state.shape), query.dtype)
-        writes = np.zeros((chunks, *m.writes.shape), query.dtype)
-        missing = np.zeros((chunks, *m.writes.shape), query.dtype)
-        load(d_end[head], START, head_dim, begin, one, m.d_state)
+def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """Fill the gradients; a task is some columns of the values of one head."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    fill_factors(call, memory)
+    kept, writes, missing = memory + call.at_kept, memory + call.at_writes, memory + call.at_missing
+    d_state, size, spans = memory + call.at_d_states, call.head_dim * call.value_dim, ceil_to(call.length, SPAN) // SPAN
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.count * call.parts:
+            return
+        head, part = task // call.parts, task % call.parts
+        begin = part * call.part
+        columns = smaller(call.part, call.value_dim - begin)
+        load_state(call, memory, pointer_to(call.d_end, memory) + (head * size + begin), columns, d_state)
         for span in range(spans - 1, -1, -1):
             start = span * SPAN
-            used = ceil_to(least(SPAN, length - start), operands.chunk) // operands.chunk
-            load(states[head, span], START, head_dim, begin, one, m.state)
-            for c in range(used):
-                first = start + c * operands.chunk
-                at = Place(head, first, least(operands.chunk, length - first), begin, columns)
-                load_keys(operands, at, s)
-                write(operands, at, s, m.state, missing[c], writes[c])
-                copy(m.state, kept[c])
+            used = ceil_to(smaller(SPAN, call.length - start), call.chunk) // call.chunk
+            load_state(call, memory, pointer_to(call.states, memory) + ((head * spans + span) * size + begin), columns, kept)
+            for turned in range(2 * used):  # the chunks forward, then back
+                c = turned if turned < used else 2 * used - 1 - turned
+                first = start + c * call.chunk
+                at = Place(head, first, smaller(call.chunk, call.length - first), begin, columns, part)
+                state, made, lacked = kept + c * call.state_size, writes + c * call.writes_size, missing + c * call.writes_size
+                if turned != used:
+                    load_keys(call, memory, at)
+                if turned >= used:
+                    _backward_chunk(call, memory, at, state, made, lacked)
+                    continue
+                write(call, memory, at, state, lacked, made)
                 if c < used - 1:
-                    advance(operands, at, s, writes[c], m.state)
-            for c in range(used - 1, -1, -1):
-                first = start + c * operands.chunk
-                at = Place(head, first, least(operands.chunk, length - first), begin, columns)
-                if c < used - 1:
-                    load_keys(operands, at, s)
-                here = Memory(kept[c], m.across, m.d_state, m.d_across, m.d_before, writes[c], m.turned, missing[c], m.d_write)
-                _backward_chunk(operands, at, index, s, q, here, total, d_output, gradients)
-        store(m.d_state, gradients.state[head], START, head_dim, begin, one)
+                    copy(state, state + call.state_size, call.state_size)
+                    advance(call, memory, at.count, made, state + call.state_size)
+        out = pointer_to(call.d_state, memory) + (head * size + begin)
+        store_rows(d_state, call.part_step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
 
 
-@helper
-def _queries_scratch(query: Array, chunk: int, columns: int) -> Queries:
-    head_dim = query.shape[3]
-    return Queries(
-        panels(chunk, head_dim, query),
-        panels(chunk, head_dim, query),
-        panels(chunk, chunk, query),
-        panels(chunk, head_dim, query),
-        panels(chunk, columns, query),
-        panels(chunk, chunk, query),
-        panels(chunk, head_dim, query),
-        panels(chunk, head_dim, query),
-    )
+@compiled
+def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, missing: Any) -> None:
+    """Gradients of one chunk; the cotangent of the state before it in place of that after it."""
+    count, head_dim, head_step, chunk_step, part_step = at.count, call.head_dim, call.head_step, call.chunk_step, call.part_step
+    keys, queries, d_state, d_writes = memory + call.at_keys, memory + call.at_queries, memory + call.at_d_states, memory + call.at_d_writes
+    d_queries, d_start, d_keys = memory + call.at_d_queries, memory + call.at_d_start, memory + call.at_d_keys
+    d_outputs, d_scores, across = memory + call.at_d_outputs, memory + call.at_d_scores, memory + call.at_across
+    turn(state, part_step, head_dim, at.columns, across, head_step)
+    turn(d_state, part_step, head_dim, at.columns, memory + call.at_d_across, head_step)
+    turn(writes, part_step, count, at.columns, memory + call.at_turned, chunk_step)
+    multiply(memory + call.at_keys_end, head_step, d_state, count, head_dim, d_writes, part_step)
+    multiply(writes, part_step, memory + call.at_d_across, count, at.columns, memory + call.at_d_keys_end, head_step)
+    fill(memory + call.at_whole, head_dim, 0.0)
+    if call.rates > 0:
+        scale_rows(d_state, part_step, head_dim, memory + call.at_since + (count - 1) * head_step)
+        for d in range(head_dim):  # the decay over the whole chunk
+            memory[call.at_whole + d] = inner(state + d * part_step, d_state + d * part_step, part_step)
+    fill(memory + call.at_reads, count * head_step, 0.0)
+    fill(memory + call.at_inside, count * head_step, 0.0)
+    fill(memory + call.at_pairs, count * chunk_step, 0.0)
+    fill(d_keys, count * head_step, 0.0)
 
-
-@helper
-def _memory_scratch(query: Array, chunk: int, columns: int) -> Memory:
-    head_dim, wide = query.shape[3], ceil_to(columns, PANEL)
-    return Memory(
-        panels(head_dim, columns, query),
-        panels(wide, head_dim, query),
-        panels(head_dim, columns, query),
-        panels(wide, head_dim, query),
-        panels(head_dim, columns, query),
-        panels(chunk, columns, query),
-        panels(wide, chunk, query),
-        panels(chunk, columns, query),
-        panels(chunk, columns, query),
-    )
-
-
-@helper
-def _summed_scratch(query: Array, chunk: int) -> Summed:
-    head_dim = query.shape[3]
-    return Summed(
-        panels(chunk, head_dim, query),
-        panels(chunk, head_dim, query),
-        panels(chunk, head_dim, query),
-        panels(chunk, head_dim, query),
-        panels(LINES, head_dim, query),
-        panels(chunk, chunk, query),
-        panels(chunk, head_dim, query),
-    )
-
-
-@helper
-def _backward_chunk(
-    operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Memory, total: Summed, d_output: Array, gradients: Gradients
-) -> None:
-    """Gradients of one chunk; in `m.d_state`, the cotangent of the state before it in place of that after it."""
-    apart()
-    one, count, columns, head_dim = operands.key.dtype.type(1), at.positions, at.columns, operands.key.shape[2]
-    decayed = operands.log_decay.shape[2] > 0
-    transpose(m.state, head_dim, columns, m.across)
-    transpose(m.d_state, head_dim, columns, m.d_across)
-    transpose(m.writes, count, columns, m.turned)
-    multiply(s.key_end, m.d_state, m.d_write, count, head_dim, columns, NEW)
-    multiply(m.writes, m.d_across, total.d_end, count, columns, head_dim, NEW)
-    copy(m.d_state, m.d_before)
-    clear_all(total.whole)
-    if decayed:
-        decay_rows(s, count, m.d_before, head_dim)
-        _whole(m, head_dim, total.whole)
-    clear_all(total.reads)
-    clear_all(total.pairs)
-    clear_all(total.inside)
-    clear_all(total.d_key)
-
-    for member in range(operands.query.shape[1]):
-        load_queries(operands, member, at, s, q.query, q.query_start, q.scores, q.moved)
-        load(d_output[at.head, member], at.first, count, at.begin, one, q.d_output)
-        multiply(q.d_output, m.turned, q.d_scores, count, columns, count, NEW)
-        multiply_transposed(q.scores, q.d_output, m.d_write, count, count, columns, MORE)
-        multiply(q.d_output, m.across, q.d_start, count, columns, head_dim, NEW)
-        multiply_transposed(q.query_start, q.d_output, m.d_before, head_dim, count, columns, MORE)
-        _through_decay(s.since, q.query_start, q.d_start, q.d_query, total.reads, count)
-        if by_row(operands):
-            _pairs_by_row(s, q, total, count)
+    for member in range(call.group):
+        row = (at.head * call.group + member) * call.length + at.first
+        load_queries(call, memory, at, member)
+        source = pointer_to(call.d_output, memory) + (row * call.value_dim + at.begin)
+        load_rows(source, call.value_dim, count, at.columns, memory + call.at_ones, d_outputs, part_step)
+        multiply(d_outputs, part_step, memory + call.at_turned, count, at.columns, d_scores, chunk_step)
+        add_multiplied(memory + call.at_scores, 1, chunk_step, d_outputs, count, count, d_writes, part_step)
+        multiply(d_outputs, part_step, across, count, at.columns, d_start, head_step)
+        add_multiplied(memory + call.at_queries_start, 1, head_step, d_outputs, head_dim, count, d_state, part_step)
+        _through_decay(call, memory, memory + call.at_queries_start, count)
+        if call.rates > 1:
+            _pairs_by_row(call, memory, count)
         else:
-            _pairs(s, q.scores, q.d_scores, total.pairs, count, NEXT)
-            multiply(q.d_scores, s.key, q.d_query, count, count, head_dim, MORE)
-            multiply_transposed(q.d_scores, q.query, total.d_key, count, count, head_dim, MORE)
-        store(q.d_query, gradients.query[part, at.head, member], at.first, count, START, operands.scale)
+            _pairs(call, memory, memory + call.at_scores, count, 0)
+            add_multiplied(d_scores, chunk_step, 1, keys, count, count, d_queries, head_step)
+            add_multiplied(d_scores, 1, chunk_step, queries, count, count, d_keys, head_step)
+        out = pointer_to(call.d_query, memory) + (at.part * call.count * call.group * call.length + row) * head_dim
+        store_rows(d_queries, head_step, count, head_dim, memory + call.at_scales, out, head_dim)
 
-    if operands.beta.shape[1]:
-        _erased(operands, at, part, s, q, m, total, gradients)
-    store(m.d_write, gradients.value[at.head], at.first, count, at.begin, one)
-    for p in range(total.d_key.shape[0]):
-        for i in range(count):
-            for lane in range(PANEL):
-                total.ends[p, i, lane] = s.key_end[p, i, lane] * total.d_end[p, i, lane]
-                total.d_key[p, i, lane] += s.until[p, i, lane] * total.d_end[p, i, lane]
-    store(total.d_key, gradients.key[part, at.head], at.first, count, START, one)
-    if decayed:
-        _store_decays(total, count, by_row(operands), gradients.log_decay[part, at.head, at.first : at.first + count])
-    copy(m.d_before, m.d_state)
-
-
-@reordered_helper
-def _whole(m: Memory, head_dim: int, whole: Array) -> None:
-    """Inner products of the rows of the state with those of its decayed cotangent: the decay over the whole chunk."""
-    for d in range(head_dim):
-        total = whole.dtype.type(0)
-        for p in range(m.state.shape[0]):
-            row, other = m.state[p, d], m.d_before[p, d]
-            for lane in range(PANEL):
-                total += row[lane] * other[lane]
-        whole[d // PANEL, 0, d % PANEL] = total
+    if call.beta:
+        _erased(call, memory, at, missing)
+    row = at.head * call.length + at.first
+    store_rows(d_writes, part_step, count, at.columns, memory + call.at_ones, pointer_to(call.d_value, memory) + (row * call.value_dim + at.begin), call.value_dim)
+    until, d_keys_end = memory + call.at_until, memory + call.at_d_keys_end
+    for i in range(0, count * head_step, lanes_of(memory)):
+        store(d_keys, i, multiply_add(load(until, i), load(d_keys_end, i), load(d_keys, i)))
+    row += at.part * call.count * call.length
+    store_rows(d_keys, head_step, count, head_dim, memory + call.at_ones, pointer_to(call.d_key, memory) + row * head_dim, head_dim)
+    if call.rates > 0:
+        _store_decays(call, memory, count, pointer_to(call.d_log_decay, memory) + row * call.rates)
 
 
-@helper
-def _through_decay(since: Array, start: Array, d_start: Array, d_rows: Array, reads: Array, count: int) -> None:
+@compiled
+def _through_decay(call: Any, memory: Any, start: Any, count: int) -> None:
     """From what the state meets to the rows themselves, and the terms of the decay."""
-    apart()
-    for p in range(start.shape[0]):
-        for i in range(count):
-            for lane in range(PANEL):
-                d_rows[p, i, lane] = since[p, i, lane] * d_start[p, i, lane]
-                reads[p, i, lane] += start[p, i, lane] * d_start[p, i, lane]
-        clear(d_rows, p, count)
+    since, d_start = memory + call.at_since, memory + call.at_d_start
+    d_rows, reads = memory + call.at_d_queries, memory + call.at_reads
+    for i in range(0, count * call.head_step, lanes_of(memory)):
+        store(d_rows, i, load(since, i) * load(d_start, i))
+        store(reads, i, multiply_add(load(start, i), load(d_start, i), load(reads, i)))
 
 
-@helper
-def _pairs(s: Keys, scores: Array, d_scores: Array, pairs: Array, count: int, diagonal: int) -> None:
-    """Cotangents of decayed products become those of the products; their terms of the decays are added to `pairs`."""
-    apart()
+@compiled
+def _pairs(call: Any, memory: Any, scores: Any, count: int, before: int) -> None:
+    """Cotangents of decayed products, up to `before` the diagonal, become those of the products; their terms are added to `pairs`."""
+    d_scores, decays, pairs = memory + call.at_d_scores, memory + call.at_decays, memory + call.at_pairs
     for i in range(count):
-        line, d_line, decays, terms = scores[0, i], d_scores[0, i], s.decays[0, i], pairs[0, i]
-        for j in range(CHUNK):
-            d = d_line[j] if j < i + diagonal else 0
-            terms[j] += line[j] * d
-            d_line[j] = d * decays[j]
-    clear(d_scores, START, count)
+        for j in range(0, call.chunk_step, lanes_of(memory)):
+            line = i * call.chunk_step + j
+            d = load(d_scores, line)
+            d = select(between(d, 0, i - before - j), d, filled(memory, 0.0))
+            store(pairs, line, multiply_add(load(scores, line), d, load(pairs, line)))
+            store(d_scores, line, d * load(decays, line))
 
 
-@helper
-def _pairs_by_row(s: Keys, q: Queries, total: Summed, count: int) -> None:
+@compiled
+def _pairs_by_row(call: Any, memory: Any, count: int) -> None:
     """The same where each row has its own decay, with the keys on their way forward, and then their cotangents on theirs back."""
-    apart()
+    step, d_scores, lanes = call.head_step, memory + call.at_d_scores, lanes_of(memory)
+    queries, d_queries, d_keys = memory + call.at_queries, memory + call.at_d_queries, memory + call.at_d_keys
+    moved, inside, gains = memory + call.at_moved, memory + call.at_inside, memory + call.at_gains
     for i in range(count):
-        decay_keys(s, i, q.moved)
-        for p in range(q.query.shape[0]):
-            row, d_row, sums = q.query[p, i], q.d_query[p, i], q.d_start[p, 0]
-            for lane in range(PANEL):
-                sums[lane] = 0
+        decay_keys(call, memory, i)
+        line = d_scores + i * call.chunk_step
+        for d in range(0, step, lanes):
+            query, d_query, sums = load(queries, i * step + d), load(d_queries, i * step + d), filled(memory, 0.0)
             for j in range(i):
-                line, after, d = q.moved[p, j], total.inside[p, j + 1], q.d_scores[0, i, j]
-                for lane in range(PANEL):
-                    term = d * line[lane]
-                    d_row[lane] += term
-                    sums[lane] += row[lane] * term
-                    after[lane] += sums[lane]
-            line, d = q.moved[p, i], q.d_scores[0, i, i]
-            for lane in range(PANEL):
-                d_row[lane] += d * line[lane]
-    clear_all(q.moved)
+                term = filled(memory, line[j]) * load(moved, j * step + d)
+                d_query = d_query + term
+                sums = multiply_add(query, term, sums)
+                after = (j + 1) * step + d
+                store(inside, after, load(inside, after) + sums)
+            store(d_queries, i * step + d, multiply_add(filled(memory, line[i]), load(moved, i * step + d), d_query))
+    fill(moved, count * step, 0.0)
     for i in range(count - 1, -1, -1):
-        for p in range(q.query.shape[0]):
-            row, gain = q.query[p, i], s.gains[p, i]
+        line = d_scores + i * call.chunk_step
+        for d in range(0, step, lanes):
+            query, gain = load(queries, i * step + d), load(gains, i * step + d)
             for j in range(i):
-                line, d = q.moved[p, j], q.d_scores[0, i, j]
-                for lane in range(PANEL):
-                    line[lane] = (line[lane] + d * row[lane]) * gain[lane]
-            line, d, out = q.moved[p, i], q.d_scores[0, i, i], total.d_key[p, i]
-            for lane in range(PANEL):
-                out[lane] += line[lane] + d * row[lane]
+                way = multiply_add(filled(memory, line[j]), query, load(moved, j * step + d))
+                store(moved, j * step + d, way * gain)
+            own = multiply_add(filled(memory, line[i]), query, load(moved, i * step + d))
+            store(d_keys, i * step + d, load(d_keys, i * step + d) + own)
 
 
-@helper
-def _erased(operands: Operands, at: Place, part: int, s: Keys, q: Queries, m: Memory, total: Summed, gradients: Gradients) -> None:
+@compiled
+def _erased(call: Any, memory: Any, at: Place, missing: Any) -> None:
     """Back through the triangular system of the delta rule: from the cotangent of what is written to that of the values."""
-    apart()
-    count, columns, head_dim = at.positions, at.columns, operands.key.shape[2]
-    beta = operands.beta[at.head, at.first : at.first + count]
-    d_beta = gradients.beta[part, at.head, at.first : at.first + count]
-    erase_back(s, count, m.d_write)
+    count, head_step, chunk_step, part_step, lanes = at.count, call.head_step, call.chunk_step, call.part_step, lanes_of(memory)
+    keys, d_keys, d_rows, d_start = memory + call.at_keys, memory + call.at_d_keys, memory + call.at_d_queries, memory + call.at_d_start
+    d_writes, d_scores, products = memory + call.at_d_writes, memory + call.at_d_scores, memory + call.at_inner
+    row = at.head * call.length + at.first
+    beta = pointer_to(call.beta, memory) + row
+    d_beta = pointer_to(call.d_beta, memory) + (at.part * call.count * call.length + row)
+    erase_back(call, memory, count, d_writes)
     # of (1 + beta inner) X = beta Z: here is the cotangent of beta Z
-    multiply(m.d_write, m.turned, q.d_scores, count, columns, count, NEW)
+    multiply(d_writes, part_step, memory + call.at_turned, count, at.columns, d_scores, chunk_step)
     for i in range(count):
-        d_line, inner = q.d_scores[0, i], s.inner[0, i]
-        d_beta[i] = _inner(m.d_write, m.missing, i)
-        for j in range(i):
-            d_beta[i] -= d_line[j] * inner[j]
-            d_line[j] *= -beta[i]
-    _pairs(s, s.inner, q.d_scores, total.pairs, count, START)
-    multiply(q.d_scores, s.key, total.d_key, count, count, head_dim, MORE)
-    multiply_transposed(q.d_scores, s.key, total.d_key, count, count, head_dim, MORE)
-    for p in range(m.d_write.shape[0]):
-        for i in range(count):
-            line = m.d_write[p, i]
-            for lane in range(PANEL):
-                line[lane] *= beta[i]
-    multiply(m.d_write, m.across, q.d_start, count, columns, head_dim, NEW)
-    multiply_transposed(s.key_start, m.d_write, m.d_before, head_dim, count, columns, MORE)
-    _through_decay(s.since, s.key_start, q.d_start, q.d_query, total.reads, count)
-    for p in range(q.d_query.shape[0]):
-        for i in range(count):
-            for lane in range(PANEL):
-                total.d_key[p, i, lane] -= q.d_query[p, i, lane]
+        taken, by = filled(memory, 0.0), filled(memory, -beta[i])
+        for j in range(i * chunk_step, (i + 1) * chunk_step, lanes):
+            d = load(d_scores, j)
+            taken = multiply_add(select(between(d, 0, i * (chunk_step + 1) - 1 - j), d, filled(memory, 0.0)), load(products, j), taken)
+            store(d_scores, j, d * by)
+        d_beta[i] = inner(d_writes + i * part_step, missing + i * part_step, part_step) - total_of(taken)
+    _pairs(call, memory, products, count, 1)
+    add_multiplied(d_scores, chunk_step, 1, keys, count, count, d_keys, head_step)
+    add_multiplied(d_scores, 1, chunk_step, keys, count, count, d_keys, head_step)
+    scale_rows(d_writes, part_step, count, beta)
+    multiply(d_writes, part_step, memory + call.at_across, count, at.columns, d_start, head_step)
+    add_multiplied(memory + call.at_keys_start, 1, head_step, d_writes, call.head_dim, count, memory + call.at_d_states, part_step)
+    _through_decay(call, memory, memory + call.at_keys_start, count)
+    for i in range(0, count * head_step, lanes):
+        store(d_keys, i, load(d_keys, i) - load(d_rows, i))
 
 
-@reordered_helper
-def _inner(x: Array, y: Array, i: int) -> Any:
-    """The inner product of two rows."""
-    total = x.dtype.type(0)
-    for p in range(x.shape[0]):
-        row, other = x[p, i], y[p, i]
-        for lane in range(PANEL):
-            total += row[lane] * other[lane]
-    return total
-
-
-@helper
-def _store_decays(total: Summed, count: int, rows: bool, d_log_decay: Array) -> None:
+@compiled
+def _store_decays(call: Any, memory: Any, count: int, d_log_decay: Any) -> None:
     """The factor of a position is in every decay from before it to it or later: no two terms cancel."""
-    apart()
-    for p in range(total.reads.shape[0]):
-        whole = total.whole[p, 0]
-        for i in range(count - 2, -1, -1):
-            for lane in range(PANEL):
-                total.reads[p, i, lane] += total.reads[p, i + 1, lane]
-        for i in range(count):
-            for lane in range(PANEL):
-                total.inside[p, i, lane] += total.reads[p, i, lane] + whole[lane]
-                whole[lane] += total.ends[p, i, lane]
-    if rows:
-        store(total.inside, d_log_decay, START, count, START, total.reads.dtype.type(1))
+    step, lanes, reads, inside = call.head_step, lanes_of(memory), memory + call.at_reads, memory + call.at_inside
+    keys_end, d_keys_end = memory + call.at_keys_end, memory + call.at_d_keys_end
+    for d in range(0, step, lanes):
+        later = filled(memory, 0.0)
+        for i in range(d + (count - 1) * step, -1, -step):
+            later = later + load(reads, i)
+            store(inside, i, load(inside, i) + later)
+        whole = load(memory, call.at_whole + d)
+        for i in range(d, d + count * step, step):
+            store(inside, i, load(inside, i) + whole)
+            whole = multiply_add(load(keys_end, i), load(d_keys_end, i), whole)
+    if call.rates > 1:
+        store_rows(inside, step, count, call.head_dim, memory + call.at_ones, d_log_decay, call.head_dim)
         return
-    pairs = total.pairs[0]
+    pairs = memory + call.at_pairs
     for t in range(count - 1, -1, -1):
-        if t < count - 1:
-            for j in range(t + 1):
-                pairs[t, j] += pairs[t + 1, j]
-        d_log_decay[t, 0] = _sum_of(total.inside, t) + _sum_before(pairs[t], t)
-
-
-@reordered_helper
-def _sum_of(x: Array, i: int) -> Any:
-    """The sum of a row."""
-    total = x.dtype.type(0)
-    for p in range(x.shape[0]):
-        row = x[p, i]
-        for lane in range(PANEL):
-            total += row[lane]
-    return total
-
-
-@reordered_helper
-def _sum_before(row: Array, count: int) -> Any:
-    """The sum of the first numbers."""
-    total = row.dtype.type(0)
-    for j in range(count):
-        total += row[j]
-    return total
+        total = filled(memory, 0.0)
+        for j in range(0, call.chunk_step, lanes):
+            line = t * call.chunk_step + j
+            if t < count - 1:
+                store(pairs, line, load(pairs, line) + load(pairs, line + call.chunk_step))
+            terms = load(pairs, line)
+            total = total + select(between(terms, 0, t - 1 - j), terms, filled(memory, 0.0))
+        for d in range(t * step, (t + 1) * step, lanes):
+            total = total + load(inside, d)
+        d_log_decay[t] = total_of(total)

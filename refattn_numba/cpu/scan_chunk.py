@@ -5,335 +5,183 @@ from what the state holds for the key):
 
     Z = V - (E_i0 K) S      X_i = beta_i (Z_i - sum_{j < i} E_ij (k_i . k_j) X_j)      O = (E_i0 Q) S + (E Q K^T) X
 
-Decays are products of factors, never differences of running sums: a factor of 0 forgets, and nothing cancels.
+Decays are products of factors, never differences of running sums: a factor of 0 forgets, and nothing cancels. The matrices
+are those of `scan_call`, in one thread's `memory`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from refattn._core import Array
-from refattn_numba.cpu.jit import helper, reordered_helper
-from refattn_numba.cpu.plain.exponential import exp
-from refattn_numba.cpu.scan_panels import (
-    LINES,
-    MORE,
-    NEW,
-    NEXT,
-    PANEL,
-    START,
-    add_product,
-    apart,
-    ceil_to,
-    clear,
-    flat,
-    load,
-    multiply,
-    multiply_transposed,
-    panels,
-    transpose,
-)
+from refattn_numba.cpu.exponential import exp
+from refattn_numba.cpu.jit import compiled
+from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.scan_call import Place
+from refattn_numba.cpu.scan_matrices import add_multiplied, copy, inner, multiply, scale_rows, turn
+from refattn_numba.cpu.simd import between, filled, lanes_of, largest_of, load, multiply_add, pointer_to, select, store
+from refattn_numba.cpu.sizes import ceil_to, smaller
+from refattn_numba.cpu.tiles import fill, load_rows
 
-CHUNK: Any = np.int64(32)  # positions at most: the state's products cost as much for any number, those inside a chunk grow with it
 LARGEST = 80.0  # the polynomial exponential holds up to here
 
 
-class Operands(NamedTuple):
-    """Arrays whose first axis is batch and key heads.
-
-    Attributes
-    ----------
-    query : array, shape (n, group, length, head_dim)
-        What is asked.
-    key : array, shape (n, length, head_dim)
-        Where each position writes.
-    value : array, shape (n, length, value_dim)
-        What each position writes.
-    log_decay : array, shape (n, length, 0 or 1 or head_dim)
-        None, one for all rows of the state, or one for each.
-    beta : array, shape (n, length or 0)
-        Empty where nothing is erased.
-    state : array, shape (n, head_dim, value_dim)
-        The state before the first position.
-    scale : float
-        Factor of the queries.
-    chunk : int
-        Positions of a chunk.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    log_decay: Array
-    beta: Array
-    state: Array
-    scale: Any
-    chunk: int
-
-
-class Place(NamedTuple):
-    """Positions ``first`` to before ``first + positions`` of one head, and values from column `begin`."""
-
-    head: int
-    first: int
-    positions: int
-    begin: int
-    columns: int
-
-
-class Keys(NamedTuple):
-    """Of one chunk, what no query enters.
-
-    Attributes
-    ----------
-    key, transposed : array
-        Keys in rows, and in columns.
-    key_end : array
-        Keys decayed from their position to the last.
-    key_start : array
-        Minus the keys, as the state before the chunk meets them.
-    gains, since, until : array
-        Factors of decay at each position; from before the chunk to it; from it to the last.
-    decays : array
-        Between positions, where one factor holds for all rows: E below the diagonal, 1 on it, 0 above.
-    inner : array
-        Decayed products of the keys below the diagonal.
-    erase : array
-        The same, times minus beta: what of earlier writes a position takes away.
-    """
-
-    key: Array
-    transposed: Array
-    key_end: Array
-    key_start: Array
-    gains: Array
-    since: Array
-    until: Array
-    decays: Array
-    inner: Array
-    erase: Array
-
-
-@helper
-def keys_scratch(operands: Operands) -> Keys:
-    """One thread's memory."""
-    key, head_dim = operands.key, operands.key.shape[2]
-    return Keys(
-        panels(operands.chunk, head_dim, key),
-        panels(head_dim, operands.chunk, key),
-        panels(operands.chunk, head_dim, key),
-        panels(operands.chunk, head_dim, key),
-        panels(operands.chunk, head_dim, key),
-        panels(operands.chunk, head_dim, key),
-        panels(operands.chunk, head_dim, key),
-        panels(operands.chunk, operands.chunk, key),
-        panels(operands.chunk, operands.chunk, key),
-        panels(operands.chunk, operands.chunk, key),
-    )
-
-
-@helper
-def by_row(operands: Operands) -> bool:
-    """Whether each row of the state has a decay of its own."""
-    return operands.log_decay.shape[2] > 1
-
-
-@helper
-def load_keys(operands: Operands, at: Place, s: Keys) -> None:
-    """Fill `Keys`."""
-    apart()
-    one = operands.key.dtype.type(1)
-    head_dim, count = operands.key.shape[2], at.positions
-    load(operands.key[at.head], at.first, count, START, one, s.key)
-    _load_gains(operands, at, s)
-    for p in range(s.key.shape[0]):
-        for i in range(count):
-            row, before, since, start, gain = s.key[p, i], s.since[p, i - (i > 0)], s.since[p, i], s.key_start[p, i], s.gains[p, i]
-            for lane in range(PANEL):
-                factor = before[lane] * gain[lane] if i else gain[lane]
-                since[lane] = factor
-                start[lane] = -row[lane] * factor
-        for i in range(count - 1, -1, -1):
-            last = i == count - 1
-            row, after, until, end, gain = (
-                s.key[p, i],
-                s.until[p, i + (not last)],
-                s.until[p, i],
-                s.key_end[p, i],
-                s.gains[p, i + (not last)],
-            )
-            for lane in range(PANEL):
-                factor = one if last else after[lane] * gain[lane]
-                until[lane] = factor
-                end[lane] = row[lane] * factor
-        clear(s.key_end, p, count)
-        clear(s.key_start, p, count)
-    if by_row(operands):
+@compiled
+def load_keys(call: Any, memory: Any, at: Place) -> None:
+    """What no query enters: keys, decays, and products of the keys."""
+    step, count, lanes = call.head_step, at.count, lanes_of(memory)
+    keys, gains = memory + call.at_keys, memory + call.at_gains
+    source = pointer_to(call.key, memory) + (at.head * call.length + at.first) * call.head_dim
+    load_rows(source, call.head_dim, count, call.head_dim, memory + call.at_ones, keys, step)
+    _load_gains(call, memory, at)
+    since, until = memory + call.at_since, memory + call.at_until
+    start, end = memory + call.at_keys_start, memory + call.at_keys_end
+    for d in range(0, step, lanes):
+        factor = filled(memory, 1.0)
+        for i in range(d, d + count * step, step):
+            factor = factor * load(gains, i)
+            store(since, i, factor)
+            store(start, i, filled(memory, 0.0) - load(keys, i) * factor)
+        factor = filled(memory, 1.0)
+        for i in range(d + (count - 1) * step, -1, -step):
+            store(until, i, factor)
+            store(end, i, load(keys, i) * factor)
+            factor = factor * load(gains, i)
+    if call.rates > 1:
         return
-    transpose(s.key, count, head_dim, s.transposed)
+    turn(keys, step, count, call.head_dim, memory + call.at_transposed, call.chunk_step)
+    decays = memory + call.at_decays
     for i in range(count):
-        line, above, gain = s.decays[0, i], s.decays[0, i - (i > 0)], s.gains[0, i, 0]
-        for j in range(CHUNK):
-            line[j] = above[j] * gain if j < i else one if j == i else 0
-    clear(s.decays, START, count)
-    if not operands.beta.shape[1]:
-        return
-    multiply(s.key, s.transposed, s.inner, count, head_dim, count, NEW)
-    for i in range(count):
-        rate = operands.beta[at.head, at.first + i]
-        line, decays, erase = s.inner[0, i], s.decays[0, i], s.erase[0, i]
-        for j in range(CHUNK):
-            line[j] = line[j] * decays[j] if j < i else 0
-            erase[j] = -rate * line[j]
-    clear(s.inner, START, count)
-    clear(s.erase, START, count)
-
-
-@helper
-def _load_gains(operands: Operands, at: Place, s: Keys) -> None:
-    """Exponentials of the log decays; ones where there are none."""
-    apart()
-    log_decay = operands.log_decay[at.head]
-    if not by_row(operands):
-        for i in range(at.positions):
-            gain = np.exp(log_decay[at.first + i, 0]) if log_decay.shape[1] else s.key.dtype.type(1)
-            for p in range(s.key.shape[0]):
-                for lane in range(PANEL):
-                    s.gains[p, i, lane] = gain
-        return
-    load(log_decay, at.first, at.positions, START, s.key.dtype.type(1), s.gains)
-    for p in range(s.key.shape[0]):
-        for i in range(at.positions):
-            row, large = s.gains[p, i], False
-            for lane in range(PANEL):
-                large |= row[lane] > LARGEST
-            if large:
-                for lane in range(PANEL):
-                    row[lane] = np.exp(row[lane])
+        line, gain = i * call.chunk_step, filled(memory, gains[i * step])
+        for j in range(0, call.chunk_step, lanes):
+            if i > 0:
+                factor = load(decays, line - call.chunk_step + j) * gain
+                store(decays, line + j, select(between(factor, 0, i - 1 - j), factor, filled(memory, 0.0)))
             else:
-                for lane in range(PANEL):
-                    row[lane] = exp(row[lane])
+                store(decays, line + j, filled(memory, 0.0))
+        decays[line + i] = 1
+    if call.beta:
+        _multiply_keys(call, memory, at)
 
 
-@helper
-def load_queries(
-    operands: Operands, member: int, at: Place, s: Keys, query: Array, query_start: Array, scores: Array, moved: Array
-) -> None:
+@compiled
+def _load_gains(call: Any, memory: Any, at: Place) -> None:
+    """Exponentials of the log decays; ones where there are none."""
+    gains, step, lanes = memory + call.at_gains, call.head_step, lanes_of(memory)
+    log_decay = pointer_to(call.log_decay, memory) + (at.head * call.length + at.first) * call.rates
+    if call.rates == 0:
+        fill(gains, at.count * step, 1.0)
+        return
+    if call.rates > 1:
+        load_rows(log_decay, call.rates, at.count, call.rates, memory + call.at_ones, gains, step)
+    else:
+        for i in range(at.count):
+            fill(gains + i * step, step, log_decay[i])
+    for i in range(0, at.count * step, lanes):
+        if largest_of(load(gains, i)) > LARGEST:
+            for lane in range(i, i + lanes):
+                gains[lane] = np.exp(gains[lane])
+        else:
+            store(gains, i, exp(load(gains, i)))
+
+
+@compiled
+def _multiply_keys(call: Any, memory: Any, at: Place) -> None:
+    """Products of the keys, each with those before it."""
+    step, lanes = call.chunk_step, lanes_of(memory)
+    products, decays, erase = memory + call.at_inner, memory + call.at_decays, memory + call.at_erase
+    beta, zero = pointer_to(call.beta, memory) + (at.head * call.length + at.first), filled(memory, 0.0)
+    multiply(memory + call.at_keys, call.head_step, memory + call.at_transposed, at.count, call.head_dim, products, step)
+    for i in range(at.count):
+        rate = filled(memory, beta[i])
+        for j in range(0, step, lanes):
+            decayed = load(products, i * step + j) * load(decays, i * step + j)
+            decayed = select(between(decayed, 0, i - 1 - j), decayed, zero)
+            store(products, i * step + j, decayed)
+            store(erase, i * step + j, zero - rate * decayed)
+
+
+@compiled
+def load_queries(call: Any, memory: Any, at: Place, member: int) -> None:
     """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
-    apart()
-    count, head_dim = at.positions, operands.key.shape[2]
-    load(operands.query[at.head, member], at.first, count, START, operands.scale, query)
-    for p in range(query.shape[0]):
+    step, count, lanes = call.head_step, at.count, lanes_of(memory)
+    queries, start, since = memory + call.at_queries, memory + call.at_queries_start, memory + call.at_since
+    scores, decays, zero = memory + call.at_scores, memory + call.at_decays, filled(memory, 0.0)
+    row = (at.head * call.group + member) * call.length + at.first
+    source = pointer_to(call.query, memory) + row * call.head_dim
+    load_rows(source, call.head_dim, count, call.head_dim, memory + call.at_scales, queries, step)
+    for i in range(0, count * step, lanes):
+        store(start, i, load(queries, i) * load(since, i))
+    if call.rates > 1:
+        fill(scores, count * call.chunk_step, 0.0)
         for i in range(count):
-            for lane in range(PANEL):
-                query_start[p, i, lane] = query[p, i, lane] * s.since[p, i, lane]
-        clear(query_start, p, count)
-    if by_row(operands):
-        for i in range(count):
-            decay_keys(s, i, moved)
-            _products(moved, query, i, scores[0])
-        clear(scores, START, count)
+            decay_keys(call, memory, i)
+            for j in range(i + 1):
+                scores[i * call.chunk_step + j] = inner(queries + i * step, memory + call.at_moved + j * step, step)
         return
-    multiply(query, s.transposed, scores, count, head_dim, count, NEW)
+    multiply(queries, step, memory + call.at_transposed, count, call.head_dim, scores, call.chunk_step)
     for i in range(count):
-        line, decays = scores[0, i], s.decays[0, i]
-        for j in range(CHUNK):
-            line[j] = line[j] * decays[j] if j <= i else 0
+        for j in range(0, call.chunk_step, lanes):
+            line = i * call.chunk_step + j
+            decayed = load(scores, line) * load(decays, line)
+            store(scores, line, select(between(decayed, 0, i - j), decayed, zero))
 
 
-@helper
-def decay_keys(s: Keys, i: int, moved: Array) -> None:
+@compiled
+def decay_keys(call: Any, memory: Any, i: int) -> None:
     """From the keys decayed to position i - 1, those decayed to i."""
-    apart()
-    for p in range(moved.shape[0]):
-        gain = s.gains[p, i]
-        for j in range(i):
-            line = moved[p, j]
-            for lane in range(PANEL):
-                line[lane] *= gain[lane]
-        for lane in range(PANEL):
-            moved[p, i, lane] = s.key[p, i, lane]
+    step, moved, gains = call.head_step, memory + call.at_moved, memory + call.at_gains + i * call.head_step
+    for d in range(0, step, lanes_of(memory)):
+        gain = load(gains, d)
+        for j in range(d, d + i * step, step):
+            store(moved, j, load(moved, j) * gain)
+    copy(memory + call.at_keys + i * step, moved + i * step, step)
 
 
-@reordered_helper
-def _products(moved: Array, query: Array, i: int, scores: Array) -> None:
-    """Inner products of query i with the first keys."""
-    for lane in range(PANEL):
-        scores[i, lane] = 0
-    for p in range(moved.shape[0]):
-        row = query[p, i]
-        for j in range(i + 1):
-            line, total = moved[p, j], moved.dtype.type(0)
-            for lane in range(PANEL):
-                total += row[lane] * line[lane]
-            scores[i, j] += total
-
-
-@helper
-def write(operands: Operands, at: Place, s: Keys, state: Array, missing: Array, writes: Array) -> None:
+@compiled
+def write(call: Any, memory: Any, at: Place, state: Any, missing: Any, writes: Any) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
-    apart()
-    one, count = operands.key.dtype.type(1), at.positions
-    load(operands.value[at.head], at.first, count, at.begin, one, writes)
-    if not operands.beta.shape[1]:
+    step, count, erase = call.part_step, at.count, memory + call.at_erase
+    source = pointer_to(call.value, memory) + (at.head * call.length + at.first) * call.value_dim + at.begin
+    load_rows(source, call.value_dim, count, at.columns, memory + call.at_ones, writes, step)
+    if not call.beta:
         return
-    multiply(s.key_start, state, writes, count, operands.key.shape[2], at.columns, MORE)
-    for p in range(writes.shape[0]):
-        for i in range(count):
-            line, rate = writes[p, i], operands.beta[at.head, at.first + i]
-            for lane in range(PANEL):
-                missing[p, i, lane] = line[lane]
-                line[lane] *= rate
-        clear(missing, p, count)
-        numbers, erase = flat(writes[p]), flat(s.erase)
-        for i in range(0, count, LINES):
-            block = numbers[i * PANEL : (i + LINES) * PANEL]
-            add_product(erase[i * PANEL :], PANEL, NEXT, numbers, block, LINES, i, PANEL, MORE)
-            for j in range(i + 1, i + LINES):
+    add_multiplied(memory + call.at_keys_start, call.head_step, 1, state, count, call.head_dim, writes, step)
+    copy(writes, missing, count * step)
+    scale_rows(writes, step, count, pointer_to(call.beta, memory) + (at.head * call.length + at.first))
+    for i in range(0, count, SPARE):
+        end = smaller(i + SPARE, count)
+        if i > 0:
+            add_multiplied(erase + i * call.chunk_step, call.chunk_step, 1, writes, end - i, i, writes + i * step, step)
+        for d in range(0, step, lanes_of(memory)):
+            for j in range(i + 1, end):
+                line = load(writes, j * step + d)
                 for k in range(i, j):
-                    _add_row(erase[j * PANEL + k], writes[p, k], writes[p, j])
-        clear(writes, p, count)
+                    line = multiply_add(filled(memory, erase[j * call.chunk_step + k]), load(writes, k * step + d), line)
+                store(writes, j * step + d, line)
 
 
-@helper
-def erase_back(s: Keys, count: int, d_writes: Array) -> None:
+@compiled
+def erase_back(call: Any, memory: Any, count: int, d_writes: Any) -> None:
     """Solve the transposed system, in place."""
-    erase = flat(s.erase)
-    for p in range(d_writes.shape[0]):
-        clear(d_writes, p, count)
-        numbers, end = flat(d_writes[p]), ceil_to(count, LINES)
-        for i in range(end - LINES, -1, -LINES):
-            block, later = numbers[i * PANEL : (i + LINES) * PANEL], i + LINES
-            add_product(erase[later * PANEL + i :], NEXT, PANEL, numbers[later * PANEL :], block, LINES, end - later, PANEL, MORE)
-            for j in range(later - 2, i - 1, -1):
-                for k in range(j + 1, later):
-                    _add_row(erase[k * PANEL + j], d_writes[p, k], d_writes[p, j])
-        clear(d_writes, p, count)
+    step, erase = call.part_step, memory + call.at_erase
+    for i in range(ceil_to(count, SPARE) - SPARE, -1, -SPARE):
+        end = smaller(i + SPARE, count)
+        if end < count:
+            later, factors = d_writes + end * step, erase + (end * call.chunk_step + i)
+            add_multiplied(factors, 1, call.chunk_step, later, end - i, count - end, d_writes + i * step, step)
+        for d in range(0, step, lanes_of(memory)):
+            for j in range(end - 2, i - 1, -1):
+                line = load(d_writes, j * step + d)
+                for k in range(j + 1, end):
+                    line = multiply_add(filled(memory, erase[k * call.chunk_step + j]), load(d_writes, k * step + d), line)
+                store(d_writes, j * step + d, line)
 
 
-@helper
-def _add_row(factor: Any, x: Array, y: Array) -> None:
-    """``y += factor * x``."""
-    for lane in range(PANEL):
-        y[lane] += factor * x[lane]
-
-
-@helper
-def advance(operands: Operands, at: Place, s: Keys, writes: Array, state: Array) -> None:
+@compiled
+def advance(call: Any, memory: Any, count: int, writes: Any, state: Any) -> None:
     """The state after the chunk in place of that before it."""
-    apart()
-    if operands.log_decay.shape[2]:
-        decay_rows(s, at.positions, state, operands.key.shape[2])
-    multiply_transposed(s.key_end, writes, state, operands.key.shape[2], at.positions, at.columns, MORE)
-
-
-@helper
-def decay_rows(s: Keys, count: int, state: Array, head_dim: int) -> None:
-    """A state, or its cotangent, decayed over the whole chunk."""
-    for p in range(state.shape[0]):
-        for d in range(head_dim):
-            gain, row = s.since[d // PANEL, count - 1, d % PANEL], state[p, d]
-            for lane in range(PANEL):
-                row[lane] *= gain
+    if call.rates > 0:
+        scale_rows(state, call.part_step, call.head_dim, memory + call.at_since + (count - 1) * call.head_step)
+    add_multiplied(memory + call.at_keys_end, 1, call.head_step, writes, call.head_dim, count, state, call.part_step)

@@ -4,49 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from refattn._core import Array
-from refattn_numba.cpu.jit import kernel
-from refattn_numba.cpu.scan_chunk import Operands, Place, advance, keys_scratch, load_keys, load_queries, write
-from refattn_numba.cpu.scan_panels import MORE, NEW, START, ceil_to, least, load, multiply, panels, store
-
-SPAN: Any = np.int64(128)  # positions from one state that is kept for the backward pass to the next
+from refattn._core import Array, Integers
+from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.scan_call import SPAN, Place
+from refattn_numba.cpu.scan_chunk import advance, load_keys, load_queries, write
+from refattn_numba.cpu.scan_matrices import add_multiplied, multiply, store_rows
+from refattn_numba.cpu.simd import next_of, pointer_to
+from refattn_numba.cpu.sizes import smaller
+from refattn_numba.cpu.tiles import fill, load_rows
 
 
 @kernel
-def forward(operands: Operands, part: int, output: Array, states: Array, end: Array, share: int, shares: int) -> None:
-    """Fill `output`, the states before each span, and the last one; a task is `part` columns of the values of one head."""
-    query, value = operands.query, operands.value
-    head_dim, one = query.shape[3], query.dtype.type(1)
-    parts = ceil_to(value.shape[2], part) // part
-    s = keys_scratch(operands)
-    rows, rows_start, scores, moved = (
-        panels(operands.chunk, head_dim, query),
-        panels(operands.chunk, head_dim, query),
-        panels(operands.chunk, operands.chunk, query),
-        panels(operands.chunk, head_dim, query),
-    )
-    for task in range(share, query.shape[0] * parts, shares):
-        head, begin = task // parts, task % parts * part
-        columns = least(part, value.shape[2] - begin)
-        state, writes, missing, read = (
-            panels(head_dim, columns, query),
-            panels(operands.chunk, columns, query),
-            panels(operands.chunk, columns, query),
-            panels(operands.chunk, columns, query),
-        )
-        load(operands.state[head], START, head_dim, begin, one, state)
-        for first in range(0, value.shape[1], operands.chunk):
-            at = Place(head, first, least(operands.chunk, value.shape[1] - first), begin, columns)
+def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """Fill `output`, the states before each span, and the last one; a task is some columns of the values of one head."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    fill_factors(call, memory)
+    state, writes, missing = memory + call.at_kept, memory + call.at_writes, memory + call.at_missing
+    read, step = memory + call.at_read, call.part_step
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.count * call.parts:
+            return
+        head, begin = task // call.parts, task % call.parts * call.part
+        columns, size = smaller(call.part, call.value_dim - begin), call.head_dim * call.value_dim
+        load_state(call, memory, pointer_to(call.state, memory) + (head * size + begin), columns, state)
+        for first in range(0, call.length, call.chunk):
+            at = Place(head, first, smaller(call.chunk, call.length - first), begin, columns, 0)
             if first % SPAN == 0:
-                store(state, states[head, first // SPAN], START, head_dim, begin, one)
-            load_keys(operands, at, s)
-            write(operands, at, s, state, missing, writes)
-            for member in range(query.shape[1]):
-                load_queries(operands, member, at, s, rows, rows_start, scores, moved)
-                multiply(scores, writes, read, at.positions, at.positions, columns, NEW)
-                multiply(rows_start, state, read, at.positions, head_dim, columns, MORE)
-                store(read, output[head, member], first, at.positions, begin, one)
-            advance(operands, at, s, writes, state)
-        store(state, end[head], START, head_dim, begin, one)
+                kept = pointer_to(call.states, memory) + ((head * ((call.length + SPAN - 1) // SPAN) + first // SPAN) * size + begin)
+                store_rows(state, step, call.head_dim, columns, memory + call.at_ones, kept, call.value_dim)
+            load_keys(call, memory, at)
+            write(call, memory, at, state, missing, writes)
+            for member in range(call.group):
+                load_queries(call, memory, at, member)
+                multiply(memory + call.at_scores, call.chunk_step, writes, at.count, at.count, read, step)
+                add_multiplied(memory + call.at_queries_start, call.head_step, 1, state, at.count, call.head_dim, read, step)
+                row = (head * call.group + member) * call.length + first
+                out = pointer_to(call.output, memory) + (row * call.value_dim + begin)
+                store_rows(read, step, at.count, columns, memory + call.at_ones, out, call.value_dim)
+            advance(call, memory, at.count, writes, state)
+        out = pointer_to(call.end, memory) + (head * size + begin)
+        store_rows(state, step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
+
+
+@compiled
+def fill_factors(call: Any, memory: Any) -> None:
+    """Factors of rows that are loaded: one, and for queries the scale."""
+    fill(memory + call.at_ones, call.chunk, 1.0)
+    fill(memory + call.at_ones, call.head_dim, 1.0)
+    fill(memory + call.at_scales, call.chunk, call.scale)
+
+
+@compiled
+def load_state(call: Any, memory: Any, source: Any, columns: int, state: Any) -> None:
+    """Some columns of a state, or of its cotangent."""
+    load_rows(source, call.value_dim, call.head_dim, columns, memory + call.at_ones, state, call.part_step)

@@ -38,10 +38,29 @@ I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 TILE_BYTES = 256  # one line of a tile: 64 queries in float32
 
 
-class Vector(types.Type):
-    """One register of floating-point numbers."""
+class _BFloat16(ir.Type):
+    """LLVM's type, of which llvmlite knows nothing."""
 
-    def __init__(self, element: types.Float) -> None:
+    null = "0.0"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
+BFLOAT16 = _BFloat16()
+
+
+class Vector(types.Type):
+    """One register of floating-point numbers; those of bfloat16 are in float32."""
+
+    def __init__(self, element: types.Float | types.Integer) -> None:
+        element = types.float32 if element == types.uint16 else element
         self.element = element
         self.lanes = HOST.register_bytes * 8 // element.bitwidth
         super().__init__(f"vector of {self.lanes} {element}")
@@ -122,6 +141,18 @@ def _size(pointer: Any) -> int:
     return pointer.dtype.bitwidth // 8
 
 
+def bfloat16_of(builder: Builder, number: Value) -> Value:
+    """Numbers of float32, rounded."""
+    return builder.fptrunc(number, ir.VectorType(BFLOAT16, number.type.count))
+
+
+def couple_dot(builder: Builder, a: Value, b: Value, sums: Value) -> Value:
+    """To each sum the two products of a couple of bfloat16, of which one stands in the bits of each float32 of a and b."""
+    couples = ir.VectorType(BFLOAT16, 2 * sums.type.count)
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * sums.type.count}"
+    return call_llvm(builder, name, sums.type, sums, builder.bitcast(a, couples), builder.bitcast(b, couples))
+
+
 @instruction
 def pointer_to(typing: Any, address: Any, like: Any) -> Any:
     """A pointer to elements like those of an array or pointer."""
@@ -148,12 +179,30 @@ def integers_at(typing: Any, address: Any) -> Any:
 
 
 @instruction
+def codes_at(typing: Any, address: Any) -> Any:
+    """A pointer to couples of bfloat16, as integers of 32 bits."""
+    made = types.CPointer(types.uint32)
+    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
+def accumulators(typing: Any, address: Any, like: Any) -> Any:
+    """A pointer to numbers in which sums of what an array or pointer has are made: float32 for bfloat16."""
+    made = types.CPointer(types.float32 if like.dtype == types.uint16 else like.dtype)
+    return made(types.int64, like), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
 def load(typing: Any, p: Any, i: Any) -> Any:
     """As many elements as a register holds."""
     made = Vector(p.dtype)
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        return load_from(builder, builder.gep(args[0], [args[1]]), made.ir, _size(p))
+        address = builder.gep(args[0], [args[1]])
+        if p.dtype != types.uint16:
+            return load_from(builder, address, made.ir, _size(p))
+        halves = load_from(builder, address, ir.VectorType(ir.IntType(16), made.lanes), 2)
+        return builder.bitcast(builder.shl(builder.zext(halves, made.bits), constant(made.bits, 16)), made.ir)
 
     return made(p, types.intp), build
 
@@ -163,10 +212,38 @@ def store(typing: Any, p: Any, i: Any, vector: Any) -> Any:
     """Write all lanes."""
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        store_to(builder, args[2], builder.gep(args[0], [args[1]]), _size(p))
+        numbers = bfloat16_of(builder, args[2]) if p.dtype == types.uint16 else args[2]
+        store_to(builder, numbers, builder.gep(args[0], [args[1]]), _size(p))
         return context.get_dummy_value()
 
     return types.void(p, types.intp, vector), build
+
+
+@instruction
+def get(typing: Any, p: Any, i: Any) -> Any:
+    """One number; of bfloat16 as float32."""
+    made = types.float32 if p.dtype == types.uint16 else p.dtype
+
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        number = builder.load(builder.gep(args[0], [args[1]]))
+        return number if made == p.dtype else builder.bitcast(builder.shl(builder.zext(number, I32), I32(16)), ir.FloatType())
+
+    return made(p, types.intp), build
+
+
+@instruction
+def put(typing: Any, p: Any, i: Any, number: Any) -> Any:
+    """Write one number, rounded to what p points to."""
+    kind = types.float32 if p.dtype == types.uint16 else p.dtype
+
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        address, given = builder.gep(args[0], [args[1]]), context.cast(builder, args[2], number, kind)
+        if kind != p.dtype:
+            given = builder.bitcast(builder.fptrunc(given, BFLOAT16), ir.IntType(16))
+        builder.store(given, address)
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, number), build
 
 
 @instruction

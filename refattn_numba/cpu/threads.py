@@ -18,7 +18,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from refattn_numba.cpu.call import Call, Record, aligned
+from refattn._core import Integers
+from refattn_numba.cpu.call import Call, Record, Spans, aligned
 from refattn_numba.cpu.jit import compile_once
 
 SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
@@ -57,22 +58,34 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
 
 
 @cache
-def kernel_types(dtype: Any, *, has_options: bool, of: np.dtype[Any] = Call) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, of which there are four sets for each kind of record."""
-    calls = numba.typeof(np.zeros(1, of))
+def kernel_types(dtype: Any, *, has_options: bool, layout: Any = Call) -> tuple[Any, ...]:
+    """The types of a kernel's arguments, of which there are four sets for attention and for decoding, and two for scans."""
+    calls = numba.typeof(np.zeros(1, layout))
     arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
     return calls, calls if has_options else numba.types.none, *arrays
 
 
-def run_tasks(kernel: Callable[..., Any], call: Record, has_options: bool, tasks: int, cost: int, dtype: Any) -> bool:
-    """Call a kernel on each thread, which takes tasks until none is left; whether it gave up."""
-    calls, counters = call.packed(), np.zeros(3, np.int64)
-    threads = max(1, min(numba.get_num_threads(), tasks)) if cost > SMALL else 1
-    memory = aligned(int(call.fields["memory_size"]) * threads, dtype)
+def run_tasks(
+    kernel: Callable[..., Any],
+    call: Record,
+    has_options: bool,
+    tasks: int | Integers,
+    cost: int,
+    dtype: Any,
+    spans: Spans | None = None,
+) -> None:
+    """Call a kernel on each thread, which takes tasks until none is left; with `spans` it has `tasks` of each of them."""
+    if not np.any(tasks):
+        return
+    calls = call.packed() if spans is None else call.packed_spans(spans, np.dtype(dtype).itemsize)
+    if "end_task" in call.layout.names:
+        calls["end_task"] = np.cumsum(tasks)
+    counters = np.zeros(2, np.int64)
+    threads = max(1, min(numba.get_num_threads(), int(np.sum(tasks)))) if cost > SMALL else 1
+    memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
-    compile_once(kernel, *kernel_types(dtype, has_options=has_options, of=call.of))
+    compile_once(kernel, *kernel_types(dtype, has_options=has_options, layout=call.layout))
     others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
     kernel(*given)
     for other in others:
         other.result()
-    return bool(counters[2])

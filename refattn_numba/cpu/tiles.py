@@ -17,7 +17,7 @@ from typing import Any
 
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import SPARE
-from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, prefetch, store, tile_of, total_of, transpose
+from refattn_numba.cpu.simd import filled, get, lanes_of, load, multiply_add, prefetch, put, store, tile_of, total_of, transpose
 from refattn_numba.cpu.sizes import ceil_to, smaller
 
 
@@ -67,7 +67,7 @@ def store_tile(tile: Any, rows: int, size: int, factors: Any, add: bool, out: An
         for row in range(r, smaller(r + lanes, rows)):
             for d in range(whole, size):
                 number, at = tile[d * width + row] * factors[row], row * step + d
-                out[at] = out[at] + number if add else number
+                put(out, at, get(out, at) + number if add else number)
 
 
 @compiled
@@ -80,7 +80,7 @@ def load_rows(source: Any, step: int, rows: int, size: int, factors: Any, out: A
         for d in range(0, whole, lanes):
             store(out, r * out_step + d, load(source, r * step + d) * by)
         for d in range(whole, size):
-            out[r * out_step + d] = source[r * step + d] * factors[r]
+            out[r * out_step + d] = get(source, r * step + d) * factors[r]
         for d in range(size, out_step):
             out[r * out_step + d] = 0
 
@@ -101,7 +101,7 @@ def all_finite(source: Any, step: int, rows: int, size: int) -> bool:
         for d in range(0, whole, lanes):
             found = multiply_add(load(source, r * step + d), zero, found)
         for d in range(whole, size):
-            rest += source[r * step + d] * 0.0
+            rest += get(source, r * step + d) * 0.0
     return total_of(found) + rest == 0
 
 

@@ -66,6 +66,14 @@ def draw(random, dtype):
         given["sinks"] = random.standard_normal(heads).astype(dtype)
     if chance():
         given |= {"keep": random.random(broadcast_shape(random, pairs)) < 0.8, "dropout_rate": 0.2}
+    if chance(0.15):
+        # no infinite keys: to the kernels a score of -inf is a masked pair, to the reference one whose weight is 0
+        name = ["key", "value"][random.integers(0, 2)]
+        place = random.integers(0, key_len, 3), random.integers(0, given[name].shape[-1], 3)
+        given[name][..., *place] = np.nan if name == "key" else random.choice([np.nan, np.inf, -np.inf], 3)
+    if chance(0.2):
+        blocks = random.random((-(-query_len // 32), -(-key_len // 32))) < 0.3
+        given["mask"] = np.kron(blocks, np.ones((32, 32), bool))[:query_len, :key_len]
     given = {n: inside(random, x) if isinstance(x, np.ndarray) else x for n, x in given.items()}
     if chance(0.5):
         given["causal"] = True
@@ -81,6 +89,41 @@ def draw(random, dtype):
         given["scale"] = random.uniform(0.1, 0.5, broadcast_shape(random, pairs)).astype(dtype)
     if chance(0.1):
         given["masked_rows"] = "uniform"
+    if chance(0.1):
+        given["masked_rows"] = "nan"
+    return given
+
+
+def draw_packed(random, dtype):
+    """One call of several sequences, some of them empty."""
+    group, kv_heads, sequences = random.integers(1, 4), random.integers(1, 4), random.integers(0, 9)
+    lead = [(), (2,)][random.integers(0, 2)]
+    lengths = random.integers(0, 150, (2, sequences)) * (random.random((2, sequences)) < 0.8)
+    head_dim, value_dim = random.integers(1, 100, 2)
+    given = {"cu_seqlens_q": np.concatenate([[0], np.cumsum(lengths[0])])}
+    if random.random() < 0.3:
+        lengths[1] = lengths[0]
+    else:
+        given["cu_seqlens_k"] = np.concatenate([[0], np.cumsum(lengths[1])])
+    query_len, key_len = lengths.sum(axis=1)
+    heads = int(group * kv_heads)
+    shapes = {
+        "query": (*lead, heads, query_len, head_dim),
+        "key": (*lead, kv_heads, key_len, head_dim),
+        "value": (*lead, kv_heads, key_len, value_dim),
+    }
+    given |= {name: inside(random, random.standard_normal(shape).astype(dtype)) for name, shape in shapes.items()}
+    chance = lambda p=0.3: random.random() < p  # noqa: E731
+    if chance():
+        given["sinks"] = random.standard_normal(heads).astype(dtype)
+    if chance(0.5):
+        given |= {"causal": True, "align": "lower_right"}
+    if chance():
+        given |= {"window": tuple(int(random.integers(0, 90)) if chance(0.7) else None for _ in "lr"), "align": "upper_left"}
+    if chance(0.2):
+        given["softcap"] = 2.0
+    if chance(0.2):
+        given |= {"scale": 0.3, "masked_rows": "nan"}
     return given
 
 
@@ -115,11 +158,11 @@ class Guarded:
             assert (whole[-GUARD:] == 12345).all()
 
 
-def differences(given, dtype, guarded):
+def differences(name, given, dtype, guarded):
     """For each output and gradient: where it is not a number against where it should not be, and the largest error."""
-    y, pullback = refattn_numba.scaled_dot_product_attention_with_lse.vjp(**given)
-    want, want_pullback = refattn.scaled_dot_product_attention_with_lse.vjp(**given)
-    d = [np.cos(x) if x.ndim else x for x in (want.output, np.where(np.isfinite(want.lse), want.lse, 0))]
+    y, pullback = getattr(refattn_numba, name).vjp(**given)
+    want, want_pullback = getattr(refattn, name).vjp(**given)
+    d = [np.cos(np.where(np.isfinite(x), x, 0)) for x in (want.output, want.lse)]
     grads, want_grads = pullback(*(x.astype(dtype) for x in d)), want_pullback(*d)
     guarded.check()
     assert grads.keys() == want_grads.keys()
@@ -135,12 +178,15 @@ def differences(given, dtype, guarded):
 def run(seed, monkeypatch):
     random = np.random.default_rng(seed)
     dtype = "float32" if random.random() < 0.7 else "float64"
-    given, guarded = draw(random, dtype), Guarded()
+    packed, guarded = random.random() < 0.2, Guarded()
+    given = (draw_packed if packed else draw)(random, dtype)
     monkeypatch.setattr(attention, "np", guarded)
     monkeypatch.setattr(threads, "aligned", guarded.aligned)
     # rows that average all values add equal numbers one by one to a gradient, whose rounding errors have one sign
     units = 60 + (given["query"].shape[-2] * given["query"].shape[-3] if given.get("masked_rows") == "uniform" else 0)
-    for name, error in differences(given, dtype, guarded):
+    for name, error in differences(
+        "varlen_attention_with_lse" if packed else "scaled_dot_product_attention_with_lse", given, dtype, guarded
+    ):
         shown = {n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in given.items()}
         assert error < units * np.finfo(dtype).eps, f"seed {seed}, {name}: {shown}"
 

@@ -160,14 +160,24 @@ def test_threads_do_not_change_a_bit():
 
 
 @pytest.mark.parametrize(
-    ("given", "made"), [("float32", "float32"), ("float64", "float64"), ("float16", "float32"), ("bfloat16", "float32")]
+    ("given", "made"),
+    [
+        (["float32"], "float32"),
+        (["float64"], "float64"),
+        (["float16"], "float16"),
+        (["bfloat16"], "bfloat16"),
+        (["float16", "bfloat16"], "float32"),
+        (["bfloat16", "float32"], "float32"),
+        (["float16", "float64"], "float64"),
+    ],
 )
 def test_precision_is_that_of_the_arguments(given, made):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    dtype = ml_dtypes.bfloat16 if given == "bfloat16" else given
-    x = Random(17).normal((2, 3, 4)).astype(dtype)
-    y, pullback = ATTENTION.vjp(x, x, x)
-    assert {y.dtype, *(g.dtype for g in pullback(y).values())} == {np.dtype(made)}
+    dtypes = [np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in given]
+    x, other = (Random(17).normal((2, 3, 4)).astype(dtype) for dtype in (dtypes[0], dtypes[-1]))
+    (y, lse), pullback = refattn_numba.scaled_dot_product_attention_with_lse.vjp(x, x, other)
+    assert {y.dtype.name, *(g.dtype.name for g in pullback(y, lse).values())} == {made}
+    assert lse.dtype == ("float64" if made == "float64" else "float32")
 
 
 def test_longdouble_is_refused():

@@ -121,10 +121,7 @@ def varlen_attention_with_lse(
     >>> refattn.varlen_attention_with_lse(zeros, zeros, zeros, np.array([0, 1, 3])).lse / np.log(2)
     array([[0., 1., 1.]])
     """
-    queries = _spans("cu_seqlens_q", cu_seqlens_q, "query_len", query.shape[-2])
-    keys = queries if cu_seqlens_k is None else _spans("cu_seqlens_k", cu_seqlens_k, "key_len", key.shape[-2])
-    if cu_seqlens_k is None and query.shape[-2] != key.shape[-2]:
-        raise ValueError(f"cu_seqlens_k is None, but query_len is {query.shape[-2]} and key_len is {key.shape[-2]}")
+    queries, keys = spans_of(cu_seqlens_q, cu_seqlens_k, query.shape[-2], key.shape[-2])
     options = {"causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
     attended = [
         scaled_dot_product_attention_with_lse.vjp(query[..., q, :], key[..., k, :], value[..., k, :], sinks=sinks, **options)
@@ -184,6 +181,16 @@ def varlen_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """
     attended, pullback = varlen_attention_with_lse.vjp(*args, **kwargs)
     return attended.output, lambda d_output: pullback(d_output, np.zeros_like(attended.lse))
+
+
+def spans_of(cu_seqlens_q: Integers, cu_seqlens_k: Integers | None, query_len: int, key_len: int) -> tuple[list[slice], list[slice]]:
+    """The queries and the keys of each sequence; ValueError where they are not all of them."""
+    queries = _spans("cu_seqlens_q", cu_seqlens_q, "query_len", query_len)
+    if cu_seqlens_k is not None:
+        return queries, _spans("cu_seqlens_k", cu_seqlens_k, "key_len", key_len)
+    if query_len != key_len:
+        raise ValueError(f"cu_seqlens_k is None, but query_len is {query_len} and key_len is {key_len}")
+    return queries, queries
 
 
 def _spans(name: str, starts: Integers, axis: str, size: int) -> list[slice]:

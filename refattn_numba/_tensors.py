@@ -1,0 +1,129 @@
+"""PyTorch's tensors in main memory in place of arrays, in and out, without a copy.
+
+PyTorch is never imported: who passes a tensor has done so. NumPy alone has no bfloat16, so that such tensors go in and come out by
+their bits, which a rule that reads them as they are stored gets as uint16; other rules get float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from refattn._core import Pullback, hook, tree
+from refattn._core.mechanism import outputs
+
+CODED = np.dtype(np.float16)
+"""What bits of bfloat16 pass the checks of shapes and types as."""
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether this is a tensor of PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def accepting_tensors(made: Any, coded: Any = None) -> Any:
+    """The same function, which takes tensors too and then returns tensors.
+
+    `coded` is the same again for bits of bfloat16, which it takes and returns as `CODED`; without it tensors are widened.
+    """
+    spec = made.spec
+
+    def arrays_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The arguments by name, and whether bfloat16 is coded in them."""
+        try:
+            bound = spec.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{spec.name}: {error}") from None
+        is_coded = coded is not None and hook.CURRENT.get() is None and _all_bfloat16(bound)
+        return {name: _map(functools.partial(_array, f"{spec.name}: {name}", coded=is_coded), x) for name, x in bound.items()}, is_coded
+
+    @functools.wraps(made)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not _any_tensor((args, kwargs)):
+            return made(*args, **kwargs)
+        given, is_coded = arrays_of(args, kwargs)
+        return tree.map_leaves(functools.partial(_tensor, coded=is_coded), (coded if is_coded else made)(**given))
+
+    @functools.wraps(made.vjp)
+    def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+        if not _any_tensor((args, kwargs)):
+            return made.vjp(*args, **kwargs)
+        given, is_coded = arrays_of(args, kwargs)
+        tensor = functools.partial(_tensor, coded=is_coded)
+        y, pullback = (coded if is_coded else made).vjp(**given)
+        made_of = tree.map_leaves(tensor, y)
+        dtypes = {f"d_{name}": t.dtype for name, t in zip(spec.output_names, outputs(made_of), strict=True)}
+
+        def cotangent(name: str, d: Any) -> Any:
+            """As the output is stored; bits of another type would be taken for it."""
+            if d is None or name not in dtypes:
+                return d
+            return _array(f"{spec.name}: {name}", sys.modules["torch"].as_tensor(d).to(dtypes[name]), coded=is_coded)
+
+        def pullback_of_tensors(*ds: Any, **by_name: Any) -> Mapping[str, Any]:
+            by_place = [cotangent(name, d) for name, d in zip(dtypes, ds, strict=False)] + [*ds[len(dtypes) :]]
+            return tree.map_leaves(tensor, pullback(*by_place, **{name: cotangent(name, d) for name, d in by_name.items()}))
+
+        return made_of, pullback_of_tensors
+
+    cast("Any", call).vjp = vjp
+    return call
+
+
+def _tensor(x: Any, *, coded: bool) -> Any:
+    """A tensor that shares the array's memory."""
+    torch, x = sys.modules["torch"], np.asarray(x)
+    if not x.flags.writeable or any(step < 0 for step in x.strides):  # a tensor can be neither
+        x = x.copy()
+    if x.dtype.name == "bfloat16" or (coded and x.dtype == CODED):
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def _array(what: str, x: Any, *, coded: bool) -> Any:
+    """A leaf of an argument as an array that shares its memory; what is no tensor as it is."""
+    if not is_tensor(x):
+        return x.view(CODED) if coded and _is_bfloat16(x) else x
+    torch = sys.modules["torch"]
+    if x.layout != torch.strided or x.device.type != "cpu":
+        raise TypeError(f"{what} is a {str(x.layout).removeprefix('torch.')} tensor on {x.device}, but must be a dense one on the cpu")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{what} requires a gradient, of which PyTorch would know nothing here: pass its detach(), or call under torch.no_grad(); "
+            "the forward and the backward of an autograd.Function are what vjp returns"
+        )
+    x = x.detach().resolve_neg()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(CODED) if coded else x.float().numpy()
+    return x.numpy()
+
+
+def _is_bfloat16(x: Any) -> bool:
+    return str(getattr(x, "dtype", "")).removeprefix("torch.") == "bfloat16"
+
+
+def _all_bfloat16(arguments: Mapping[str, Any]) -> bool:
+    """Whether every floating-point array or tensor is of bfloat16; what may be any array is not."""
+    plain = (x for x in arguments.values() if not isinstance(x, (bool, int, float, str, tuple, np.generic, type(None))))
+    return all(_is_bfloat16(x) or str(getattr(x, "dtype", "")).removeprefix("torch.") in {"bool", "int64", "int32"} for x in plain)
+
+
+def _any_tensor(x: Any) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    if isinstance(x, dict):
+        return any(map(_any_tensor, x.values()))
+    return any(map(_any_tensor, x)) if isinstance(x, (tuple, list)) else is_tensor(x)
+
+
+def _map(function: Callable[[Any], Any], x: Any) -> Any:
+    """`function` of each leaf of a record, of which a list may be one."""
+    if isinstance(x, (tuple, list)):
+        parts = [_map(function, part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return function(x)

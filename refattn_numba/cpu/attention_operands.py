@@ -1,0 +1,77 @@
+"""What attention multiplies, as the instructions for the type want it in which queries, keys and values are stored.
+
+Numbers of float32 and float64 are multiplied where they lie, queries by the scale when they are loaded. bfloat16 comes in couples
+(`couples`): queries as they are stored, for a rounded product with the scale would be another number, which scores get instead; weights
+and cotangents of scores rounded; and keys and values, where they are summed over keys, from arrays of couples of two rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from refattn_numba.cpu.attention_stages import Block
+from refattn_numba.cpu.couples import couple_lines, load_couples
+from refattn_numba.cpu.jit import by_type, compiled
+from refattn_numba.cpu.products import decay_and_add_product, product, scaled_product
+from refattn_numba.cpu.simd import codes_at, tile_of
+from refattn_numba.cpu.tiles import load_tile
+
+# helpers take first what decides: a pointer to what is stored
+
+
+def _is_bfloat16(stored: Any) -> bool:
+    return stored.dtype == types.uint16
+
+
+@compiled
+def couples_of_rows(call: Any, block: Block, address: int, size: int) -> Any:
+    """Where the couples of a block's rows of keys begin, in an array with the axes head, couple, dimension."""
+    head = (block.batch * call.heads + block.head) // call.group
+    return codes_at(address) + (head * ((call.key_len + 1) // 2) + block.key // 2) * size
+
+
+@by_type
+def load_queries(stored: Any, step: Any, rows: Any, size: Any, factors: Any, tile: Any) -> Any:
+    """A tile of rows that are summed along: for scores, and for cotangents of weights."""
+
+    def numbers(stored: Any, step: Any, rows: Any, size: Any, factors: Any, tile: Any) -> None:
+        load_tile(stored, step, rows, size, factors, tile)
+
+    def couples(stored: Any, step: Any, rows: Any, size: Any, factors: Any, tile: Any) -> None:
+        load_couples(stored, step, rows, size, tile)
+
+    return couples if _is_bfloat16(stored) else numbers
+
+
+@by_type
+def scores_of(stored: Any, step: Any, size: Any, block: Any, queries: Any, factors: Any, out: Any) -> Any:
+    """The products of a block's keys, `stored` with a `step` from row to row, and of a tile of queries that `load_queries` made."""
+
+    def numbers(stored: Any, step: Any, size: Any, block: Any, queries: Any, factors: Any, out: Any) -> None:
+        width = tile_of(out)
+        product(queries, width, stored, step, 1, block.keys, size, out, width, block.queries, out)
+
+    def couples(stored: Any, step: Any, size: Any, block: Any, queries: Any, factors: Any, out: Any) -> None:
+        width = tile_of(out)
+        scaled_product(queries, width, stored, step, 2, block.keys, size // 2, out, width, block.queries, factors)
+
+    return couples if _is_bfloat16(stored) else numbers
+
+
+@by_type
+def add_values(stored: Any, call: Any, block: Any, weights: Any, decay: Any, sums: Any) -> Any:
+    """``sums = sums * decay + weights @ values``; overwrites the weights."""
+
+    def numbers(stored: Any, call: Any, block: Any, weights: Any, decay: Any, sums: Any) -> None:
+        width = tile_of(sums)
+        decay_and_add_product(weights, width, stored, 1, call.value_row, call.value_dim, block.keys, sums, width, block.queries, decay)
+
+    def couples(stored: Any, call: Any, block: Any, weights: Any, decay: Any, sums: Any) -> None:
+        width, size = tile_of(sums), call.value_dim
+        couple_lines(weights, block, weights)
+        rows = couples_of_rows(call, block, call.value_couples, size)
+        decay_and_add_product(weights, width, rows, 1, size, size, (block.keys + 1) // 2, sums, width, block.queries, decay)
+
+    return couples if _is_bfloat16(stored) else numbers
