@@ -16,8 +16,8 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
-from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
+from refattn_numba.cpu.cached import FEW, attended_in_place
 from refattn_numba.cpu.call import Record, Spans
 from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
@@ -31,7 +31,6 @@ Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
-SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
 
 
@@ -62,16 +61,13 @@ def attend(
 ) -> Outcome:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
     plain.check_shapes(query, key, value, sinks)
-    query_len, key_len, heads, kv_heads = query.shape[-2], key.shape[-2], query.shape[-3], key.shape[-3]
+    query_len, key_len = query.shape[-2], key.shape[-2]
     pairs = {"mask": mask, "keep": keep}
     of_queries = isinstance(scale, np.ndarray) and scale.shape[-1:] in {(), (1,)}
     if (isinstance(scale, np.ndarray) and not of_queries) or (keep is not None and masked_rows == "uniform"):
         options = {**pairs, "causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
         return plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
     before, after = plain.band(query_len, key_len, causal, align, window)
-    of_heads = bias is not None or sinks is not None or any(x is not None for x in pairs.values()) or of_queries
-    if query_len == 1 and heads > kv_heads > 0 and before >= 0 and after >= key_len - 1 and not of_heads:
-        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     given = query * scale if isinstance(scale, np.ndarray) else query
     factor = 1.0 if of_queries else 1 / math.sqrt(query.shape[-1]) if scale is None else float(cast("float", scale))
     options = {**pairs, "scale": factor, "softcap": softcap, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
@@ -149,15 +145,9 @@ def attend_within(
         call.add(sinks=packed(sinks, wide))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
-    first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))
-    sees_all = before >= query_len - 1 and after >= key_len - 1
-    if spans is None and not has_options and 1 <= query_len <= FEW and (sees_all or query_len == 1):
-        splits = max(1, min(-(-TASKS // max(count, 1)), (end_key - first_key) // SPLIT))
-        parts = np.empty((count, splits, query_len, value_dim + 2), dtype)
-        few = call.more(splits=splits, first_key=first_key, end_key=end_key, memory_size=decode_memory(head_dim, tile))
-        few.add(parts=parts)
-        run_tasks(decode, few, has_options, count * splits, cost, dtype)
-        results = merged(parts.reshape(math.prod(lead[:-1]), lead[-1], *parts.shape[1:]), sinks)
+    of_pairs = any(x is not None for x in (bias, mask, keep))
+    if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
+        results = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
         for x, result in zip((output, lse, shift, inverse), results, strict=True):
             x[...] = result.reshape(x.shape)
     else:
@@ -244,17 +234,3 @@ def _gradients(
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
     return {**grads, "bias": d_bias.reshape(bias.shape)}
-
-
-def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
-    """Single queries whose heads share keys and values: as rows of one head they read them once."""
-    rows = query.reshape(*key.shape[:-2], query.shape[-3] // key.shape[-3], query.shape[-1])
-    attended, rows_pullback = attend(rows, key, value, **options)
-    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
-
-    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
-        grads = rows_pullback(*shaped)
-        return {**grads, "query": cast("Array", grads["query"]).reshape(query.shape)}
-
-    return AttendedWithLse(output, lse), pullback
