@@ -72,7 +72,7 @@ def call_attention(seed):
     from tests.twins import test_fuzz
 
     attention.np = cached.np = Fenced()
-    given = test_fuzz.draw(np.random.default_rng(seed), "float32")
+    given = test_fuzz.draw(np.random.default_rng(seed), np.dtype("float32"))
     for at_start in (False, True):
         y, pullback = refattn_numba.scaled_dot_product_attention.vjp(**all_fenced(given, at_start=at_start))
         pullback(fenced(np.ones_like(y), at_start=at_start))
