@@ -37,14 +37,13 @@ Call = np.dtype(
             "d_key",
             "d_value",
             "d_bias",
-            "parts",
             "key_couples",
             "value_couples",
         )
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
     + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task")]
-    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks", "splits", "first_key", "end_key")]
+    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
     + [(name, np.float64) for name in ("scale", "softcap", "keep_factor")],
     align=True,
 )
@@ -80,7 +79,7 @@ def place_of(calls: Any, task: int) -> tuple[int, int]:
 class Record:
     """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
 
-    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
+    def __init__(self, fields: Mapping[str, Any], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
         self.fields, self.arrays, self.layout = dict(fields), list(arrays), layout
 
     def more(self, **fields: int | float) -> Record:

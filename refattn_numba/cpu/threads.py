@@ -59,7 +59,7 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
 
 @cache
 def kernel_types(dtype: Any, *, has_options: bool, layout: Any = Call) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, of which there are four sets for attention, and two for scans."""
+    """The types of a kernel's arguments, of which there are four sets for attention and for decoding, and two for scans."""
     calls = numba.typeof(np.zeros(1, layout))
     arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
     return calls, calls if has_options else numba.types.none, *arrays
