@@ -21,6 +21,7 @@ from refattn_numba.cpu import jit
 from refattn_numba.cpu.attention_backward import backward
 from refattn_numba.cpu.attention_bias import backward_bias
 from refattn_numba.cpu.attention_forward import forward
+from refattn_numba.cpu.decode import Decoding, decode
 from refattn_numba.cpu.threads import kernel_types
 
 
@@ -56,6 +57,13 @@ def test_the_specialisations_are_a_closed_list():
     listed = {kernel_types(np.dtype(d), has_options=o) for d in ("float32", "float64") for o in (False, True)}
     for kernel in (forward, backward, backward_bias):
         assert set(kernel.signatures) <= listed
+    refattn_numba.scaled_dot_product_attention(x[:, :1], x, x)
+    for stored in ("float32", "float64", "float16", "int8"):
+        cache = np.ones((2, 1, 3, 5), stored)
+        refattn_numba.decode_attention(x[:, None], cache, cache[..., ::-1, :], np.array([3, 1]), key_scale=2.0)
+    assert set(decode.signatures) <= {
+        kernel_types(np.dtype(d), has_options=o, layout=Decoding) for d in ("float32", "float64") for o in (False, True)
+    }
 
 
 def test_what_is_compiled_is_kept_on_disk(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba")
+pytest.importorskip("ml_dtypes")
 
 from llvmlite import binding
 
