@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -19,40 +19,19 @@ from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.cached import FEW, attended_in_place
 from refattn_numba.cpu.call import Record, Spans
-from refattn_numba.cpu.conversion import in_single
+from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
-from refattn_numba.cpu.decode import Decoding, decode
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
-from refattn_numba.cpu.threads import kernel_types, run_tasks
+from refattn_numba.cpu.threads import run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
 UNITS = 4  # tiles of queries that a task has at least
-
-
-def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
-    """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
-
-    There are seven for each precision: forward and backward, and a few queries, without options and with them, and a bias's gradient.
-
-    Parameters
-    ----------
-    dtypes : iterable of str, optional
-        "float32", which serves float16 and bfloat16 too, and "float64".
-    options : bool, optional
-        Whether bias, mask, dropout and softcap are wanted, and caches of smaller types; all else is in the kernels without options.
-    """
-    for dtype in dtypes:
-        for has_options in (False, True)[: 1 + options]:
-            for kernel in (forward, backward, *[backward_bias] * has_options):
-                compile_once(kernel, *kernel_types(np.dtype(dtype), has_options=has_options))
-            compile_once(decode, *kernel_types(np.dtype(dtype), has_options=has_options, layout=Decoding))
 
 
 def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
@@ -129,7 +108,7 @@ def attend_within(
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
-    wide = np.dtype(np.float32) if dtype == np.uint16 else dtype  # of sums
+    wide = _of_sums(dtype)
     output = np.empty((*lead, query_len, value_dim), dtype)
     lse, shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(3))
     tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
@@ -146,6 +125,7 @@ def attend_within(
             "value_dim": value_dim,
             "before": before,
             "after": after,
+            "scale": scale,
             "softcap": softcap or 0.0,
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
@@ -156,7 +136,6 @@ def attend_within(
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
         call.add(value_couples=coupled_rows(value))
-    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
@@ -184,8 +163,8 @@ def attend_within(
         made, d = call.more(), np.zeros_like(output) if d_output is None else d_output
         made.add_strided("d_output", d, output.shape, dtype)
         if d_lse is not None:
-            made.add(d_lse=packed(d_lse, dtype))
-        grads = _gradients(made, query, key, value, bias, spans, has_options=has_options, cost=2 * cost)
+            made.add(d_lse=packed(d_lse, wide))
+        grads = _gradients(made, query, key, value, d, bias, spans, has_options=has_options, cost=2 * cost)
         centre = grads.pop("centre")
         if empty is not None and masked_rows == "uniform":
             d_mean = np.where(empty, d, 0).sum(axis=-2, keepdims=True) / max(key_len, 1)
@@ -195,27 +174,45 @@ def attend_within(
     return AttendedWithLse(output, lse), pullback
 
 
+def _of_sums(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """What sums of numbers in a type are made in."""
+    return np.dtype(np.float32) if stored == np.uint16 else stored
+
+
 def _of_group(x: Array, group: int) -> Array:
     """What heads of keys have, for each head of queries."""
     return x if group == 1 else x.repeat(group, axis=-3)
 
 
 def _gradients(
-    call: Record, query: Array, key: Array, value: Array, bias: Array | None, spans: Spans | None, *, has_options: bool, cost: int
+    call: Record,
+    query: Array,
+    key: Array,
+    value: Array,
+    d_output: Array,
+    bias: Array | None,
+    spans: Spans | None,
+    *,
+    has_options: bool,
+    cost: int,
 ) -> dict[str, Array]:
     """Gradients, and the centre of each row."""
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count, kv = query.dtype.newbyteorder("="), math.prod(lead), math.prod(value.shape[:-2])
-    tile, lanes, group = TILE_BYTES // dtype.itemsize, HOST.register_bytes // dtype.itemsize, lead[-1] // max(kv_heads, 1)
+    wide = _of_sums(dtype)
+    tile, lanes, group = TILE_BYTES // wide.itemsize, HOST.register_bytes // wide.itemsize, lead[-1] // max(kv_heads, 1)
     parts = kv * (1 if spans is None else spans.query.size)
     chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS))
-    panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, dtype.itemsize)
-    d_query, centre = np.empty(query.shape, dtype), np.empty((*lead, query_len), dtype)
-    d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
+    panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, wide.itemsize)
+    d_query, centre = np.empty(query.shape, wide), np.empty((*lead, query_len), wide)
+    d_key, d_value = (np.empty((kv, chunks, key_len, n), wide) for n in (head_dim, value_dim))
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
-    run_tasks(backward, made, has_options, np.full(1 if spans is None else spans.query.size, kv * chunks), cost, dtype, spans)
+    if dtype == np.uint16:
+        made.add(key_couples=coupled_rows(key))
+    tasks = kv * chunks if spans is None else np.full(spans.query.size, kv * chunks)
+    run_tasks(backward, made, has_options, tasks, cost, dtype, spans)
     grads = {
         "query": d_query,
         "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
@@ -226,10 +223,13 @@ def _gradients(
         return grads
     sizes = zip((count // max(lead[-1], 1), lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
     own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
-    d_bias = np.zeros(own, dtype)
+    d_bias = np.zeros(own, wide)
     made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
     made.add(d_bias=d_bias)
-    run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, dtype)
+    if dtype == np.uint16:  # a kernel of its own is not worth its compilation
+        for name, x in {"query": query, "key": key, "value": value, "d_output": d_output}.items():
+            made.add_strided(name, widened(x), x.shape, wide)
+    run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, wide)
     if d_bias.size != bias.size:  # some of several leading axes were broadcast
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)

@@ -59,11 +59,10 @@ BFLOAT16 = _BFloat16()
 class Vector(types.Type):
     """One register of floating-point numbers; those of bfloat16 are in float32."""
 
-    def __init__(self, element: types.Float | types.Integer) -> None:
-        element = types.float32 if element == types.uint16 else element
-        self.element = element
-        self.lanes = HOST.register_bytes * 8 // element.bitwidth
-        super().__init__(f"vector of {self.lanes} {element}")
+    def __init__(self, element: Any) -> None:
+        self.element: types.Float = types.float32 if element == types.uint16 else element
+        self.lanes = HOST.register_bytes * 8 // self.element.bitwidth
+        super().__init__(f"vector of {self.lanes} {self.element}")
 
     @property
     def ir(self) -> ir.VectorType:
