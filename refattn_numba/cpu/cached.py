@@ -96,7 +96,10 @@ def attended(
         rest = x.shape[2:]
         return x.reshape(count, kv_heads, queries, group, *rest).swapaxes(2, 3).reshape(count, heads, queries, *rest)
 
-    return Attended(*map(in_order, results))
+    made = Attended(*map(in_order, results))
+    if sinks is not None:  # which may be no number, and yet gives nothing
+        np.copyto(made.output, 0, where=(reach.first == reach.end)[:, None, :, None])
+    return made
 
 
 def attended_in_place(
