@@ -14,7 +14,7 @@ from refattn_numba.composites import (
     transformer_encoder,
     transformer_encoder_layer,
 )
-from refattn_numba.cpu.attention import warm_up
+from refattn_numba.cpu.specialisations import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
 from refattn_numba.linear import (
     chunked_delta_rule,

@@ -37,10 +37,7 @@ def accepting_tensors(made: Any, coded: Any = None, *, stored: bool = False) -> 
 
     def arrays_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments by name, and whether bfloat16 is coded in them."""
-        try:
-            bound = spec.signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{spec.name}: {error}") from None
+        bound = spec.bind(args, kwargs)
         is_coded = coded is not None and hook.CURRENT.get() is None and _all_bfloat16(bound)
         return {
             name: _map(functools.partial(_array, f"{spec.name}: {name}", coded=is_coded, stored=stored), x) for name, x in bound.items()

@@ -1,6 +1,7 @@
 """Plant one-line faults, one at a time, in a copy of the package: the tests of the mutated file's mechanisms must catch each.
 
-Run as ``python -m tests.faults [WORDS]`` (only the faults whose description contains these words) or ``pytest -m slow``.
+Run as ``python -m tests.faults [--twins] [WORDS]`` (only the faults whose description contains these words) or ``pytest -m slow``;
+with ``--twins``, faults are those of the compiled kernels (`tests.twins.planted`), which name the tests that have to catch them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import refattn
 from refattn.view.table import Table, progress
+from tests.twins import planted as twins
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(refattn.__file__).parent
@@ -214,10 +216,32 @@ FAULTS = (
 )  # fmt: skip
 
 
+class Group(NamedTuple):
+    """Faults of one package: where their files are, and the arguments of pytest for what several of them name."""
+
+    faults: tuple[Any, ...]
+    folder: str
+    arguments: Callable[[list[str]], list[str]]
+
+
+def _of_mechanisms(named: list[str]) -> list[str]:
+    """Gradients and definitions of these mechanisms."""
+    names = " or ".join(sorted({f"[{m}" for mechanisms in named for m in mechanisms.split()}))
+    return [*TESTS, "-k", f"(gradients_are or agrees_with) and ({names})"]
+
+
+def _of_ids(named: list[str]) -> list[str]:
+    return sorted({test for tests in named for test in tests.split("|")})
+
+
+REFERENCE = Group(FAULTS, "refattn", _of_mechanisms)
+TWINS = Group(twins.FAULTS, "refattn_numba/cpu", _of_ids)
+
+
 @contextmanager
-def planted(copy: Path, fault: Fault) -> Iterator[None]:
+def planted(copy: Path, fault: Any, group: Group = REFERENCE) -> Iterator[None]:
     """Within the block, the copy has the fault; ValueError where its text does not stand there exactly once."""
-    path = copy / "refattn" / fault.file
+    path = copy / group.folder / fault.file
     right = path.read_text("utf-8")
     if (found := right.count(fault.old)) != 1:
         raise ValueError(f"{fault.what}: {fault.old!r} stands {found} times in {fault.file}")
@@ -228,28 +252,27 @@ def planted(copy: Path, fault: Fault) -> Iterator[None]:
         path.write_text(right, "utf-8")
 
 
-def tested(copy: Path, mechanisms: str) -> tuple[int, str]:
-    """The exit status of pytest over these mechanisms' gradients and definitions, and the first test that fails."""
-    names = " or ".join(f"[{m}" for m in mechanisms.split())
-    wanted = f"(gradients_are or agrees_with) and ({names})"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *TESTS, "-k", wanted]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+def tested(copy: Path, arguments: list[str]) -> tuple[int, str]:
+    """The exit status of pytest, and the first test that fails; kernels are compiled anew."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *arguments]
+    with tempfile.TemporaryDirectory() as kernels:
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_CACHE_DIR": kernels}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     first = re.search(r"^FAILED [\w/.]+::(\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return done.returncode, first[1] if first else done.stdout[-400:]
 
 
 def copied(folder: Path) -> Path:
-    """The package and its tests in another folder."""
-    for part in (PACKAGE, ROOT / "tests"):
+    """The packages and their tests in another folder."""
+    for part in (PACKAGE, ROOT / "refattn_numba", ROOT / "tests"):
         shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 
 
-def main(words: str = "") -> int:
+def main(words: str = "", group: Group = REFERENCE) -> int:
     """Print what caught each fault; 1 where one was not caught, 2 where one could not be planted."""
-    chosen = [f for f in FAULTS if words in f.what]
+    chosen = [f for f in group.faults if words in f.what]
     if not chosen:
         print(f"no fault has {words!r} in its name", file=sys.stderr)
         return 2
@@ -259,13 +282,13 @@ def main(words: str = "") -> int:
         for i in range(PROCESSES):
             copies.put(copied(Path(folder, str(i))))
 
-        def outcome(fault: Fault | None) -> tuple[int, str]:
+        def outcome(fault: Any) -> tuple[int, str]:
             copy = copies.get()
             try:
                 if fault is None:
-                    return tested(copy, " ".join(sorted({m for f in chosen for m in f.mechanisms.split()})))
-                with planted(copy, fault):
-                    return tested(copy, fault.mechanisms)
+                    return tested(copy, group.arguments([f[-1] for f in chosen]))
+                with planted(copy, fault, group):
+                    return tested(copy, group.arguments([fault[-1]]))
             except ValueError as error:
                 return 2, str(error)
             finally:
@@ -287,4 +310,5 @@ def main(words: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(" ".join(sys.argv[1:])))
+    asked = sys.argv[1:]
+    sys.exit(main(" ".join(word for word in asked if word != "--twins"), TWINS if "--twins" in asked else REFERENCE))

@@ -6,12 +6,14 @@ from tests import faults
 
 
 @pytest.mark.slow
-def test_every_planted_fault_is_caught(capsys):
-    status = faults.main()
+@pytest.mark.parametrize("group", [faults.REFERENCE, faults.TWINS], ids=lambda group: group.folder)
+def test_every_planted_fault_is_caught(capsys, group):
+    status = faults.main(group=group)
     assert status == 0, capsys.readouterr().out
 
 
-def test_at_least_twenty_faults_stand_ready():
-    assert len(faults.FAULTS) >= 20
-    astray = [f.what for f in faults.FAULTS if (faults.PACKAGE / f.file).read_text("utf-8").count(f.old) != 1]
+@pytest.mark.parametrize("group", [faults.REFERENCE, faults.TWINS], ids=lambda group: group.folder)
+def test_at_least_twenty_faults_stand_ready(group):
+    assert len(group.faults) >= 20
+    astray = [f.what for f in group.faults if (faults.ROOT / group.folder / f.file).read_text("utf-8").count(f.old) != 1]
     assert astray == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -16,51 +16,22 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
-from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
-from refattn_numba.cpu.call import BFLOAT16_BYTES, Record, Spans
-from refattn_numba.cpu.conversion import in_single, narrowed, widened
+from refattn_numba.cpu.cached import FEW, attended_in_place
+from refattn_numba.cpu.call import Record, Spans
+from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.jit import compile_once
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
-from refattn_numba.cpu.threads import kernel_types, run_tasks
+from refattn_numba.cpu.threads import run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
-SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
-
-
-def warm_up(*, dtypes: Iterable[str] = ("float32",), options: bool = False) -> None:
-    """Compile the kernels now, so that no later call has to wait; what is on disk already is only read.
-
-    There are six for each precision: forward and backward, without options and with them, a few queries, and a bias's gradient.
-    float16 is computed by those of float32; so is bfloat16, but for four of its own where the processor multiplies it.
-
-    Parameters
-    ----------
-    dtypes : iterable of str, optional
-        "float32", "float64", "float16" and "bfloat16".
-    options : bool, optional
-        Whether bias, mask, dropout and softcap are wanted; all else is in the kernels without options.
-    """
-    for dtype in dtypes:
-        stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-        wide = np.dtype(np.float32) if stored.itemsize == BFLOAT16_BYTES else stored
-        if wide != stored:
-            narrowed(widened(np.zeros(1, stored)), stored)
-        has_own = stored == np.uint16 and HOST.has_bfloat16_dot
-        if has_own:
-            coupled_rows(np.zeros((1, 1, 1), stored))
-        for has_options in (False, True)[: 1 + options]:
-            for kernel in (forward, backward, backward_bias if has_options else decode):
-                own = stored if has_own and kernel in {forward, backward} else wide
-                compile_once(kernel, *kernel_types(own, has_options=has_options))
 
 
 def takes_bfloat16(query: Array, value: Array, scale: Any = None, masked_rows: MaskedRows = "zero", **_: Any) -> bool:
@@ -90,16 +61,13 @@ def attend(
 ) -> Outcome:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
     plain.check_shapes(query, key, value, sinks)
-    query_len, key_len, heads, kv_heads = query.shape[-2], key.shape[-2], query.shape[-3], key.shape[-3]
+    query_len, key_len = query.shape[-2], key.shape[-2]
     pairs = {"mask": mask, "keep": keep}
     of_queries = isinstance(scale, np.ndarray) and scale.shape[-1:] in {(), (1,)}
     if (isinstance(scale, np.ndarray) and not of_queries) or (keep is not None and masked_rows == "uniform"):
         options = {**pairs, "causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
         return plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
     before, after = plain.band(query_len, key_len, causal, align, window)
-    of_heads = bias is not None or sinks is not None or any(x is not None for x in pairs.values()) or of_queries
-    if query_len == 1 and heads > kv_heads > 0 and before >= 0 and after >= key_len - 1 and not of_heads:
-        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     given = query * scale if isinstance(scale, np.ndarray) else query
     factor = 1.0 if of_queries else 1 / math.sqrt(query.shape[-1]) if scale is None else float(cast("float", scale))
     options = {**pairs, "scale": factor, "softcap": softcap, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
@@ -157,6 +125,7 @@ def attend_within(
             "value_dim": value_dim,
             "before": before,
             "after": after,
+            "scale": scale,
             "softcap": softcap or 0.0,
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
@@ -167,7 +136,6 @@ def attend_within(
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
         call.add(value_couples=coupled_rows(value))
-    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
@@ -177,15 +145,9 @@ def attend_within(
         call.add(sinks=packed(sinks, wide))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
-    first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))
-    sees_all = before >= query_len - 1 and after >= key_len - 1
-    if spans is None and not has_options and 1 <= query_len <= FEW and (sees_all or query_len == 1):
-        splits = max(1, min(-(-TASKS // max(count, 1)), (end_key - first_key) // SPLIT))
-        parts = np.empty((count, splits, query_len, value_dim + 2), dtype)
-        few = call.more(splits=splits, first_key=first_key, end_key=end_key, memory_size=decode_memory(head_dim, tile))
-        few.add(parts=parts)
-        run_tasks(decode, few, has_options, count * splits, cost, dtype)
-        results = merged(parts.reshape(math.prod(lead[:-1]), lead[-1], *parts.shape[1:]), sinks)
+    of_pairs = any(x is not None for x in (bias, mask, keep))
+    if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
+        results = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
         for x, result in zip((output, lse, shift, inverse), results, strict=True):
             x[...] = result.reshape(x.shape)
     else:
@@ -249,7 +211,8 @@ def _gradients(
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
     if dtype == np.uint16:
         made.add(key_couples=coupled_rows(key))
-    run_tasks(backward, made, has_options, np.full(1 if spans is None else spans.query.size, kv * chunks), cost, dtype, spans)
+    tasks = kv * chunks if spans is None else np.full(spans.query.size, kv * chunks)
+    run_tasks(backward, made, has_options, tasks, cost, dtype, spans)
     grads = {
         "query": d_query,
         "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
@@ -271,17 +234,3 @@ def _gradients(
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
     return {**grads, "bias": d_bias.reshape(bias.shape)}
-
-
-def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
-    """Single queries whose heads share keys and values: as rows of one head they read them once."""
-    rows = query.reshape(*key.shape[:-2], query.shape[-3] // key.shape[-3], query.shape[-1])
-    attended, rows_pullback = attend(rows, key, value, **options)
-    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
-
-    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
-        grads = rows_pullback(*shaped)
-        return {**grads, "query": cast("Array", grads["query"]).reshape(query.shape)}
-
-    return AttendedWithLse(output, lse), pullback

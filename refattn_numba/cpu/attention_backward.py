@@ -126,10 +126,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                         out[i] = 0
                 if low >= high:
                     continue
-                scale = pointer_to(call.scale, queries)
-                scale = scale + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
-                for r in range(count):
-                    factors[r] = scale[r * call.scale_row]
+                fill(factors, tile, call.scale)
                 load_queries(query, call.query_row, count, head_dim, factors, queries)
                 load_query_rows(query, call.query_row, count, head_dim, ones, query_rows, query_row)
                 load_queries(d_output, call.d_output_row, count, value_dim, ones, d_outputs)
@@ -186,7 +183,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     k += n
                 store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
             to = pointer_to(call.d_key, queries) + (part * call.key_rows + start) * head_dim
-            _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.scale, queries)[0], to)
+            _copy_rows(d_keys, query_row, end - start, head_dim, call.scale, to)
             to = pointer_to(call.d_value, queries) + (part * call.key_rows + start) * value_dim
             _copy_rows(d_values, value_row, end - start, value_dim, 1.0, to)
 

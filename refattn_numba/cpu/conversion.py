@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.jit import helper, kernel
+from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.sizes import smaller
 from refattn_numba.cpu.threads import run
 
@@ -26,7 +26,7 @@ OPERANDS = ("query", "key", "value")
 BLOCK = 1 << 14  # numbers of one task
 
 
-@helper
+@compiled
 def _shares(size: int, share: int, shares: int) -> tuple[int, int]:
     blocks = (size + BLOCK - 1) // BLOCK
     return share * blocks // shares * BLOCK, smaller(size, (share + 1) * blocks // shares * BLOCK)

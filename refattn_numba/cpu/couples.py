@@ -130,7 +130,7 @@ def narrow_lines(tile: Any, block: Block) -> None:
 
 
 @kernel
-def _couple_rows(
+def couple_rows(
     address: int, batch_step: int, head_step: int, row_step: int, heads: int, rows: int, size: int, out: Any, share: int, shares: int
 ) -> None:
     """Of each head; steps are in numbers."""
@@ -149,5 +149,5 @@ def coupled_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     out = np.empty((math.prod(batch) * heads, (rows + 1) // 2, size), np.uint32)
     steps = (step // x.itemsize for step in view.strides[:-1])
     if out.size:
-        run(_couple_rows, view.ctypes.data, *steps, heads, rows, size, out, tasks=out.shape[0], cost=out.size)
+        run(couple_rows, view.ctypes.data, *steps, heads, rows, size, out, tasks=out.shape[0], cost=out.size)
     return out

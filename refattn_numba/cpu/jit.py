@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from numba import njit
-from numba.extending import overload, register_jitable
+from numba import int64, njit
+from numba.extending import overload
 
 LOGGER = logging.getLogger("refattn_numba")
+
+Source: TypeAlias = Literal["compiled", "disk", "memory"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,27 +29,17 @@ EXACT = {"contract", "nsz", "arcp"}
 REORDERED = {*EXACT, "reassoc"}
 
 
+WITHIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # compiles a tenth faster
+
+
 def compiled(function: Function) -> Function:
-    """A helper whose sums run in the order in which they are written."""
+    """A helper of kernels, with no way in from Python, whose sums run in the order in which they are written."""
     return cast(Function, njit(fastmath=EXACT, **WITHIN)(function))
 
 
 def reordered(function: Function) -> Function:
     """A helper whose sums may be taken in any order, as a matrix product's are."""
-    return cast(Function, njit(fastmath=REORDERED, error_model="numpy")(function))
-
-
-WITHIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-
-def helper(function: Function) -> Function:
-    """`compiled`, a quarter faster to compile: there is no way in from Python, which runs the function as it is written."""
-    return cast(Function, register_jitable(fastmath=EXACT, **WITHIN)(function))
-
-
-def reordered_helper(function: Function) -> Function:
-    """`reordered`, likewise."""
-    return cast(Function, register_jitable(fastmath=REORDERED, **WITHIN)(function))
+    return cast(Function, njit(fastmath=REORDERED, **WITHIN)(function))
 
 
 def by_type(choose: Function) -> Function:
@@ -79,7 +72,11 @@ def noticed(what: str) -> Iterator[None]:
 
 
 @cache
-def compile_once(kernel: Any, *types: Any) -> None:
-    """Compile a kernel for some types, or read what an earlier process has compiled."""
-    with noticed(f"{kernel.__name__} for {types[2].dtype}{', with options' * (str(types[1]) != 'none')}"):
+def compile_once(kernel: Any, *types: Any) -> tuple[Source, float]:
+    """Compile a kernel for some types, or read what an earlier process has compiled; where it came from, and the seconds."""
+    known, read, start = len(kernel.signatures), sum(kernel.stats.cache_hits.values()), time.perf_counter()
+    precision = next(t.dtype for t in reversed(types) if hasattr(t, "dtype") and t.dtype != int64)
+    with noticed(f"{kernel.__module__.rpartition('.')[2]} for {precision}{', with options' * (types[0] == types[1])}"):
         kernel.compile(types)
+    source = "disk" if sum(kernel.stats.cache_hits.values()) > read else "compiled" if len(kernel.signatures) > known else "memory"
+    return source, time.perf_counter() - start

@@ -9,7 +9,7 @@ from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, decay_keys, erase_back, load_keys, load_queries, write
 from refattn_numba.cpu.scan_forward import fill_factors, load_state
-from refattn_numba.cpu.scan_matrices import add_multiplied, copy, inner, multiply, scale_rows, store_rows, turn
+from refattn_numba.cpu.scan_matrices import HERE, NEXT, add_multiplied, copy, inner, multiply, scale_rows, store_rows, turn
 from refattn_numba.cpu.simd import between, filled, lanes_of, load, multiply_add, next_of, pointer_to, select, store, total_of
 from refattn_numba.cpu.sizes import ceil_to, smaller
 from refattn_numba.cpu.tiles import fill, load_rows
@@ -48,7 +48,7 @@ def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
                 write(call, memory, at, state, lacked, made)
                 if c < used - 1:
                     copy(state, state + call.state_size, call.state_size)
-                    advance(call, memory, at.count, made, state + call.state_size)
+                    advance(call, memory, at.positions, made, state + call.state_size)
         out = pointer_to(call.d_state, memory) + (head * size + begin)
         store_rows(d_state, call.part_step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
 
@@ -56,7 +56,7 @@ def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
 @compiled
 def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, missing: Any) -> None:
     """Gradients of one chunk; the cotangent of the state before it in place of that after it."""
-    count, head_dim, head_step, chunk_step, part_step = at.count, call.head_dim, call.head_step, call.chunk_step, call.part_step
+    count, head_dim, head_step, chunk_step, part_step = at.positions, call.head_dim, call.head_step, call.chunk_step, call.part_step
     keys, queries, d_state, d_writes = memory + call.at_keys, memory + call.at_queries, memory + call.at_d_states, memory + call.at_d_writes
     d_queries, d_start, d_keys = memory + call.at_d_queries, memory + call.at_d_start, memory + call.at_d_keys
     d_outputs, d_scores, across = memory + call.at_d_outputs, memory + call.at_d_scores, memory + call.at_across
@@ -81,16 +81,16 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
         source = pointer_to(call.d_output, memory) + (row * call.value_dim + at.begin)
         load_rows(source, call.value_dim, count, at.columns, memory + call.at_ones, d_outputs, part_step)
         multiply(d_outputs, part_step, memory + call.at_turned, count, at.columns, d_scores, chunk_step)
-        add_multiplied(memory + call.at_scores, 1, chunk_step, d_outputs, count, count, d_writes, part_step)
+        add_multiplied(memory + call.at_scores, NEXT, chunk_step, d_outputs, count, count, d_writes, part_step)
         multiply(d_outputs, part_step, across, count, at.columns, d_start, head_step)
-        add_multiplied(memory + call.at_queries_start, 1, head_step, d_outputs, head_dim, count, d_state, part_step)
+        add_multiplied(memory + call.at_queries_start, NEXT, head_step, d_outputs, head_dim, count, d_state, part_step)
         _through_decay(call, memory, memory + call.at_queries_start, count)
         if call.rates > 1:
             _pairs_by_row(call, memory, count)
         else:
-            _pairs(call, memory, memory + call.at_scores, count, 0)
-            add_multiplied(d_scores, chunk_step, 1, keys, count, count, d_queries, head_step)
-            add_multiplied(d_scores, 1, chunk_step, queries, count, count, d_keys, head_step)
+            _pairs(call, memory, memory + call.at_scores, count, HERE)
+            add_multiplied(d_scores, chunk_step, NEXT, keys, count, count, d_queries, head_step)
+            add_multiplied(d_scores, NEXT, chunk_step, queries, count, count, d_keys, head_step)
         out = pointer_to(call.d_query, memory) + (at.part * call.count * call.group * call.length + row) * head_dim
         store_rows(d_queries, head_step, count, head_dim, memory + call.at_scales, out, head_dim)
 
@@ -171,7 +171,7 @@ def _pairs_by_row(call: Any, memory: Any, count: int) -> None:
 @compiled
 def _erased(call: Any, memory: Any, at: Place, missing: Any) -> None:
     """Back through the triangular system of the delta rule: from the cotangent of what is written to that of the values."""
-    count, head_step, chunk_step, part_step, lanes = at.count, call.head_step, call.chunk_step, call.part_step, lanes_of(memory)
+    count, head_step, chunk_step, part_step, lanes = at.positions, call.head_step, call.chunk_step, call.part_step, lanes_of(memory)
     keys, d_keys, d_rows, d_start = memory + call.at_keys, memory + call.at_d_keys, memory + call.at_d_queries, memory + call.at_d_start
     d_writes, d_scores, products = memory + call.at_d_writes, memory + call.at_d_scores, memory + call.at_inner
     row = at.head * call.length + at.first
@@ -187,12 +187,12 @@ def _erased(call: Any, memory: Any, at: Place, missing: Any) -> None:
             taken = multiply_add(select(between(d, 0, i * (chunk_step + 1) - 1 - j), d, filled(memory, 0.0)), load(products, j), taken)
             store(d_scores, j, d * by)
         d_beta[i] = inner(d_writes + i * part_step, missing + i * part_step, part_step) - total_of(taken)
-    _pairs(call, memory, products, count, 1)
-    add_multiplied(d_scores, chunk_step, 1, keys, count, count, d_keys, head_step)
-    add_multiplied(d_scores, 1, chunk_step, keys, count, count, d_keys, head_step)
+    _pairs(call, memory, products, count, NEXT)
+    add_multiplied(d_scores, chunk_step, NEXT, keys, count, count, d_keys, head_step)
+    add_multiplied(d_scores, NEXT, chunk_step, keys, count, count, d_keys, head_step)
     scale_rows(d_writes, part_step, count, beta)
     multiply(d_writes, part_step, memory + call.at_across, count, at.columns, d_start, head_step)
-    add_multiplied(memory + call.at_keys_start, 1, head_step, d_writes, call.head_dim, count, memory + call.at_d_states, part_step)
+    add_multiplied(memory + call.at_keys_start, NEXT, head_step, d_writes, call.head_dim, count, memory + call.at_d_states, part_step)
     _through_decay(call, memory, memory + call.at_keys_start, count)
     for i in range(0, count * head_step, lanes):
         store(d_keys, i, load(d_keys, i) - load(d_rows, i))

@@ -55,11 +55,11 @@ ScanCall = np.dtype(
 
 
 class Place(NamedTuple):
-    """Positions ``first`` to before ``first + count`` of one head, and values from column `begin`."""
+    """Positions ``first`` to before ``first + positions`` of one head, and values from column `begin`."""
 
     head: int
     first: int
-    count: int
+    positions: int
     begin: int
     columns: int
     part: int

@@ -19,7 +19,7 @@ from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.scan_call import Place
-from refattn_numba.cpu.scan_matrices import add_multiplied, copy, inner, multiply, scale_rows, turn
+from refattn_numba.cpu.scan_matrices import NEXT, add_multiplied, copy, inner, multiply, scale_rows, turn
 from refattn_numba.cpu.simd import between, filled, lanes_of, largest_of, load, multiply_add, pointer_to, select, store
 from refattn_numba.cpu.sizes import ceil_to, smaller
 from refattn_numba.cpu.tiles import fill, load_rows
@@ -30,7 +30,7 @@ LARGEST = 80.0  # the polynomial exponential holds up to here
 @compiled
 def load_keys(call: Any, memory: Any, at: Place) -> None:
     """What no query enters: keys, decays, and products of the keys."""
-    step, count, lanes = call.head_step, at.count, lanes_of(memory)
+    step, count, lanes = call.head_step, at.positions, lanes_of(memory)
     keys, gains = memory + call.at_keys, memory + call.at_gains
     source = pointer_to(call.key, memory) + (at.head * call.length + at.first) * call.head_dim
     load_rows(source, call.head_dim, count, call.head_dim, memory + call.at_ones, keys, step)
@@ -71,14 +71,14 @@ def _load_gains(call: Any, memory: Any, at: Place) -> None:
     gains, step, lanes = memory + call.at_gains, call.head_step, lanes_of(memory)
     log_decay = pointer_to(call.log_decay, memory) + (at.head * call.length + at.first) * call.rates
     if call.rates == 0:
-        fill(gains, at.count * step, 1.0)
+        fill(gains, at.positions * step, 1.0)
         return
     if call.rates > 1:
-        load_rows(log_decay, call.rates, at.count, call.rates, memory + call.at_ones, gains, step)
+        load_rows(log_decay, call.rates, at.positions, call.rates, memory + call.at_ones, gains, step)
     else:
-        for i in range(at.count):
+        for i in range(at.positions):
             fill(gains + i * step, step, log_decay[i])
-    for i in range(0, at.count * step, lanes):
+    for i in range(0, at.positions * step, lanes):
         if largest_of(load(gains, i)) > LARGEST:
             for lane in range(i, i + lanes):
                 gains[lane] = np.exp(gains[lane])
@@ -92,8 +92,8 @@ def _multiply_keys(call: Any, memory: Any, at: Place) -> None:
     step, lanes = call.chunk_step, lanes_of(memory)
     products, decays, erase = memory + call.at_inner, memory + call.at_decays, memory + call.at_erase
     beta, zero = pointer_to(call.beta, memory) + (at.head * call.length + at.first), filled(memory, 0.0)
-    multiply(memory + call.at_keys, call.head_step, memory + call.at_transposed, at.count, call.head_dim, products, step)
-    for i in range(at.count):
+    multiply(memory + call.at_keys, call.head_step, memory + call.at_transposed, at.positions, call.head_dim, products, step)
+    for i in range(at.positions):
         rate = filled(memory, beta[i])
         for j in range(0, step, lanes):
             decayed = load(products, i * step + j) * load(decays, i * step + j)
@@ -105,7 +105,7 @@ def _multiply_keys(call: Any, memory: Any, at: Place) -> None:
 @compiled
 def load_queries(call: Any, memory: Any, at: Place, member: int) -> None:
     """Queries of one head, scaled; as the state before the chunk meets them; and their decayed products with the keys."""
-    step, count, lanes = call.head_step, at.count, lanes_of(memory)
+    step, count, lanes = call.head_step, at.positions, lanes_of(memory)
     queries, start, since = memory + call.at_queries, memory + call.at_queries_start, memory + call.at_since
     scores, decays, zero = memory + call.at_scores, memory + call.at_decays, filled(memory, 0.0)
     row = (at.head * call.group + member) * call.length + at.first
@@ -142,18 +142,18 @@ def decay_keys(call: Any, memory: Any, i: int) -> None:
 @compiled
 def write(call: Any, memory: Any, at: Place, state: Any, missing: Any, writes: Any) -> None:
     """Fill `writes`, and for the delta rule what is missing for each key in the state before the chunk."""
-    step, count, erase = call.part_step, at.count, memory + call.at_erase
+    step, count, erase = call.part_step, at.positions, memory + call.at_erase
     source = pointer_to(call.value, memory) + (at.head * call.length + at.first) * call.value_dim + at.begin
     load_rows(source, call.value_dim, count, at.columns, memory + call.at_ones, writes, step)
     if not call.beta:
         return
-    add_multiplied(memory + call.at_keys_start, call.head_step, 1, state, count, call.head_dim, writes, step)
+    add_multiplied(memory + call.at_keys_start, call.head_step, NEXT, state, count, call.head_dim, writes, step)
     copy(writes, missing, count * step)
     scale_rows(writes, step, count, pointer_to(call.beta, memory) + (at.head * call.length + at.first))
     for i in range(0, count, SPARE):
         end = smaller(i + SPARE, count)
         if i > 0:
-            add_multiplied(erase + i * call.chunk_step, call.chunk_step, 1, writes, end - i, i, writes + i * step, step)
+            add_multiplied(erase + i * call.chunk_step, call.chunk_step, NEXT, writes, end - i, i, writes + i * step, step)
         for d in range(0, step, lanes_of(memory)):
             for j in range(i + 1, end):
                 line = load(writes, j * step + d)
@@ -170,7 +170,7 @@ def erase_back(call: Any, memory: Any, count: int, d_writes: Any) -> None:
         end = smaller(i + SPARE, count)
         if end < count:
             later, factors = d_writes + end * step, erase + (end * call.chunk_step + i)
-            add_multiplied(factors, 1, call.chunk_step, later, end - i, count - end, d_writes + i * step, step)
+            add_multiplied(factors, NEXT, call.chunk_step, later, end - i, count - end, d_writes + i * step, step)
         for d in range(0, step, lanes_of(memory)):
             for j in range(end - 2, i - 1, -1):
                 line = load(d_writes, j * step + d)
@@ -184,4 +184,4 @@ def advance(call: Any, memory: Any, count: int, writes: Any, state: Any) -> None
     """The state after the chunk in place of that before it."""
     if call.rates > 0:
         scale_rows(state, call.part_step, call.head_dim, memory + call.at_since + (count - 1) * call.head_step)
-    add_multiplied(memory + call.at_keys_end, 1, call.head_step, writes, call.head_dim, count, state, call.part_step)
+    add_multiplied(memory + call.at_keys_end, NEXT, call.head_step, writes, call.head_dim, count, state, call.part_step)

@@ -8,7 +8,7 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, load_keys, load_queries, write
-from refattn_numba.cpu.scan_matrices import add_multiplied, multiply, store_rows
+from refattn_numba.cpu.scan_matrices import NEXT, add_multiplied, multiply, store_rows
 from refattn_numba.cpu.simd import next_of, pointer_to
 from refattn_numba.cpu.sizes import smaller
 from refattn_numba.cpu.tiles import fill, load_rows
@@ -38,12 +38,12 @@ def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None
             write(call, memory, at, state, missing, writes)
             for member in range(call.group):
                 load_queries(call, memory, at, member)
-                multiply(memory + call.at_scores, call.chunk_step, writes, at.count, at.count, read, step)
-                add_multiplied(memory + call.at_queries_start, call.head_step, 1, state, at.count, call.head_dim, read, step)
+                multiply(memory + call.at_scores, call.chunk_step, writes, at.positions, at.positions, read, step)
+                add_multiplied(memory + call.at_queries_start, call.head_step, NEXT, state, at.positions, call.head_dim, read, step)
                 row = (head * call.group + member) * call.length + first
                 out = pointer_to(call.output, memory) + (row * call.value_dim + begin)
-                store_rows(read, step, at.count, columns, memory + call.at_ones, out, call.value_dim)
-            advance(call, memory, at.count, writes, state)
+                store_rows(read, step, at.positions, columns, memory + call.at_ones, out, call.value_dim)
+            advance(call, memory, at.positions, writes, state)
         out = pointer_to(call.end, memory) + (head * size + begin)
         store_rows(state, step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
 

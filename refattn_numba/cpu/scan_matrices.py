@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import add_product, product
 from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, store, total_of, transpose
 from refattn_numba.cpu.sizes import ceil_to
 from refattn_numba.cpu.tiles import fill
+
+# distances of neighbours and of none: for each of Python's numbers, Numba compiles what it is given to once more
+NEXT: Any = np.int64(1)
+HERE: Any = np.int64(0)
 
 
 @compiled

@@ -158,6 +158,13 @@ def bytes_at(typing: Any, address: Any) -> Any:
 
 
 @instruction
+def integers_at(typing: Any, address: Any) -> Any:
+    """A pointer to 64-bit integers."""
+    made = types.CPointer(types.int64)
+    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
 def codes_at(typing: Any, address: Any) -> Any:
     """A pointer to couples of bfloat16, as integers of 32 bits."""
     made = types.CPointer(types.uint32)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,10 @@ pytest.importorskip("numba")
 import numpy as np
 
 import refattn_numba
-from refattn_numba.cpu import couples, jit
-from refattn_numba.cpu.attention_backward import backward
-from refattn_numba.cpu.attention_bias import backward_bias
-from refattn_numba.cpu.attention_forward import forward
-from refattn_numba.cpu.conversion import narrow_bfloat16, narrow_float16, widen_bfloat16, widen_float16
+from refattn_numba.__main__ import main
+from refattn_numba.cpu import jit
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.threads import kernel_types
+from refattn_numba.cpu.specialisations import specialisations
 
 
 def test_a_slow_compilation_is_noticed(caplog, monkeypatch):
@@ -52,16 +50,53 @@ def test_a_quick_compilation_is_not(caplog):
 
 
 def test_the_specialisations_are_a_closed_list():
-    """Whatever the shapes and options of a call, no kernel has other types than these."""
-    refattn_numba.warm_up()
-    x = np.ones((2, 3, 5), np.float32)
-    refattn_numba.scaled_dot_product_attention.vjp(x[:, ::-1], x.astype(">f4"), np.asfortranarray(x), causal=True, softcap=1.0)
-    narrow = ["uint16"] if HOST.has_bfloat16_dot else []  # the bits of bfloat16
-    for kernel in (forward, backward, backward_bias):
-        stored = ["float32", "float64", *(narrow if kernel is not backward_bias else [])]
-        assert set(kernel.signatures) <= {kernel_types(np.dtype(d), has_options=o) for d in stored for o in (False, True)}
-    for kernel in (widen_bfloat16, narrow_bfloat16, widen_float16, narrow_float16, couples._couple_rows):
-        assert len(kernel.signatures) <= 1
+    """Whatever the shapes, layouts, types and options of calls, no kernel has other types than those that `warm_up` compiles."""
+    random = np.random.default_rng(0)
+    x, many = np.ones((2, 3, 5), np.float32), random.standard_normal((2, 4, 40, 6)).astype(np.float32)
+    attend, scan = refattn_numba.scaled_dot_product_attention, refattn_numba.gated_linear_attention
+    attend.vjp(x[:, ::-1], x.astype(">f4"), np.asfortranarray(x), causal=True, softcap=1.0)
+    calls = [
+        attend.vjp(*[x.astype(t) for x in (many, many, many)], causal=True, bias=b)
+        for t in ("f2", "f4", "f8")
+        for b in (None, many[0, 0, :, :1])
+    ]
+    calls += [attend.vjp(many[:, :, :1], many[:, :2], many[:, :2])]
+    calls += [scan.vjp(*[x.astype(t)[..., ::-1] for x in (many, many, many, -np.abs(many))]) for t in ("f2", "f4", "f8")]
+    calls += [refattn_numba.linear_attention.vjp(many, many[:, :2], many[:, :2], causal=True)]
+    for y, pullback in calls:
+        pullback(y[0] if isinstance(y, tuple) else y)
+    listed = defaultdict(set)
+    for s in specialisations():
+        listed[s.kernel].add(tuple(map(str, s.types)))
+    for kernel, types in listed.items():
+        assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
+    assert sum(len(types) for types in listed.values()) == (27 if HOST.has_bfloat16_dot else 22)
+
+
+def test_every_kernel_is_on_the_list():
+    """But for the plain ones, and those of caches in the types in which they are stored."""
+    listed = {s.kernel for s in specialisations()}
+    package = Path(refattn_numba.__file__).parent / "cpu"
+    names = [f"refattn_numba.cpu.{path.stem}" for path in package.glob("*.py") if path.stem not in {"__init__", "decode"}]
+    made = {x for name in names for x in vars(importlib.import_module(name)).values() if getattr(x, "targetoptions", {}).get("nogil")}
+    assert made == listed
+
+
+def test_warming_up_says_what_it_took(capsys, monkeypatch):
+    """Compiled, read from disk or known already; by function and by command."""
+    first = refattn_numba.warm_up("attention")
+    assert [(row.group, row.precision, row.kernel) for row in first] == [
+        ("attention", "float32", n) for n in ("forward", "backward", "decode")
+    ]
+    assert all(row.source in {"compiled", "disk", "memory"} and row.seconds >= 0 for row in first)
+    monkeypatch.setattr(sys, "argv", ["refattn_numba", "--dtype", "float16"])
+    main()
+    said = capsys.readouterr().out
+    assert "narrow_float16" in said and "backward_bias" in said and "11 kernels in " in said
+    with pytest.raises(ValueError, match="groups are"):
+        refattn_numba.warm_up("forward")
+    with pytest.raises(ValueError, match="dtypes are"):
+        refattn_numba.warm_up(dtypes=["int8"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -105,20 +140,3 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path):
         )
         hits.append(int(done.stdout))
     assert hits == [0, 1]
-
-
-def test_python_threads_share_kernels():
-    """Each call has memory of its own."""
-    random = np.random.default_rng(0)
-    inputs = [[random.standard_normal((2, 2, 70, 33)).astype("float32") for _ in range(3)] for _ in range(8)]
-
-    def both(arrays):
-        y, pullback = refattn_numba.scaled_dot_product_attention.vjp(*arrays)
-        return [y, *pullback(y).values()]
-
-    want = [both(x) for x in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(both, inputs * 10))
-    for i, results in enumerate(got):
-        for a, b in zip(results, want[i % 8], strict=True):
-            np.testing.assert_array_equal(a, b)

@@ -1,0 +1,122 @@
+"""All kernels, and the types that each is compiled for: whatever the shapes and options of calls, there are no others.
+
+Left out are the kernels below `plain`, the readable form, which calls with a scale for each pair alone still need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numba
+import numpy as np
+
+from refattn_numba.cpu import (
+    attention_backward,
+    attention_bias,
+    attention_forward,
+    conversion,
+    couples,
+    decode,
+    scan_backward,
+    scan_features,
+    scan_forward,
+)
+from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.jit import Source, compile_once
+from refattn_numba.cpu.scan_call import ScanCall
+from refattn_numba.cpu.threads import kernel_types
+
+Group: TypeAlias = Literal["attention", "options", "caches", "linear"]
+"""Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; attention whose state has one size."""
+
+Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
+"""As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
+
+
+class Specialisation(NamedTuple):
+    """A kernel for one set of types."""
+
+    group: Group
+    precision: Precision
+    kernel: Any
+    types: tuple[Any, ...]
+
+
+class Compiled(NamedTuple):
+    """What compiling a kernel took."""
+
+    group: Group
+    precision: Precision
+    kernel: str
+    source: Source
+    seconds: float
+
+
+def specialisations() -> Iterator[Specialisation]:
+    """The whole list."""
+    attention = attention_forward.forward, attention_backward.backward
+    for precision in ("float32", "float64"):
+        dtype = np.dtype(precision)
+        alone, with_options = (kernel_types(dtype, has_options=has_options) for has_options in (False, True))
+        scans = kernel_types(dtype, has_options=False, layout=ScanCall)
+        for kernel in attention:
+            yield Specialisation("attention", precision, kernel, alone)
+        in_place, stored = (kernel_types(dtype, has_options=has_options, layout=decode.Decoding) for has_options in (False, True))
+        yield Specialisation("attention", precision, decode.decode, in_place)
+        yield Specialisation("caches", precision, decode.decode, stored)
+        for kernel in (*attention, attention_bias.backward_bias):
+            yield Specialisation("options", precision, kernel, with_options)
+        for kernel in (scan_forward.forward, scan_backward.backward):
+            yield Specialisation("linear", precision, kernel, scans)
+        yield Specialisation("linear", precision, scan_features.elu_plus_one, _from_to(precision, precision))
+    stored: tuple[tuple[Precision, str], ...] = (("bfloat16", "uint16"), ("float16", "float16"))
+    for precision, name in stored:
+        widen, narrow = conversion.STORED[name]
+        yield Specialisation("attention", precision, widen, _from_to("uint16", "uint32"))
+        yield Specialisation("attention", precision, narrow, _from_to("uint32", "uint16"))
+    if HOST.has_bfloat16_dot:
+        for kernel in attention:
+            yield Specialisation("attention", "bfloat16", kernel, kernel_types(np.dtype(np.uint16), has_options=False))
+            yield Specialisation("options", "bfloat16", kernel, kernel_types(np.dtype(np.uint16), has_options=True))
+        numbers = (numba.types.int64,) * 7
+        yield Specialisation("attention", "bfloat16", couples.couple_rows, (*numbers, numba.types.uint32[:, :, ::1], *numbers[:2]))
+
+
+def _from_to(given: str, made: str) -> tuple[Any, ...]:
+    """Numbers in a row that are only read, those that are made of them, and the shares."""
+    types = numba.types
+    arrays = (types.Array(numba.from_dtype(np.dtype(x)), 1, "C", readonly=x_is_given) for x, x_is_given in ((given, True), (made, False)))
+    return *arrays, types.int64, types.int64
+
+
+def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[Compiled]:
+    """Compile kernels now, so that no later call has to wait; what is on disk already is only read.
+
+    ``python -m refattn_numba`` does so for all, and prints what it took.
+
+    Parameters
+    ----------
+    *groups : {"attention", "options", "caches", "linear"}
+        Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; linear attention and the delta rule.
+        All, where none is named.
+    dtypes : iterable of {"float32", "float64", "bfloat16", "float16"}, optional
+        The types in which arrays are stored. Kernels for float16 are those for float32 and conversions; so are those for bfloat16
+        where the processor does not multiply it.
+
+    Returns
+    -------
+    list of Compiled
+        For each kernel its group, precision and name, its source ("compiled", "disk", or "memory" where it was there) and the seconds.
+    """
+    if unknown := [g for g in groups if g not in get_args(Group)]:
+        raise ValueError(f"groups are {unknown}, but there are {', '.join(get_args(Group))}")
+    wanted = set(dtypes)
+    if unknown := sorted(wanted - set(get_args(Precision))):
+        raise ValueError(f"dtypes are {unknown}, but there are {', '.join(get_args(Precision))}")
+    wanted |= {"float32"} if wanted & {"float16", "bfloat16"} else set()
+    return [
+        Compiled(s.group, s.precision, s.kernel.__name__, *compile_once(s.kernel, *s.types))
+        for s in specialisations()
+        if s.group in (groups or get_args(Group)) and s.precision in wanted
+    ]
