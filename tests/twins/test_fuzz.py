@@ -7,14 +7,28 @@ import math
 import numpy as np
 import pytest
 
+ml_dtypes = pytest.importorskip("ml_dtypes")
 pytest.importorskip("numba")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import refattn
 import refattn_numba
 from refattn_numba.cpu import attention, threads
+from tests.twins.drawing import Drawn
 
 GUARD = 64
 """Elements on either side of an array: a register beyond its end."""
+
+EDGE = 1024
+"""What stands there: a number of every type."""
+
+DTYPES = {"float32": np.dtype("f4"), "float64": np.dtype("f8"), "float16": np.dtype("f2")}
+DTYPES |= {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+UNITS = {"float32": 60, "float64": 60, "float16": 6, "bfloat16": 6}
+"""Errors that are allowed, in units of the last place of the largest element."""
 
 
 def broadcast_shape(random, shape):
@@ -31,7 +45,7 @@ def inside(random, x):
     shape, wide = [x.shape[i] for i in order], random.random() < 0.3
     if wide:
         shape[-1] += 3  # rows that do not follow one another
-    whole = np.full(math.prod(shape) + 2 * GUARD, np.nan if x.dtype.kind == "f" else 1, x.dtype)
+    whole = np.full(math.prod(shape) + 2 * GUARD, 1 if x.dtype == bool else np.nan, x.dtype)
     if x.dtype == bool:
         whole.view(np.uint8)[:] = 0xAA
     view = whole[GUARD : GUARD + math.prod(shape)].reshape(shape)[..., : x.shape[-1] if x.ndim else None]
@@ -138,10 +152,10 @@ class Guarded:
 
     def empty(self, shape, dtype):
         size = math.prod(shape) if isinstance(shape, (tuple, list)) else shape
-        whole = np.full(size + 2 * GUARD, 12345.0, dtype)
+        whole = np.full(size + 2 * GUARD, EDGE, dtype)
         self.wholes.append(whole)
         inner = whole[GUARD : GUARD + size]
-        inner[:] = np.nan
+        inner[:] = 0x7FC0 if inner.dtype == np.uint16 else np.nan  # the bits of bfloat16's NaN
         return inner.reshape(shape)
 
     def zeros(self, shape, dtype):
@@ -154,15 +168,15 @@ class Guarded:
 
     def check(self):
         for whole in self.wholes:
-            assert (whole[:GUARD] == 12345).all()
-            assert (whole[-GUARD:] == 12345).all()
+            assert (whole[:GUARD] == EDGE).all()
+            assert (whole[-GUARD:] == EDGE).all()
 
 
 def differences(name, given, dtype, guarded):
     """For each output and gradient: where it is not a number against where it should not be, and the largest error."""
     y, pullback = getattr(refattn_numba, name).vjp(**given)
     want, want_pullback = getattr(refattn, name).vjp(**given)
-    d = [np.cos(np.where(np.isfinite(x), x, 0)) for x in (want.output, want.lse)]
+    d = [np.cos(np.where(np.isfinite(x), x, 0)).astype(dtype).astype(float) for x in (want.output, want.lse)]
     grads, want_grads = pullback(*(x.astype(dtype) for x in d)), want_pullback(*d)
     guarded.check()
     assert grads.keys() == want_grads.keys()
@@ -175,26 +189,26 @@ def differences(name, given, dtype, guarded):
         yield what, float(np.abs(got[finite] - exact[finite]).max(initial=0) / scale)
 
 
-def run(seed, monkeypatch):
-    random = np.random.default_rng(seed)
-    dtype = "float32" if random.random() < 0.7 else "float64"
-    packed, guarded = random.random() < 0.2, Guarded()
+def run(random):
+    """One call, in a type and of a kind that are drawn."""
+    name = ["float32", "float64", "float16", "bfloat16"][random.choice(4, p=[0.5, 0.2, 0.1, 0.2])]
+    dtype, packed, guarded = DTYPES[name], random.random() < 0.2, Guarded()
     given = (draw_packed if packed else draw)(random, dtype)
-    monkeypatch.setattr(attention, "np", guarded)
-    monkeypatch.setattr(threads, "aligned", guarded.aligned)
+    shown = f"{name}, { ({n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in given.items()}) }"
     # rows that average all values add equal numbers one by one to a gradient, whose rounding errors have one sign
-    units = 60 + (given["query"].shape[-2] * given["query"].shape[-3] if given.get("masked_rows") == "uniform" else 0)
-    for name, error in differences(
-        "varlen_attention_with_lse" if packed else "scaled_dot_product_attention_with_lse", given, dtype, guarded
-    ):
-        shown = {n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in given.items()}
-        assert error < units * np.finfo(dtype).eps, f"seed {seed}, {name}: {shown}"
+    units = UNITS[name] + (given["query"].shape[-2] * given["query"].shape[-3] if given.get("masked_rows") == "uniform" else 0)
+    twin = "varlen_attention_with_lse" if packed else "scaled_dot_product_attention_with_lse"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "np", guarded)
+        patch.setattr(threads, "aligned", guarded.aligned)
+        for what, error in differences(twin, given, dtype, guarded):
+            assert error < units * float(ml_dtypes.finfo(dtype).eps), f"{what}: {shown}"
 
 
 @pytest.mark.parametrize("block", range(8))
-def test_random_calls(block, monkeypatch):
+def test_random_calls(block):
     for seed in range(10 * block, 10 * block + 10):
-        run(seed, monkeypatch)
+        run(np.random.default_rng(seed))
 
 
 def test_the_guards_see_a_write_outside(monkeypatch):
@@ -210,8 +224,14 @@ def test_the_guards_see_a_write_outside(monkeypatch):
     assert len(guarded.wholes) > 4
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_calls(data):
+    run(Drawn(data))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(50))
-def test_thousands_of_random_calls(block, monkeypatch):
-    for seed in range(1000 + 100 * block, 1100 + 100 * block):
-        run(seed, monkeypatch)
+@settings(max_examples=5000, deadline=None)
+@given(data=st.data())
+def test_thousands_of_drawn_calls(data):
+    run(Drawn(data))
