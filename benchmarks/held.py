@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from benchmarks.agreement import errors, refuse_difference
 from benchmarks.cases import Call, Case
 from benchmarks.quiet import Watch
-from benchmarks.rounds import in_rounds, least_of, middle_and_spread, turns_of
+from benchmarks.rounds import ENOUGH, in_rounds, least_of, middle_and_spread, turns_of
 
-SECONDS, PATIENCE = 4.0, 5.0  # of a run: for its rounds, and of those at most for waiting until others are quiet
+SECONDS, PATIENCE = 0.45, 0.45  # of a run, for each round that is asked for: to measure, and besides to wait until others rest
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class HeldRow:
         return statistics.median(run.percent for run in self.runs)
 
     @property
+    def believable(self) -> bool:
+        """Whether others left us in peace for as many rounds of each run as a median needs."""
+        return all(run.rounds - run.disturbed >= min(ENOUGH, run.rounds) for run in self.runs)
+
+    @property
     def holds(self) -> bool | None:
         """Whether the ratio reaches its floor; None where there is none, or no baseline."""
         return None if self.case.floor is None or self.ratio is None else self.ratio >= self.case.floor
@@ -89,7 +94,7 @@ class HeldRow:
         return None if self.case.percent_floor is None else self.percent >= self.case.percent_floor
 
 
-def hold(case: Case, calls: Mapping[str, Call], rounds: int, threads: int, seconds: float = SECONDS) -> Run:
+def hold(case: Case, calls: Mapping[str, Call], rounds: int, threads: int) -> Run:
     """Timings beside the machine's limit, and errors."""
     from benchmarks.limits import limit  # noqa: PLC0415  (compiles)
 
@@ -106,7 +111,7 @@ def hold(case: Case, calls: Mapping[str, Call], rounds: int, threads: int, secon
     name, at_limit, amount = limit(case.work.limit, threads)
     ours = next(iter(contenders))
     main = {ours, case.baseline, "torch", "limit"}
-    made = in_rounds({**contenders, "limit": at_limit}, rounds, main=main, seconds=seconds, watch=Watch(PATIENCE))
+    made = in_rounds({**contenders, "limit": at_limit}, rounds, main=main, seconds=SECONDS * rounds, watch=Watch(PATIENCE * rounds))
     medians = {n: middle_and_spread(turns_of(n, made)) for n in contenders}
     rate = amount / least_of("limit", made)
     return Run(

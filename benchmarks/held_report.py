@@ -42,6 +42,7 @@ def as_record(row: HeldRow, threads: int) -> dict[str, object]:
         "spread": {n: row.spread(n) for n in row.runs[0].seconds},
         "runs": len(row.runs),
         "rounds": sum(run.rounds for run in row.runs),
+        "believable": row.believable,
         "disturbed_rounds": sum(run.disturbed for run in row.runs),
     }
 
@@ -64,19 +65,20 @@ def preface(rows: Sequence[HeldRow], threads: int) -> str:
 def disturbances(rows: Sequence[HeldRow]) -> str:
     """How far to believe it."""
     runs = [run for row in rows for run in row.runs]
-    return f"Other programs took part in {sum(r.disturbed for r in runs)} of {sum(r.rounds for r in runs)} rounds."
+    return f"Other programs took part in {sum(r.disturbed for r in runs)} of {sum(r.rounds for r in runs)} rounds; a question mark stands where too few were left."
 
 
 def main_cells(rows: Sequence[HeldRow]) -> list[list[str]]:
     """Ours beside the baseline and the limit."""
-    made = [["case", "ours, ms", "baseline, ms", "ratio", "floor", "of limit", "floor", "rms error", "torch's"]]
+    made = [["case", "ours, ms", "baseline, ms", "ratio", "floor", "of limit", "floor", "rms error", "torch's", "disturbed"]]
     for row in rows:
         record = as_record(row, 0)
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         share = f"{row.percent:.0f}% {row.runs[0].limit}"
-        floors = _floor(row.case.floor, "", row.holds), _floor(row.case.percent_floor, "%", row.percent_holds)
+        floors = _floor(row, row.case.floor, "", row.holds), _floor(row, row.case.percent_floor, "%", row.percent_holds)
         errors = ["-" if (e := record[n]) is None else f"{e:.1e}" for n in ("rms_error", "torch_rms_error")]
-        made.append([row.case.name, _time(row, row.ours), _time(row, row.baseline), ratio, floors[0], share, floors[1], *errors])
+        disturbed = f"{record['disturbed_rounds']} of {record['rounds']}"
+        made.append([row.case.name, _time(row, row.ours), _time(row, row.baseline), ratio, floors[0], share, floors[1], *errors, disturbed])
     return made
 
 
@@ -99,8 +101,10 @@ def _time(row: HeldRow, name: str | None) -> str:
     return "-" if name is None or name not in row.runs[0].seconds else time_cell(row.milliseconds(name), row.spread(name))
 
 
-def _floor(floor: float | None, unit: str, holds: bool | None) -> str:
-    return "-" if floor is None else f"{floor:g}{unit}" + ("" if holds is None else " holds" if holds else " missed")
+def _floor(row: HeldRow, floor: float | None, unit: str, holds: bool | None) -> str:
+    """With a question mark where other programs took part."""
+    verdict = "" if holds is None else (" holds" if holds else " missed") + "?" * (not row.believable)
+    return "-" if floor is None else f"{floor:g}{unit}{verdict}"
 
 
 def as_text(rows: Sequence[HeldRow], threads: int) -> str:

@@ -17,37 +17,50 @@ from numba.core import cgutils
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import kernel
-from refattn_numba.cpu.simd import Vector, constant, filled, fused, instruction, lanes_of, load, pointer_to, total_of
+from refattn_numba.cpu.simd import Vector, constant, couple_dot, filled, fused, instruction, lanes_of, load, pointer_to, total_of
 
 STEPS = 2_000_000  # of the multiply-add loop: some milliseconds, beside which waking a thread is nothing
 REGISTERS = 12
 READ_BYTES = 1 << 28  # far more than caches hold
 
 
-@instruction
-def _multiply_adds(typing: Any, like: Any, steps: Any) -> Any:
-    """As many independent sums as keep all units busy; nothing is read."""
-    vector = Vector(like.dtype)
+def _chains(step: Callable[..., Any]) -> Any:
+    """As many independent sums as keep all units busy; nothing is read. ``step(builder, sum, factor)`` is the sum after a step."""
 
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        places = [cgutils.alloca_once(builder, vector.ir) for _ in range(REGISTERS)]
-        for i, place in enumerate(places):
-            builder.store(constant(vector.ir, float(i)), place)
-        factor = constant(vector.ir, 0.999)
-        with cgutils.for_range(builder, args[1]):
-            for place in places:
-                builder.store(fused(builder, builder.load(place), factor, factor), place)
-        total = builder.load(places[0])
-        for place in places[1:]:
-            total = builder.fadd(total, builder.load(place))
-        return total
+    @instruction
+    def run(typing: Any, like: Any, steps: Any) -> Any:
+        vector = Vector(like.dtype)
 
-    return vector(like, types.intp), build
+        def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            places = [cgutils.alloca_once(builder, vector.ir) for _ in range(REGISTERS)]
+            for i, place in enumerate(places):
+                builder.store(constant(vector.ir, float(i)), place)
+            factor = constant(vector.ir, 0.999)
+            with cgutils.for_range(builder, args[1]):
+                for place in places:
+                    builder.store(step(builder, builder.load(place), factor), place)
+            total = builder.load(places[0])
+            for place in places[1:]:
+                total = builder.fadd(total, builder.load(place))
+            return total
+
+        return vector(like, types.intp), build
+
+    return run
+
+
+_multiply_adds = _chains(lambda builder, total, factor: fused(builder, total, factor, factor))
+_dots = _chains(lambda builder, total, factor: couple_dot(builder, factor, factor, total))
 
 
 @kernel
 def _multiply_add_loop(like: Any, steps: int) -> float:
     return total_of(_multiply_adds(pointer_to(like.ctypes.data, like), steps))
+
+
+@kernel
+def _dot_loop(like: Any, steps: int) -> float:
+    return total_of(_dots(pointer_to(like.ctypes.data, like), steps))
 
 
 @kernel
@@ -76,14 +89,14 @@ def _on_threads(threads: int, call: Callable[[int], Any]) -> None:
 def limit(name: str, threads: int) -> tuple[str, Callable[[], Any], float]:
     """The name of a limit, a call that runs there, and how many operations or bytes it is.
 
-    "float32", "float64" or "read"; for "bfloat16" it is that of float32, in which its products are computed.
+    "float32", "float64", "bfloat16" or "read"; where there is no bfloat16 dot product, it is float32 that computes its products.
     """
     if name == "read":
         x = np.ones(READ_BYTES // 4, np.float32)
         parts = np.array_split(x, threads)
         return name, (lambda: _on_threads(threads, lambda i: _read(parts[i]))), float(READ_BYTES)
-    name = "float32" if name == "bfloat16" else name
-    like = np.empty(1, name)
-    lanes = HOST.register_bytes // like.itemsize
-    operations = 2.0 * REGISTERS * lanes * STEPS * threads
-    return name, (lambda: _on_threads(threads, lambda i: _multiply_add_loop(like, STEPS))), operations
+    has_dot = name == "bfloat16" and HOST.has_bfloat16_dot
+    name = name if name != "bfloat16" or has_dot else "float32"
+    like, loop = np.empty(1, "float32" if has_dot else name), _dot_loop if has_dot else _multiply_add_loop
+    operations = (4.0 if has_dot else 2.0) * REGISTERS * (HOST.register_bytes // like.itemsize) * STEPS * threads
+    return name, (lambda: _on_threads(threads, lambda i: loop(like, STEPS))), operations

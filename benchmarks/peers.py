@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from benchmarks.cases import Call, installed
 from benchmarks.jax_peer import jax_call
 from benchmarks.onnx_peer import onnx_call
@@ -21,6 +23,7 @@ def peers(given: Given) -> dict[str, Call]:
     runtime, onnx = installed("onnxruntime"), installed("onnx")
     if runtime is not None and onnx is not None and problem.dtype == "float32" and not problem.backward:
         calls["onnxruntime"] = onnx_call(onnx, runtime, given)
-    if problem.dtype != "float64" and (jax := installed("jax")) is not None:  # its softmax is computed in float32
+    all_cores = os.environ.get("OMP_NUM_THREADS") in {None, str(os.cpu_count())}  # JAX takes no other number of threads
+    if all_cores and problem.dtype != "float64" and (jax := installed("jax")) is not None:  # its softmax is computed in float32
         calls["jax"] = jax_call(jax, given)
     return calls

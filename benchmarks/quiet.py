@@ -11,8 +11,8 @@ STEP = 0.004  # seconds between two looks
 LOOKS = 3  # that must find nobody, one after the other
 BUSY = slice(0, 8)  # columns of /proc/stat: all that processors did
 IDLE = slice(3, 5)  # of which they idled, or waited for a disk
-TOLERATED = 0.1  # of one core's time
-COARSE = 0.03  # seconds: the system counts time in ticks of a hundredth, for each core
+TOLERATED = 0.05  # of one core's time
+COARSE = 0.02  # seconds: the system counts time in ticks of a hundredth, for each core
 
 
 def running(load: str) -> int:

@@ -44,17 +44,17 @@ def turn(call: Call, expected: float) -> list[float]:
 
 def _for(least: float, call: Call) -> list[float]:
     seconds = [timed(call)]
-    while sum(seconds) < least:
+    end = time.perf_counter() + least - seconds[0]
+    while time.perf_counter() < end:
         seconds.append(timed(call))
     return seconds
 
 
 def in_rounds(calls: Mapping[str, Call], rounds: int, *, main: Collection[str], seconds: float, watch: Watch) -> list[Round]:
-    """Rounds until as many were quiet, or until `seconds` are over; `main` are the contenders that have a turn in all of them."""
+    """Rounds until as many were quiet, or until `seconds` were spent but for waiting; `main` are those who have a turn in all."""
     expected = {name: timed(call) for name, call in calls.items()}
-    end = time.perf_counter() + seconds
-    made: list[Round] = []
-    while sum(not r.disturbed for r in made) < rounds and (time.perf_counter() < end or len(made) < min(ENOUGH, rounds)):
+    spent, made = 0.0, list[Round]()
+    while sum(not r.disturbed for r in made) < rounds and (spent < seconds or len(made) < min(ENOUGH, rounds)):
         turns: dict[str, list[float]] = {}
         for name, call in calls.items():
             if name not in main and len(made) >= (1 if expected[name] > ONCE else ENOUGH):
@@ -62,6 +62,7 @@ def in_rounds(calls: Mapping[str, Call], rounds: int, *, main: Collection[str], 
             watch.wait()
             with watch:
                 turns[name] = turn(call, expected[name])
+            spent += sum(turns[name])
         made.append(Round(turns, watch.disturbed()))
     return made
 

@@ -1,7 +1,7 @@
 """PyTorch's tensors in main memory in place of arrays, in and out, without a copy.
 
-PyTorch is never imported: who passes a tensor has done so. NumPy alone has no bfloat16, so that such tensors go in and come out by
-their bits, which a rule that reads them as they are stored gets as uint16; other rules get float32.
+PyTorch is never imported: who passes a tensor has done so. NumPy alone has no bfloat16. Functions that return what they are given go in
+and out by its bits; those that read caches in any type get the types of ml_dtypes, if it is there; all others get float32.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from refattn._core import Pullback, hook, tree
+from refattn._core.arrays import LOW_PRECISION
 from refattn._core.mechanism import outputs
 
 CODED = np.dtype(np.float16)
@@ -26,21 +27,21 @@ def is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def accepting_tensors(made: Any, coded: Any = None) -> Any:
+def accepting_tensors(made: Any, coded: Any = None, *, stored: bool = False) -> Any:
     """The same function, which takes tensors too and then returns tensors.
 
-    `coded` is the same again for bits of bfloat16, which it takes and returns as `CODED`; without it tensors are widened.
+    `coded` is the same again for bits of bfloat16, which it takes and returns as `CODED`. A function of what is `stored` takes arrays
+    of any type.
     """
     spec = made.spec
 
     def arrays_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments by name, and whether bfloat16 is coded in them."""
-        try:
-            bound = spec.signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{spec.name}: {error}") from None
+        bound = spec.bind(args, kwargs)
         is_coded = coded is not None and hook.CURRENT.get() is None and _all_bfloat16(bound)
-        return {name: _map(functools.partial(_array, f"{spec.name}: {name}", coded=is_coded), x) for name, x in bound.items()}, is_coded
+        return {
+            name: _map(functools.partial(_array, f"{spec.name}: {name}", coded=is_coded, stored=stored), x) for name, x in bound.items()
+        }, is_coded
 
     @functools.wraps(made)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,7 +86,7 @@ def _tensor(x: Any, *, coded: bool) -> Any:
     return torch.from_numpy(x)
 
 
-def _array(what: str, x: Any, *, coded: bool) -> Any:
+def _array(what: str, x: Any, *, coded: bool, stored: bool = False) -> Any:
     """A leaf of an argument as an array that shares its memory; what is no tensor as it is."""
     if not is_tensor(x):
         return x.view(CODED) if coded and _is_bfloat16(x) else x
@@ -98,19 +99,37 @@ def _array(what: str, x: Any, *, coded: bool) -> Any:
             "the forward and the backward of an autograd.Function are what vjp returns"
         )
     x = x.detach().resolve_neg()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().view(CODED) if coded else x.float().numpy()
-    return x.numpy()
+    name = _type_of(x)
+    if not name.startswith(LOW_PRECISION):
+        return x.numpy()
+    kind = CODED if coded else _type_of_ml_dtypes(name) if stored else None
+    return (
+        x.float().numpy() if kind is None else x.view(torch.int16 if x.element_size() == CODED.itemsize else torch.int8).numpy().view(kind)
+    )
+
+
+def _type_of_ml_dtypes(name: str) -> np.dtype[Any] | None:
+    """The type of this name, where the package is installed and has it."""
+    try:
+        import ml_dtypes  # noqa: PLC0415  # an extra, imported for caches of its types alone
+    except ImportError:
+        return None
+    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else None
+
+
+def _type_of(x: Any) -> str:
+    """The name of an array's or a tensor's type; nothing of what has none."""
+    return str(getattr(x, "dtype", "")).removeprefix("torch.")
 
 
 def _is_bfloat16(x: Any) -> bool:
-    return str(getattr(x, "dtype", "")).removeprefix("torch.") == "bfloat16"
+    return _type_of(x) == "bfloat16"
 
 
 def _all_bfloat16(arguments: Mapping[str, Any]) -> bool:
     """Whether every floating-point array or tensor is of bfloat16; what may be any array is not."""
     plain = (x for x in arguments.values() if not isinstance(x, (bool, int, float, str, tuple, np.generic, type(None))))
-    return all(_is_bfloat16(x) or str(getattr(x, "dtype", "")).removeprefix("torch.") in {"bool", "int64", "int32"} for x in plain)
+    return all(_type_of(x) in {"bfloat16", "bool", "int64", "int32"} for x in plain)
 
 
 def _any_tensor(x: Any) -> bool:

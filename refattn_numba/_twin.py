@@ -65,10 +65,10 @@ def twin_of(
         rule.__doc__ = reference.__doc__
         face = functools.partial(with_vjp, reference.spec, makes_new=makes_new)
         if narrow:
-            in_bits = face(_of_bits(rule, lambda dtype: dtype.name == "bfloat16"), precision=storage)
+            in_bits = face(_of_bits(rule, lambda dtype: dtype.kind == "V" and dtype.name == "bfloat16"), precision=storage)
             made = accepting_tensors(in_bits, face(_of_bits(rule, lambda dtype: dtype == CODED), precision=None))
         else:
-            made = accepting_tensors(face(rule, precision=None if stored else precision))
+            made = accepting_tensors(face(rule, precision=None if stored else precision), stored=stored)
         _TWINS[reference.__name__] = made
         return cast("Mechanism[P, Y]", made)
 

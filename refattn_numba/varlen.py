@@ -16,9 +16,11 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba._twin import twin_of
 from refattn_numba.cpu.attention import Outcome, attend_within
 from refattn_numba.cpu.call import Spans
+from refattn_numba.cpu.conversion import in_single
 from refattn_numba.cpu.plain.attention import band, check_shapes
 
 
+@in_single
 def attend(
     query: Array,
     key: Array,
@@ -45,13 +47,13 @@ def attend(
     return attend_within(query, key, value, None, sinks, spans=spans, **options)
 
 
-@twin_of(refattn.varlen_attention_with_lse, like=attend)
+@twin_of(refattn.varlen_attention_with_lse, like=attend, narrow=True)
 def varlen_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
     return attend(*args, **kwargs)
 
 
-@twin_of(refattn.varlen_attention, like=attend)
+@twin_of(refattn.varlen_attention, like=attend, narrow=True)
 def varlen_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = attend(*args, **kwargs)

@@ -16,10 +16,10 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
-from refattn_numba.cpu.attention_decode import FEW, decode, decode_memory, merged
 from refattn_numba.cpu.attention_forward import forward, forward_memory
+from refattn_numba.cpu.cached import FEW, attended_in_place
 from refattn_numba.cpu.call import Record, Spans
-from refattn_numba.cpu.conversion import in_single
+from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import packed
@@ -31,7 +31,6 @@ Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
-SPLIT = 1024  # keys that a part of a few queries' pass has at least
 UNITS = 4  # tiles of queries that a task has at least
 
 
@@ -62,16 +61,13 @@ def attend(
 ) -> Outcome:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
     plain.check_shapes(query, key, value, sinks)
-    query_len, key_len, heads, kv_heads = query.shape[-2], key.shape[-2], query.shape[-3], key.shape[-3]
+    query_len, key_len = query.shape[-2], key.shape[-2]
     pairs = {"mask": mask, "keep": keep}
     of_queries = isinstance(scale, np.ndarray) and scale.shape[-1:] in {(), (1,)}
     if (isinstance(scale, np.ndarray) and not of_queries) or (keep is not None and masked_rows == "uniform"):
         options = {**pairs, "causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
         return plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
     before, after = plain.band(query_len, key_len, causal, align, window)
-    of_heads = bias is not None or sinks is not None or any(x is not None for x in pairs.values()) or of_queries
-    if query_len == 1 and heads > kv_heads > 0 and before >= 0 and after >= key_len - 1 and not of_heads:
-        return _as_rows_of_one_head(query, key, value, scale=scale, softcap=softcap, masked_rows=masked_rows)
     given = query * scale if isinstance(scale, np.ndarray) else query
     factor = 1.0 if of_queries else 1 / math.sqrt(query.shape[-1]) if scale is None else float(cast("float", scale))
     options = {**pairs, "scale": factor, "softcap": softcap, "dropout_rate": dropout_rate, "masked_rows": masked_rows}
@@ -112,7 +108,7 @@ def attend_within(
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
-    wide = np.dtype(np.float32) if dtype == np.uint16 else dtype  # of sums
+    wide = _of_sums(dtype)
     output = np.empty((*lead, query_len, value_dim), dtype)
     lse, shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(3))
     tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
@@ -129,6 +125,7 @@ def attend_within(
             "value_dim": value_dim,
             "before": before,
             "after": after,
+            "scale": scale,
             "softcap": softcap or 0.0,
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
@@ -139,7 +136,6 @@ def attend_within(
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
         call.add(value_couples=coupled_rows(value))
-    call.add_strided("scale", np.asarray(scale, wide), (*lead, query_len, 1), wide)
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
@@ -149,15 +145,9 @@ def attend_within(
         call.add(sinks=packed(sinks, wide))
     has_options = any(x is not None for x in (softcap, bias, mask, keep))
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
-    first_key, end_key = max(0, -before), max(0, min(key_len, after + 1))
-    sees_all = before >= query_len - 1 and after >= key_len - 1
-    if spans is None and not has_options and 1 <= query_len <= FEW and (sees_all or query_len == 1):
-        splits = max(1, min(-(-TASKS // max(count, 1)), (end_key - first_key) // SPLIT))
-        parts = np.empty((count, splits, query_len, value_dim + 2), dtype)
-        few = call.more(splits=splits, first_key=first_key, end_key=end_key, memory_size=decode_memory(head_dim, tile))
-        few.add(parts=parts)
-        run_tasks(decode, few, has_options, count * splits, cost, dtype)
-        results = merged(parts.reshape(math.prod(lead[:-1]), lead[-1], *parts.shape[1:]), sinks)
+    of_pairs = any(x is not None for x in (bias, mask, keep))
+    if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
+        results = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
         for x, result in zip((output, lse, shift, inverse), results, strict=True):
             x[...] = result.reshape(x.shape)
     else:
@@ -173,8 +163,8 @@ def attend_within(
         made, d = call.more(), np.zeros_like(output) if d_output is None else d_output
         made.add_strided("d_output", d, output.shape, dtype)
         if d_lse is not None:
-            made.add(d_lse=packed(d_lse, dtype))
-        grads = _gradients(made, query, key, value, bias, spans, has_options=has_options, cost=2 * cost)
+            made.add(d_lse=packed(d_lse, wide))
+        grads = _gradients(made, query, key, value, d, bias, spans, has_options=has_options, cost=2 * cost)
         centre = grads.pop("centre")
         if empty is not None and masked_rows == "uniform":
             d_mean = np.where(empty, d, 0).sum(axis=-2, keepdims=True) / max(key_len, 1)
@@ -184,27 +174,45 @@ def attend_within(
     return AttendedWithLse(output, lse), pullback
 
 
+def _of_sums(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """What sums of numbers in a type are made in."""
+    return np.dtype(np.float32) if stored == np.uint16 else stored
+
+
 def _of_group(x: Array, group: int) -> Array:
     """What heads of keys have, for each head of queries."""
     return x if group == 1 else x.repeat(group, axis=-3)
 
 
 def _gradients(
-    call: Record, query: Array, key: Array, value: Array, bias: Array | None, spans: Spans | None, *, has_options: bool, cost: int
+    call: Record,
+    query: Array,
+    key: Array,
+    value: Array,
+    d_output: Array,
+    bias: Array | None,
+    spans: Spans | None,
+    *,
+    has_options: bool,
+    cost: int,
 ) -> dict[str, Array]:
     """Gradients, and the centre of each row."""
     *lead, query_len, head_dim = query.shape
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count, kv = query.dtype.newbyteorder("="), math.prod(lead), math.prod(value.shape[:-2])
-    tile, lanes, group = TILE_BYTES // dtype.itemsize, HOST.register_bytes // dtype.itemsize, lead[-1] // max(kv_heads, 1)
+    wide = _of_sums(dtype)
+    tile, lanes, group = TILE_BYTES // wide.itemsize, HOST.register_bytes // wide.itemsize, lead[-1] // max(kv_heads, 1)
     parts = kv * (1 if spans is None else spans.query.size)
     chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS))
-    panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, dtype.itemsize)
-    d_query, centre = np.empty(query.shape, dtype), np.empty((*lead, query_len), dtype)
-    d_key, d_value = (np.empty((kv, chunks, key_len, n), dtype) for n in (head_dim, value_dim))
+    panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, wide.itemsize)
+    d_query, centre = np.empty(query.shape, wide), np.empty((*lead, query_len), wide)
+    d_key, d_value = (np.empty((kv, chunks, key_len, n), wide) for n in (head_dim, value_dim))
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
-    run_tasks(backward, made, has_options, np.full(1 if spans is None else spans.query.size, kv * chunks), cost, dtype, spans)
+    if dtype == np.uint16:
+        made.add(key_couples=coupled_rows(key))
+    tasks = kv * chunks if spans is None else np.full(spans.query.size, kv * chunks)
+    run_tasks(backward, made, has_options, tasks, cost, dtype, spans)
     grads = {
         "query": d_query,
         "key": (d_key.sum(axis=1) if chunks > 1 else d_key).reshape(key.shape),
@@ -215,25 +223,14 @@ def _gradients(
         return grads
     sizes = zip((count // max(lead[-1], 1), lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
     own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
-    d_bias = np.zeros(own, dtype)
+    d_bias = np.zeros(own, wide)
     made = made.more(memory_size=bias_memory(head_dim, value_dim, tile))
     made.add(d_bias=d_bias)
-    run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, dtype)
+    if dtype == np.uint16:  # a kernel of its own is not worth its compilation
+        for name, x in {"query": query, "key": key, "value": value, "d_output": d_output}.items():
+            made.add_strided(name, widened(x), x.shape, wide)
+    run_tasks(backward_bias, made, has_options, math.prod(own[:2]) * (-(-own[2] // tile)), cost, wide)
     if d_bias.size != bias.size:  # some of several leading axes were broadcast
         whole = lead[:-1] if own[0] > 1 else [1] * len(lead[:-1])
         d_bias = unbroadcast(d_bias.reshape(*whole, *own[1:]), bias.shape)
     return {**grads, "bias": d_bias.reshape(bias.shape)}
-
-
-def _as_rows_of_one_head(query: Array, key: Array, value: Array, **options: Any) -> Outcome:
-    """Single queries whose heads share keys and values: as rows of one head they read them once."""
-    rows = query.reshape(*key.shape[:-2], query.shape[-3] // key.shape[-3], query.shape[-1])
-    attended, rows_pullback = attend(rows, key, value, **options)
-    output, lse = (x.reshape(*query.shape[:-1], *more) for x, more in zip(attended, (value.shape[-1:], ()), strict=True))
-
-    def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        shaped = (None if d is None else d.reshape(*rows.shape[:-1], *more) for d, more in ((d_output, value.shape[-1:]), (d_lse, ())))
-        grads = rows_pullback(*shaped)
-        return {**grads, "query": cast("Array", grads["query"]).reshape(query.shape)}
-
-    return AttendedWithLse(output, lse), pullback

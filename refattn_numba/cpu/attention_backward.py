@@ -22,6 +22,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_hidden import add_visible, add_visible_rows, hide
+from refattn_numba.cpu.attention_operands import add_d_query, add_rows, load_queries, load_query_rows, scores_of
 from refattn_numba.cpu.attention_stages import (
     KEYS,
     Block,
@@ -35,10 +36,23 @@ from refattn_numba.cpu.attention_stages import (
 from refattn_numba.cpu.call import place_of
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import SPARE, add_product, product
-from refattn_numba.cpu.simd import filled, lanes_of, load, multiply_add, next_of, pointer_to, select, store, tile_of, total_of
+from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.simd import (
+    accumulators,
+    filled,
+    get,
+    lanes_of,
+    load,
+    multiply_add,
+    next_of,
+    pointer_to,
+    select,
+    store,
+    tile_of,
+    total_of,
+)
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
-from refattn_numba.cpu.tiles import all_finite, fill, load_rows, load_tile, store_tile, with_spare_lines
+from refattn_numba.cpu.tiles import all_finite, fill, load_rows, store_tile, with_spare_lines
 
 PANEL_BYTES = 1 << 19  # of keys, values and their gradients: half of a usual second-level cache
 
@@ -60,7 +74,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
     """
     call = calls[0]
     head_dim, value_dim = call.head_dim, call.value_dim
-    queries = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
+    queries = accumulators(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
     tile, lanes = tile_of(queries), lanes_of(queries)
     query_row, value_row = ceil_to(head_dim, lanes), ceil_to(value_dim, lanes)
     d_query = queries + with_spare_lines(head_dim) * tile
@@ -98,7 +112,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 head, first = kv_head * call.group + unit // tiles, unit % tiles * tile
                 count = smaller(tile, call.query_len - first)
                 at = (batch * call.heads + head) * call.query_rows + first
-                out = pointer_to(call.d_query, memory) + at * head_dim
+                out = pointer_to(call.d_query, queries) + at * head_dim
                 key_first, key_end = larger(0, first - call.before), smaller(call.key_len, first + count + call.after)
                 low, high = larger(key_first, start), smaller(key_end, end)
                 if low >= high and start > 0:
@@ -112,14 +126,11 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                         out[i] = 0
                 if low >= high:
                     continue
-                scale = pointer_to(call.scale, memory)
-                scale = scale + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
-                for r in range(count):
-                    factors[r] = scale[r * call.scale_row]
-                load_tile(query, call.query_row, count, head_dim, factors, queries)
-                load_rows(query, call.query_row, count, head_dim, factors, query_rows, query_row)
-                load_tile(d_output, call.d_output_row, count, value_dim, ones, d_outputs)
-                load_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
+                fill(factors, tile, call.scale)
+                load_queries(query, call.query_row, count, head_dim, factors, queries)
+                load_query_rows(query, call.query_row, count, head_dim, ones, query_rows, query_row)
+                load_queries(d_output, call.d_output_row, count, value_dim, ones, d_outputs)
+                load_query_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
                 fill(d_query, head_dim * tile, 0.0)
                 # whole groups of lines, since products write no less; what that adds is masked
                 low = start + (low - start) // SPARE * SPARE
@@ -131,10 +142,10 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     if options is not None and sees_nothing(options[which], block):
                         k += n
                         continue
-                    keys, values, wide = key + k * call.key_row, value + k * call.value_row, block.queries
+                    keys, values = key + k * call.key_row, value + k * call.value_row
                     p, ds, of_tile = weights + skip, d_scores + skip, centre + skip
-                    product(queries + skip, tile, keys, call.key_row, 1, n, head_dim, p, tile, wide, p)
-                    product(d_outputs + skip, tile, values, call.value_row, 1, n, value_dim, ds, tile, wide, p)
+                    scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, p)
+                    scores_of(values, call.value_row, value_dim, block, d_outputs + skip, ones, ds)
                     if options is not None:
                         scores_to_logits(options[which], block, p, given, slopes)
                     masked = mask_outside_band(p, block, call.before, call.after)
@@ -143,8 +154,8 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     odd = masked and not (
                         all_finite(keys, call.key_row, n, head_dim)
                         and all_finite(values, call.value_row, n, value_dim)
-                        and all_finite(query_rows, query_row, count, head_dim)
-                        and all_finite(d_output_rows, value_row, count, value_dim)
+                        and all_finite(query, call.query_row, count, head_dim)
+                        and all_finite(d_output, call.d_output_row, count, value_dim)
                         and all_finite(centre, tile, 3, count)
                     )
                     if odd:
@@ -154,30 +165,34 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                         weights_with_options(options[which], block, p, ds, given, slopes, of_tile, shift + skip, inverse + skip, True)
                     else:
                         _weights(block, p, ds, of_tile, shift + skip, inverse + skip)
-                    rows, made = query_rows + skip * query_row, d_keys + (k - start) * query_row
-                    d_rows, d_made = d_output_rows + skip * value_row, d_values + (k - start) * value_row
+                    made, d_made = d_keys + (k - start) * query_row, d_values + (k - start) * value_row
                     if odd:
+                        load_rows(query, call.query_row, count, head_dim, ones, query_rows, query_row)
+                        load_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
                         hide(logits, block, p)
                         hide(logits, block, ds)
                         add_visible(logits, block, ds, keys, call.key_row, head_dim, ones, d_query + skip)
-                        add_visible_rows(logits, block, p, d_rows, value_row, d_made)
-                        add_visible_rows(logits, block, ds, rows, query_row, made)
+                        add_visible_rows(logits, block, p, d_output_rows + skip * value_row, value_row, d_made)
+                        add_visible_rows(logits, block, ds, query_rows + skip * query_row, query_row, made)
+                        load_query_rows(query, call.query_row, count, head_dim, ones, query_rows, query_row)
+                        load_query_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
                     else:
-                        add_product(ds, tile, keys, 1, call.key_row, head_dim, n, d_query + skip, tile, wide, p)
-                        add_product(d_rows, value_row, p, tile, 1, n, wide, d_made, value_row, value_row, p)
-                        add_product(rows, query_row, ds, tile, 1, n, wide, made, query_row, query_row, p)
+                        add_d_query(keys, call, block, ds, logits, d_query + skip)
+                        add_rows(values, block, skip, p, d_output_rows, value_row, d_made)
+                        add_rows(keys, block, skip, ds, query_rows, query_row, made)
                     k += n
                 store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
-            _copy_rows(d_keys, query_row, end - start, head_dim, pointer_to(call.d_key, memory) + (part * call.key_rows + start) * head_dim)
-            to = pointer_to(call.d_value, memory) + (part * call.key_rows + start) * value_dim
-            _copy_rows(d_values, value_row, end - start, value_dim, to)
+            to = pointer_to(call.d_key, queries) + (part * call.key_rows + start) * head_dim
+            _copy_rows(d_keys, query_row, end - start, head_dim, call.scale, to)
+            to = pointer_to(call.d_value, queries) + (part * call.key_rows + start) * value_dim
+            _copy_rows(d_values, value_row, end - start, value_dim, 1.0, to)
 
 
 @compiled
 def _centres(call: Any, at: int, count: int, d_output: Any, centre: Any, shift: Any, inverse: Any) -> None:
     """What the tile's rows need of the forward pass, and the centre of each; that of an empty row is 0."""
     lanes, size = lanes_of(centre), call.value_dim
-    whole, output, step = size // lanes * lanes, pointer_to(call.output, centre) + at * size, call.d_output_row
+    whole, output, step = size // lanes * lanes, pointer_to(call.output, d_output) + at * size, call.d_output_row
     shifts, inverses, centres = pointer_to(call.shift, centre), pointer_to(call.inverse, centre), pointer_to(call.centre, centre)
     for r in range(count):
         shift[r], inverse[r] = shifts[at + r], inverses[at + r]
@@ -186,7 +201,7 @@ def _centres(call: Any, at: int, count: int, d_output: Any, centre: Any, shift: 
             total = multiply_add(load(output, r * size + d), load(d_output, r * step + d), total)
         number = total_of(total)
         for d in range(whole, size):
-            number += output[r * size + d] * d_output[r * step + d]
+            number += get(output, r * size + d) * get(d_output, r * step + d)
         if call.d_lse:
             number -= pointer_to(call.d_lse, centre)[at + r]
         centre[r] = number if inverse[r] != 0 else 0.0
@@ -230,12 +245,12 @@ def weights_with_options(
 
 
 @compiled
-def _copy_rows(source: Any, step: int, rows: int, size: int, out: Any) -> None:
-    """To rows without gaps."""
-    lanes = lanes_of(out)
+def _copy_rows(source: Any, step: int, rows: int, size: int, factor: float, out: Any) -> None:
+    """To rows without gaps, times a factor."""
+    lanes, by = lanes_of(out), filled(out, factor)
     whole = size // lanes * lanes
     for r in range(rows):
         for d in range(0, whole, lanes):
-            store(out, r * size + d, load(source, r * step + d))
+            store(out, r * size + d, load(source, r * step + d) * by)
         for d in range(whole, size):
-            out[r * size + d] = source[r * step + d]
+            out[r * size + d] = source[r * step + d] * factor

@@ -61,10 +61,9 @@ def backward_bias(calls: Any, options: Any, memory: Array, counters: Integers) -
             query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
             key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
             value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
-            scale = pointer_to(call.scale, memory) + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
             at_d = batch * call.d_output_batch + head * call.d_output_head + first * call.d_output_row
+            fill(factors, tile, call.scale)
             for r in range(count):
-                factors[r] = scale[r * call.scale_row]
                 centre[r] = pointer_to(call.centre, memory)[at + r]
                 shift[r], inverse[r] = pointer_to(call.shift, memory)[at + r], pointer_to(call.inverse, memory)[at + r]
             load_tile(query, call.query_row, count, head_dim, factors, queries)

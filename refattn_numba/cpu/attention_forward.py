@@ -67,9 +67,7 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         query = pointer_to(call.query, memory) + (batch * call.query_batch + head * call.query_head + first * call.query_row)
         key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
         value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
-        scale = pointer_to(call.scale, start) + (batch * call.scale_batch + head * call.scale_head + first * call.scale_row)
-        for r in range(count):
-            factors[r] = scale[r * call.scale_row]
+        fill(factors, tile, call.scale)
         load_queries(query, call.query_row, count, head_dim, factors, queries)
         fill(largest, tile, -np.inf)
         fill(total, tile, 0.0)

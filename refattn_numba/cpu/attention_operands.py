@@ -12,11 +12,11 @@ from typing import Any
 from numba import types
 
 from refattn_numba.cpu.attention_stages import Block
-from refattn_numba.cpu.couples import couple_lines, load_couples
+from refattn_numba.cpu.couples import couple_lines, halves_of, load_couples, load_row_couples, narrow_lines
 from refattn_numba.cpu.jit import by_type, compiled
-from refattn_numba.cpu.products import decay_and_add_product, product, scaled_product
+from refattn_numba.cpu.products import add_product, decay_and_add_product, product, scaled_product
 from refattn_numba.cpu.simd import codes_at, tile_of
-from refattn_numba.cpu.tiles import load_tile
+from refattn_numba.cpu.tiles import load_rows, load_tile
 
 # helpers take first what decides: a pointer to what is stored
 
@@ -41,6 +41,19 @@ def load_queries(stored: Any, step: Any, rows: Any, size: Any, factors: Any, til
 
     def couples(stored: Any, step: Any, rows: Any, size: Any, factors: Any, tile: Any) -> None:
         load_couples(stored, step, rows, size, tile)
+
+    return couples if _is_bfloat16(stored) else numbers
+
+
+@by_type
+def load_query_rows(stored: Any, step: Any, rows: Any, size: Any, ones: Any, out: Any, out_step: Any) -> Any:
+    """Rows that are summed over, for gradients of keys and values; `out_step` is whole registers."""
+
+    def numbers(stored: Any, step: Any, rows: Any, size: Any, ones: Any, out: Any, out_step: Any) -> None:
+        load_rows(stored, step, rows, size, ones, out, out_step)
+
+    def couples(stored: Any, step: Any, rows: Any, size: Any, ones: Any, out: Any, out_step: Any) -> None:
+        load_row_couples(stored, step, rows, size, out, out_step)
 
     return couples if _is_bfloat16(stored) else numbers
 
@@ -73,5 +86,40 @@ def add_values(stored: Any, call: Any, block: Any, weights: Any, decay: Any, sum
         couple_lines(weights, block, weights)
         rows = couples_of_rows(call, block, call.value_couples, size)
         decay_and_add_product(weights, width, rows, 1, size, size, (block.keys + 1) // 2, sums, width, block.queries, decay)
+
+    return couples if _is_bfloat16(stored) else numbers
+
+
+@by_type
+def add_d_query(stored: Any, call: Any, block: Any, d_scores: Any, spare: Any, d_query: Any) -> Any:
+    """``d_query += d_scores @ keys``, lanes are queries; `spare` is another tile."""
+
+    def numbers(stored: Any, call: Any, block: Any, d_scores: Any, spare: Any, d_query: Any) -> None:
+        width = tile_of(d_scores)
+        add_product(d_scores, width, stored, 1, call.key_row, call.head_dim, block.keys, d_query, width, block.queries, d_query)
+
+    def couples(stored: Any, call: Any, block: Any, d_scores: Any, spare: Any, d_query: Any) -> None:
+        width, size = tile_of(d_scores), call.head_dim
+        couple_lines(d_scores, block, spare)
+        rows = couples_of_rows(call, block, call.key_couples, size)
+        add_product(spare, width, rows, 1, size, size, (block.keys + 1) // 2, d_query, width, block.queries, d_query)
+
+    return couples if _is_bfloat16(stored) else numbers
+
+
+@by_type
+def add_rows(stored: Any, block: Any, skip: Any, weights: Any, rows: Any, row: Any, out: Any) -> Any:
+    """``out += weights @ rows``, lanes are dimensions; `rows` are those that `load_query_rows` made, from the tile's first query on.
+
+    Overwrites the weights.
+    """
+
+    def numbers(stored: Any, block: Any, skip: Any, weights: Any, rows: Any, row: Any, out: Any) -> None:
+        add_product(rows + skip * row, row, weights, tile_of(weights), 1, block.keys, block.queries, out, row, row, out)
+
+    def couples(stored: Any, block: Any, skip: Any, weights: Any, rows: Any, row: Any, out: Any) -> None:
+        narrow_lines(weights, block)
+        lines, step, count = halves_of(weights), 2 * tile_of(weights), (block.queries + 1) // 2
+        add_product(rows + skip // 2 * row, row, lines, step, 2, block.keys, count, out, row, row, out)
 
     return couples if _is_bfloat16(stored) else numbers

@@ -18,7 +18,7 @@ from refattn_numba.cpu.jit import compiled
 
 CACHE_LINE = 64
 BFLOAT16_BYTES, COUPLE_BYTES = 2, 4
-ARRAYS = ("query", "key", "value", "d_output", "scale", "bias", "mask", "keep")
+ARRAYS = ("query", "key", "value", "d_output", "bias", "mask", "keep")
 """Each has an address, 0 where it is absent, and strides ``_batch``, ``_head``, ``_row`` and ``_column``."""
 
 Call = np.dtype(
@@ -37,15 +37,14 @@ Call = np.dtype(
             "d_key",
             "d_value",
             "d_bias",
-            "parts",
             "key_couples",
             "value_couples",
         )
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
     + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task")]
-    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks", "splits", "first_key", "end_key")]
-    + [(name, np.float64) for name in ("softcap", "keep_factor")],
+    + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
+    + [(name, np.float64) for name in ("scale", "softcap", "keep_factor")],
     align=True,
 )
 
@@ -80,7 +79,7 @@ def place_of(calls: Any, task: int) -> tuple[int, int]:
 class Record:
     """A record in the making, and the arrays that it gives the addresses of, which have to outlive the kernel's call."""
 
-    def __init__(self, fields: Mapping[str, int | float], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
+    def __init__(self, fields: Mapping[str, Any], arrays: Sequence[Any] = (), layout: Any = Call) -> None:
         self.fields, self.arrays, self.layout = dict(fields), list(arrays), layout
 
     def more(self, **fields: int | float) -> Record:
@@ -95,7 +94,8 @@ class Record:
 
     def add_strided(self, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
         """An array that is broadcastable to ``shape = (*batch, heads, rows, columns)``; copied where no such view of it exists."""
-        x = np.require(x, dtype, "A")
+        if x.dtype != dtype or not x.flags.aligned:
+            x = np.require(x, dtype, "A")
         if x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
             x = np.ascontiguousarray(x)
         if x.itemsize == BFLOAT16_BYTES and (x.ctypes.data % COUPLE_BYTES or any(step % COUPLE_BYTES for step in x.strides[:-1])):
@@ -103,9 +103,11 @@ class Record:
         view = np.broadcast_to(x, shape) if x.shape != shape else x
         if len(shape) != 4:
             view = view.reshape(math.prod(shape[:-3]), *shape[-3:])
-        steps = (step // x.itemsize if size > 1 else 0 for step, size in zip(view.strides, view.shape, strict=True))
+        item, fields, (address, *parts) = x.itemsize, self.fields, PARTS[name]
         self.arrays.append(view)
-        self.fields.update(zip(PARTS[name], (view.ctypes.data, *steps), strict=True))
+        fields[address] = view.ctypes.data
+        for part, step, size in zip(parts, view.strides, view.shape, strict=True):
+            fields[part] = step // item if size > 1 else 0
 
     def packed(self) -> np.ndarray[Any, Any]:
         """As the kernel takes it; what was not given is 0."""

@@ -1,269 +1,234 @@
 """A few queries against long caches, on CPU cores: every cached number is read once, in the type in which it is stored.
 
-A task is a span of positions of one sequence and one key head. Its positions pass in blocks that stay in the first-level cache:
-codes are turned into numbers there, and all query heads of the group read them. What the spans of a sequence give is
-merged by their maxima and sums.
+A task is a span of positions of one sequence and one key head, whose rows are the queries of all heads of the group. Its positions
+pass in blocks: keys and values are read where they lie, or turned into numbers in memory that stays near, and meanwhile the next
+block is fetched. What the spans of a sequence give is merged afterwards, by their largest scores and sums (`cached.attended`).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.jit import EXACT, compiled, kernel, reordered
-from refattn_numba.cpu.plain.exponential import exp, tanh
-from refattn_numba.cpu.prefetch import LINE, prefetch
+from refattn_numba.cpu import stored_numbers as types
+from refattn_numba.cpu.exponential import exp, tanh
+from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.row_products import ROWS, add_to_four_rows, add_to_one_row, dots
+from refattn_numba.cpu.simd import (
+    between,
+    bytes_at,
+    filled,
+    integers_at,
+    lanes_of,
+    largest_of,
+    load,
+    maximum,
+    next_of,
+    pointer_to,
+    prefetch,
+    select,
+    store,
+    total_of,
+)
 from refattn_numba.cpu.sizes import larger, smaller
+from refattn_numba.cpu.tiles import fill
 
-BLOCK = 64  # positions whose keys and values are held as numbers
+BLOCK = 64  # positions whose scores are made before their weights
+STEP = 32  # positions that are numbers in the thread's memory at a time, where they were not numbers before
 
+Stored = np.dtype(
+    [(name, np.int64) for name in ("address", "kind", "direct", "size", "item", "width", "page", "head", "row")]
+    + [(name, np.int64) for name in ("factors", "factor_page", "factor_head", "factor_row", "factor_step", "step", "ahead")],
+    align=True,
+)
+"""A pool of pages as it lies in memory.
 
-class Stored(NamedTuple):
-    """A pool of pages as it lies in memory, and what its codes are multiplied by.
+`kind` is what its bits mean (`stored_numbers`); `direct` says that they are numbers as they stand. A row has `size` elements of `item`
+bytes, which become `width` numbers. Steps are in bytes; those of the factors of the elements are 0 along an axis that has one for all.
+Rows are read `step` at a time, while as many are fetched that lie `ahead` rows behind them.
+"""
 
-    Attributes
-    ----------
-    codes : array, shape (n)
-        All of it, in its own type; bit patterns of a type that the compiler does not know, as integers.
-    kind : int
-        What the bits mean: a type that the compiler knows, or one of the small floating formats.
-    page_step, head_step, row_step : int
-        Elements from one page, head or position to the next; features lie side by side.
-    factors : array, shape (m)
-        Numbers for the codes.
-    factor_page, factor_head, factor_row, factor_step : int
-        The same steps among them, and from one feature to the next; 0 along an axis that has one for all.
-    """
-
-    codes: Any
-    kind: int
-    page_step: int
-    head_step: int
-    row_step: int
-    factors: Array
-    factor_page: int
-    factor_head: int
-    factor_row: int
-    factor_step: int
+Decoding = np.dtype(
+    [("key", Stored), ("value", Stored), ("softcap", np.float64)]
+    + [(name, np.int64) for name in ("memory_size", "tasks", "rows", "queries", "group", "heads", "page_size", "pages")]
+    + [(name, np.int64) for name in ("query", "table", "task_sequence", "task_head", "task_first", "task_end", "reach_first", "reach_end")]
+    + [(name, np.int64) for name in ("sums", "largest", "total")],
+    align=True,
+)
+"""What the kernel is told: sizes, and addresses of C-contiguous arrays."""
 
 
-NUMBER, BFLOAT16, FLOAT16, E4M3FN, E5M2 = range(5)
-
-
-class Spans(NamedTuple):
-    """What each task reads: of which sequence and head, from which position to which."""
-
-    sequence: Integers
-    head: Integers
-    first: Integers
-    end: Integers
-
-
-class Reach(NamedTuple):
-    """Positions that each query of each sequence may attend to: from `first` to before `end`."""
-
-    first: Integers
-    end: Integers
-
-
-class Parts(NamedTuple):
-    """What each task gives: for all rows of the group the weighted sums, largest scores and sums of exponentials."""
-
-    sums: Array
-    largest: Array
-    total: Array
+def decode_memory(rows: int, key_width: int, value_width: int, lanes: int) -> int:
+    """How many numbers a thread works on."""
+    return STEP * max(key_width, value_width) + rows * (BLOCK + 2 * lanes + value_width)
 
 
 @kernel
-def decode(
-    query: Array,
-    keys: Stored,
-    values: Stored,
-    table: Integers,
-    page_size: int,
-    spans: Spans,
-    reach: Reach,
-    cap: Any,
-    parts: Parts,
-    share: int,
-    shares: int,
-) -> None:
-    """Fill `parts`. A row of `query` (sequence, key head, row, feature) is one query of one head: all heads' first, then second."""
-    heads_and_queries, head_dim = query.shape[2:]
-    queries, value_dim = reach.first.shape[1], parts.sums.shape[2]
-    group = heads_and_queries // queries
-    key_block, value_block = np.empty((BLOCK, head_dim), query.dtype), np.empty((BLOCK, value_dim), query.dtype)
-    weights = np.empty((heads_and_queries, BLOCK), query.dtype)
-    for task in range(share, spans.head.size, shares):
-        sequence, head, end = spans.sequence[task], spans.head[task], spans.end[task]
-        rows, sums, largest, total = query[sequence, head], parts.sums[task], parts.largest[task], parts.total[task]
-        sums[:], largest[:], total[:] = 0, -np.inf, 0
-        at = spans.first[task]
+def decode(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
+    """Fill `sums`, `largest` and `total`, with the axes task and row. `options` is None where both pools have kind `SAME`.
+
+    A row of `query` (sequence, key head, row, feature) is one query of one head: all heads' first, then their second. There is one
+    row, or a multiple of `ROWS`, and what the last of these hold is nobody's.
+    """
+    call = calls[0]
+    key, value, rows, lanes = call.key, call.value, call.rows, lanes_of(pointer_to(call.query, memory))
+    numbers = pointer_to(memory.ctypes.data, memory) + next_of(counters, 1) * call.memory_size
+    weights = numbers + STEP * larger(key.width, value.width)
+    largest = weights + rows * BLOCK
+    total, sums = largest + rows * lanes, largest + 2 * rows * lanes
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.tasks:
+            return
+        sequence, head = integer(call.task_sequence, task), integer(call.task_head, task)
+        at, end = integer(call.task_first, task), integer(call.task_end, task)
+        query = pointer_to(call.query, memory) + (sequence * call.heads + head) * rows * key.width
+        fill(largest, rows * lanes, -np.inf)
+        fill(total, rows * lanes, 0.0)
+        fill(sums, rows * value.width, 0.0)
         while at < end:
-            page, offset = table[sequence, at // page_size], at % page_size
-            count = smaller(smaller(BLOCK, page_size - offset), end - at)
-            load_numbers(keys, page, head, offset, count, key_block)
-            load_numbers(values, page, head, offset, count, value_block)
-            multiply_rows(rows, key_block, weights, count, keys, values, place(keys, page, head, offset), place(values, page, head, offset))
-            for r in range(heads_and_queries):
-                row, i = weights[r], r // group
-                first = smaller(larger(reach.first[sequence, i] - at, 0), count)
-                last = smaller(larger(reach.end[sequence, i] - at, first), count)
-                if cap > 0:
-                    for t in range(first, last):
-                        row[t] = cap * tanh(row[t] / cap)
-                row[:first], row[last:count] = -np.inf, -np.inf
-                total[r], largest[r], decay = weigh(row[:count], total[r], largest[r])
-                add_rows(row, value_block, sums[r], decay, first, last)
+            page, offset = integer(call.table, sequence * call.pages + at // call.page_size), at % call.page_size
+            count = smaller(smaller(BLOCK, call.page_size - offset), end - at)
+            for t in range(0, count, key.step):
+                n = smaller(key.step, count - t)
+                soon = row_of(call, key, sequence, head, smaller(at + t + key.ahead, end - 1))
+                lines, step, later = numbers_of(key, options, page, head, offset + t, n, soon, numbers)
+                dots(rows, query, key.width, lines, step, later, n, key.width, weights + t, BLOCK)
+            for r in range(rows):
+                of_row = largest + r * lanes, total + r * lanes, sums + r * value.width
+                weigh(weights + r * BLOCK, *reached(call, sequence, r, at, count), call.softcap, *of_row, value.width)
+            for t in range(0, count, value.step):
+                n = smaller(value.step, count - t)
+                soon = row_of(call, value, sequence, head, smaller(at + t + value.ahead, end - 1))
+                lines, step, later = numbers_of(value, options, page, head, offset + t, n, soon, numbers)
+                add_values(call, sequence, at + t, n, weights + t, lines, step, later, sums)
             at += count
+        for r in range(rows):
+            at = task * rows + r
+            pointer_to(call.largest, memory)[at] = largest[r * lanes]
+            pointer_to(call.total, memory)[at] = total_of(load(total, r * lanes))
+            for d in range(0, value.width, lanes):
+                store(pointer_to(call.sums, memory), at * value.width + d, load(sums, r * value.width + d))
 
 
 @compiled
-def weigh(row: Array, total: Any, largest: Any) -> tuple[Any, Any, Any]:
-    """Scores become weights relative to the largest so far; also what earlier sums are multiplied by to be so too."""
-    peak = largest
-    for t in range(row.size):
-        peak = larger(row[t], peak)
-    shift = peak if peak > -np.inf else row.dtype.type(0)
-    added = row.dtype.type(0)
-    for t in range(row.size):
-        row[t] = exp(row[t] - shift)
-    for t in range(row.size):
-        added += row[t]
-    decay = exp(largest - shift)
-    return total * decay + added, peak, decay
-
-
-@reordered
-def multiply_rows(rows: Array, block: Array, products: Array, count: int, keys: Stored, values: Stored, key_at: Any, value_at: Any) -> None:
-    """Inner products of each row with the first rows of `block`: four rows at a time, as long as there are four.
-
-    Meanwhile the next block is fetched, of the keys and of the values.
-    """
-    whole = rows.shape[0] // 4 * 4
-    zero = rows.dtype.type(0)
-    for t in range(count):
-        fetch(keys, key_at + (BLOCK + t) * keys.row_step, block.shape[1])
-        fetch(values, value_at + (BLOCK + t) * values.row_step, block.shape[1])
-        line = block[t]
-        for r in range(0, whole, 4):
-            row0, row1, row2, row3 = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
-            sum0, sum1, sum2, sum3 = zero, zero, zero, zero
-            for d in range(line.size):
-                sum0 += row0[d] * line[d]
-                sum1 += row1[d] * line[d]
-                sum2 += row2[d] * line[d]
-                sum3 += row3[d] * line[d]
-            products[r, t], products[r + 1, t], products[r + 2, t], products[r + 3, t] = sum0, sum1, sum2, sum3
-        for r in range(whole, rows.shape[0]):
-            row, one = rows[r], zero
-            for d in range(line.size):
-                one += row[d] * line[d]
-            products[r, t] = one
-
-
-@reordered
-def add_rows(weights: Array, block: Array, sums: Array, decay: Any, first: int, last: int) -> None:
-    """``sums * decay + weights[first:last] @ block[first:last]``, four rows of `block` at a time."""
-    if decay != 1:
-        for d in range(sums.size):
-            sums[d] *= decay
-    whole = first + (last - first) // 4 * 4
-    for t in range(first, whole, 4):
-        line0, line1, line2, line3 = block[t], block[t + 1], block[t + 2], block[t + 3]
-        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
-        for d in range(sums.size):
-            sums[d] += w0 * line0[d] + w1 * line1[d] + w2 * line2[d] + w3 * line3[d]
-    for t in range(whole, last):
-        line, w = block[t], weights[t]
-        for d in range(sums.size):
-            sums[d] += w * line[d]
+def integer(address: int, index: int) -> int:
+    """An element of an array of 64-bit integers."""
+    return integers_at(address)[index]
 
 
 @compiled
-def place(stored: Stored, page: Any, head: Any, row: Any) -> Any:
-    """Where the codes of a position begin."""
-    return page * stored.page_step + head * stored.head_step + row * stored.row_step
+def reached(call: Any, sequence: int, row: int, at: int, count: int) -> tuple[int, int]:
+    """Which positions of a block a row may attend to."""
+    query = sequence * call.queries + smaller(row // call.group, call.queries - 1)
+    first = smaller(larger(integer(call.reach_first, query) - at, 0), count)
+    return first, smaller(larger(integer(call.reach_end, query) - at, first), count)
 
 
 @compiled
-def fetch(stored: Stored, at: Any, size: int) -> None:
-    """Ask for the codes of one position."""
-    for d in range(0, size, LINE // stored.codes.itemsize):
-        prefetch(stored.codes, at + d)
+def weigh(scores: Any, first: int, last: int, cap: float, largest: Any, total: Any, sums: Any, width: int) -> None:
+    """Scores become weights relative to the largest so far, 0 for positions out of reach; earlier sums become so too."""
+    lanes, nothing = lanes_of(scores), filled(scores, -np.inf)
+    before = load(largest, 0)
+    most = before
+    for c in range(0, BLOCK, lanes):
+        x = load(scores, c)
+        if cap > 0:
+            x = filled(scores, cap) * tanh(x * filled(scores, 1 / cap))
+        x = select(between(x, first - c, last - 1 - c), x, nothing)
+        store(scores, c, x)
+        most = maximum(x, most)
+    now = filled(scores, largest_of(most))
+    shift = select(now == nothing, filled(scores, 0.0), now)
+    added = filled(scores, 0.0)
+    for c in range(0, BLOCK, lanes):
+        weight = exp(load(scores, c) - shift)
+        store(scores, c, weight)
+        added = added + weight
+    by = exp(before - shift)
+    store(largest, 0, now)
+    store(total, 0, load(total, 0) * by + added)
+    for d in range(0, width, lanes):
+        store(sums, d, load(sums, d) * by)
 
 
 @compiled
-def load_numbers(stored: Stored, page: Any, head: Any, first: Any, count: int, block: Array) -> None:
-    """Turn `count` positions of a page into rows of numbers."""
-    at = place(stored, page, head, first)
-    by = page * stored.factor_page + head * stored.factor_head + first * stored.factor_row
-    decode_rows(stored.codes, stored.kind, at, stored.row_step, count, block)
-    if stored.factors.size == 1 and stored.factors[0] == 1:
-        return
-    for t in range(count):
-        line, start = block[t], np.uint64(by + t * stored.factor_row)
-        if stored.factor_step:
-            for d in range(np.uint64(line.size)):
-                line[d] *= stored.factors[start + d]
+def add_values(call: Any, sequence: int, at: int, count: int, weights: Any, lines: Any, step: int, soon: Any, sums: Any) -> None:
+    """Add weighted values to each row's sums: of four rows at a time that reach the same positions."""
+    width = call.value.width
+    for r in range(0, call.rows, ROWS):
+        end, reach = smaller(r + ROWS, call.rows), reached(call, sequence, r, at, count)
+        same = end == r + ROWS
+        for i in range(r + 1, end):
+            same &= reached(call, sequence, i, at, count) == reach
+        if same:
+            add_to_four_rows(weights + r * BLOCK, BLOCK, lines, step, soon, *reach, sums + r * width, width, width)
         else:
-            factor = stored.factors[start]
-            for d in range(line.size):
-                line[d] *= factor
-
-
-def decode_rows(codes: Any, kind: int, at: int, step: int, count: int, block: Array) -> None:
-    """Numbers for the bits of a type: rows of `block` for those that begin at `at`, `step` elements apart."""
-    raise NotImplementedError("only compiled code calls this")
-
-
-@overload(decode_rows, jit_options={"fastmath": EXACT, "error_model": "numpy"})
-def _decode_rows(codes: Any, kind: int, at: int, step: int, count: int, block: Array) -> Any:
-    # an index without a sign is not looked at for whether it counts from the end, so that loops become vector instructions
-
-    def numbers(codes: Any, kind: int, at: int, step: int, count: int, block: Array) -> None:
-        for t in range(count):
-            start = np.uint64(at + t * step)
-            for d in range(np.uint64(block.shape[1])):
-                block[t, d] = codes[start + d]
-
-    def sixteen_bits(codes: Any, kind: int, at: int, step: int, count: int, block: Array) -> None:
-        for t in range(count):
-            start = np.uint64(at + t * step)
-            if kind == BFLOAT16:
-                for d in range(np.uint64(block.shape[1])):
-                    block[t, d] = np.uint32(np.uint32(codes[start + d]) << 16).view(np.float32)
-            else:
-                for d in range(np.uint64(block.shape[1])):
-                    block[t, d] = _small_float(codes[start + d], 15, 13, 0x7C00, 0x7C00, 112)
-
-    def eight_bits(codes: Any, kind: int, at: int, step: int, count: int, block: Array) -> None:
-        for t in range(count):
-            start = np.uint64(at + t * step)
-            if kind == E4M3FN:
-                for d in range(np.uint64(block.shape[1])):
-                    block[t, d] = _small_float(codes[start + d], 7, 20, 0x7F, 0x7F, 120)
-            else:
-                for d in range(np.uint64(block.shape[1])):
-                    block[t, d] = _small_float(codes[start + d], 7, 21, 0x7C, 0x7C, 112)
-
-    return {types.uint16: sixteen_bits, types.uint8: eight_bits}.get(codes.dtype, numbers)
+            for i in range(r, end):
+                reach = reached(call, sequence, i, at, count)
+                add_to_one_row(weights + i * BLOCK, BLOCK, lines, step, soon, *reach, sums + i * width, width, width)
 
 
 @compiled
-def _small_float(code: int, sign: int, shift: int, mask: int, special: int, bias: int) -> Any:
-    """A small floating format: its exponent and mantissa where float32 has them, times 2 to the difference of the biases.
+def row_of(call: Any, stored: Any, sequence: int, head: int, position: int) -> int:
+    """Where a position's row is."""
+    page = integer(call.table, sequence * call.pages + position // call.page_size)
+    return stored.address + page * stored.page + head * stored.head + position % call.page_size * stored.row
 
-    Bits that are `special` under `mask` are not numbers, or infinite where the mantissa is 0.
-    """
-    bits = np.uint32(code)
-    placed = np.uint32((bits & np.uint32((1 << sign) - 1)) << np.uint32(shift))
-    power = np.uint32((bias + 127) << 23).view(np.float32)
-    number = placed.view(np.float32) * power
-    odd = np.uint32(placed | np.uint32(0x7F800000)).view(np.float32)
-    positive = odd if (bits & np.uint32(mask)) == np.uint32(special) else number
-    return -positive if bits >> np.uint32(sign) else positive
+
+@compiled
+def numbers_of(stored: Any, options: Any, page: int, head: int, row: int, count: int, soon: int, out: Any) -> Any:
+    """Rows of a page as whole registers: where they lie, or in `out`; and the step from one to the next."""
+    address = stored.address + page * stored.page + head * stored.head + row * stored.row
+    if stored.direct:
+        return pointer_to(address, out), stored.row // stored.item, pointer_to(soon, out)
+    factors = stored.factors + page * stored.factor_page + head * stored.factor_head + row * stored.factor_row
+    if options is None or stored.kind == types.SAME:
+        rows_of_same(stored, address, factors, count, soon, out)
+    elif options is not None:
+        kind = stored.kind
+        if kind == types.FLOAT32:
+            rows_of_float32(stored, address, factors, count, soon, out)
+        elif kind == types.FLOAT16:
+            rows_of_float16(stored, address, factors, count, soon, out)
+        elif kind == types.BFLOAT16:
+            rows_of_bfloat16(stored, address, factors, count, soon, out)
+        elif kind == types.INT8:
+            rows_of_int8(stored, address, factors, count, soon, out)
+        elif kind == types.E4M3FN:
+            rows_of_e4m3fn(stored, address, factors, count, soon, out)
+        else:
+            rows_of_e5m2(stored, address, factors, count, soon, out)
+    return out, stored.width, out
+
+
+def _rows_of(read: Any) -> Any:
+    @compiled
+    def rows_of(stored: Any, address: int, factors: int, count: int, soon: int, out: Any) -> None:
+        """Numbers for the codes, times their factors; zeros behind a row's end. Nothing behind it is read."""
+        lanes, zero = lanes_of(out), filled(out, 0.0)
+        whole = stored.size // lanes * lanes
+        within = between(zero, 0, stored.size - whole - 1)
+        for t in range(count):
+            code, factor, line = address + t * stored.row, factors + t * stored.factor_row, out + t * stored.width
+            by = filled(out, pointer_to(factor, out)[0])
+            later = bytes_at(soon + t * stored.row)
+            for d in range(0, whole, lanes):
+                prefetch(later, d * stored.item)
+                if stored.factor_step:
+                    by = types.read_same(factor + d * stored.factor_step, None, out)
+                store(line, d, read(code + d * stored.item, None, out) * by)
+            if whole < stored.size:
+                if stored.factor_step:
+                    by = types.read_same(factor + whole * stored.factor_step, within, out)
+                store(line, whole, read(code + whole * stored.item, within, out) * select(within, by, zero))
+
+    return rows_of
+
+
+rows_of_same, rows_of_float32, rows_of_float16, rows_of_bfloat16 = map(
+    _rows_of, (types.read_same, types.read_float32, types.read_float16, types.read_bfloat16)
+)
+rows_of_int8, rows_of_e4m3fn, rows_of_e5m2 = map(_rows_of, (types.read_int8, types.read_e4m3fn, types.read_e5m2))

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+
+from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.simd import Builder, Value, Vector, call_llvm, constant, fused, instruction
 
 LN2 = 0.6931471805599453
@@ -27,6 +30,36 @@ DOUBLE = (
     0.5000000000000006,
     1.0,
 )
+
+# the same from -ln(2) / 32 and -ln(2) / 16 on, where a register holds 16 or 8 of the powers of 2 between 1 and 2
+SINGLE_NEAR = (0.16666959914371368, 0.5000146624343743, 1.0)
+DOUBLE_NEAR = (
+    0.0001984217493849779,
+    0.0013889703480254652,
+    0.008333333324839985,
+    0.041666666590226054,
+    0.16666666666666866,
+    0.500000000000018,
+    1.0,
+)
+
+
+def _parts_by_table(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
+    """``2**n`` and ``e**f - 1`` with ``n ln(2) + f = x`` and n a multiple of 1/16 or 1/8: shorter, and 2**n is rounded."""
+    series, mantissa, name = (SINGLE_NEAR, 23, "sf") if of.element.bitwidth == 32 else (DOUBLE_NEAR, 52, "df")
+    points = of.lanes.bit_length() - 1
+    shift = constant(of.ir, 1.5 * 2.0 ** (mantissa - points))
+    shifted = fused(builder, x, constant(of.ir, 1 / LN2), shift)
+    f = fused(builder, builder.fsub(shifted, shift), constant(of.ir, -LN2), x)
+    polynomial = constant(of.ir, series[0])
+    for coefficient in series[1:]:
+        polynomial = fused(builder, polynomial, f, constant(of.ir, coefficient))
+    bits = builder.bitcast(shifted, of.bits)
+    table = ir.Constant(of.ir, [2.0 ** (i / of.lanes) for i in range(of.lanes)])
+    between = call_llvm(builder, f"llvm.x86.avx512.permvar.{name}.512", of.ir, table, bits)  # by the last bits alone
+    whole = builder.shl(builder.lshr(bits, constant(of.bits, points)), constant(of.bits, mantissa))
+    power = builder.bitcast(builder.add(builder.bitcast(between, of.bits), whole), of.ir)
+    return power, builder.fmul(polynomial, f)
 
 
 def _parts(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
@@ -53,7 +86,7 @@ def exp(typing: Any, x: Any) -> Any:
     """Exponential of numbers that are not above 0; 0 below the normal numbers."""
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        power, less_one = _parts(builder, x, args[0])
+        power, less_one = (_parts_by_table if HOST.has_permute else _parts)(builder, x, args[0])
         return builder.select(_is_small(builder, x, args[0]), constant(x.ir, 0.0), fused(builder, power, less_one, power))
 
     return x(x), build

@@ -34,6 +34,8 @@ class InstructionSet(NamedTuple):
         A product keeps a block of ``(registers of lanes, lines)`` sums; with the operands of one step they fill the registers.
     has_fma : bool
         Multiply and add in one instruction, with one rounding.
+    has_permute : bool
+        A register's elements by a register of indices: a table that costs no memory.
     has_bfloat16_dot : bool
         Products of pairs of bfloat16, summed in float32.
     """
@@ -43,13 +45,14 @@ class InstructionSet(NamedTuple):
     register_bytes: int
     panel: tuple[int, int]
     has_fma: bool
+    has_permute: bool = False
     has_bfloat16_dot: bool = False
 
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 TABLE = (
-    InstructionSet("AVX-512 with bfloat16", AVX512 | {"avx512bf16"}, 64, (4, 4), has_fma=True, has_bfloat16_dot=True),
-    InstructionSet("AVX-512", AVX512, 64, (4, 4), has_fma=True),
+    InstructionSet("AVX-512 with bfloat16", AVX512 | {"avx512bf16"}, 64, (4, 4), has_fma=True, has_permute=True, has_bfloat16_dot=True),
+    InstructionSet("AVX-512", AVX512, 64, (4, 4), has_fma=True, has_permute=True),
     InstructionSet("AVX2", frozenset({"avx2", "fma"}), 32, (2, 6), has_fma=True),
     InstructionSet("NEON", frozenset({"neon"}), 16, (4, 6), has_fma=True),
     InstructionSet("generic", frozenset(), 16, (2, 4), has_fma=False),

@@ -49,7 +49,8 @@ def by_type(choose: Function) -> Function:
     def within_kernels(*args: Any) -> Any:
         raise TypeError(f"{choose.__name__} is known in kernels alone")
 
-    overload(within_kernels, jit_options={"fastmath": EXACT, "error_model": "numpy"}, strict=False)(choose)
+    options: Any = {"fastmath": EXACT, **WITHIN}
+    overload(within_kernels, jit_options=options, strict=False)(choose)
     return cast(Function, within_kernels)
 
 

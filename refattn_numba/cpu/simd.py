@@ -59,11 +59,10 @@ BFLOAT16 = _BFloat16()
 class Vector(types.Type):
     """One register of floating-point numbers; those of bfloat16 are in float32."""
 
-    def __init__(self, element: types.Float | types.Integer) -> None:
-        element = types.float32 if element == types.uint16 else element
-        self.element = element
-        self.lanes = HOST.register_bytes * 8 // element.bitwidth
-        super().__init__(f"vector of {self.lanes} {element}")
+    def __init__(self, element: Any) -> None:
+        self.element: types.Float = types.float32 if element == types.uint16 else element
+        self.lanes = HOST.register_bytes * 8 // self.element.bitwidth
+        super().__init__(f"vector of {self.lanes} {self.element}")
 
     @property
     def ir(self) -> ir.VectorType:
@@ -168,6 +167,13 @@ def pointer_to(typing: Any, address: Any, like: Any) -> Any:
 def bytes_at(typing: Any, address: Any) -> Any:
     """A pointer to booleans."""
     made = types.CPointer(types.uint8)
+    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
+def integers_at(typing: Any, address: Any) -> Any:
+    """A pointer to 64-bit integers."""
+    made = types.CPointer(types.int64)
     return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from refattn_numba.cpu import (
     attention_backward,
     attention_bias,
-    attention_decode,
     attention_forward,
     conversion,
     couples,
+    decode,
     scan_backward,
     scan_features,
     scan_forward,
@@ -27,8 +27,8 @@ from refattn_numba.cpu.jit import Source, compile_once
 from refattn_numba.cpu.scan_call import ScanCall
 from refattn_numba.cpu.threads import kernel_types
 
-Group: TypeAlias = Literal["attention", "options", "linear"]
-"""Softmax attention; the same with bias, mask, dropout or softcap; attention whose state has one size."""
+Group: TypeAlias = Literal["attention", "options", "caches", "linear"]
+"""Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; attention whose state has one size."""
 
 Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
@@ -60,8 +60,11 @@ def specialisations() -> Iterator[Specialisation]:
         dtype = np.dtype(precision)
         alone, with_options = (kernel_types(dtype, has_options=has_options) for has_options in (False, True))
         scans = kernel_types(dtype, has_options=False, layout=ScanCall)
-        for kernel in (*attention, attention_decode.decode):
+        for kernel in attention:
             yield Specialisation("attention", precision, kernel, alone)
+        in_place, stored = (kernel_types(dtype, has_options=has_options, layout=decode.Decoding) for has_options in (False, True))
+        yield Specialisation("attention", precision, decode.decode, in_place)
+        yield Specialisation("caches", precision, decode.decode, stored)
         for kernel in (*attention, attention_bias.backward_bias):
             yield Specialisation("options", precision, kernel, with_options)
         for kernel in (scan_forward.forward, scan_backward.backward):
@@ -94,8 +97,9 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[
 
     Parameters
     ----------
-    *groups : {"attention", "options", "linear"}
-        Softmax attention; the same with bias, mask, dropout or softcap; linear attention and the delta rule. All, where none is named.
+    *groups : {"attention", "options", "caches", "linear"}
+        Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; linear attention and the delta rule.
+        All, where none is named.
     dtypes : iterable of {"float32", "float64", "bfloat16", "float16"}, optional
         The types in which arrays are stored. Kernels for float16 are those for float32 and conversions; so are those for bfloat16
         where the processor does not multiply it.

@@ -59,10 +59,16 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
 
 @cache
 def kernel_types(dtype: Any, *, has_options: bool, layout: Any = Call) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, of which there are four sets for attention, and two for scans."""
+    """The types of a kernel's arguments, of which there are four sets for attention and for decoding, and two for scans."""
     calls = numba.typeof(np.zeros(1, layout))
     arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
     return calls, calls if has_options else numba.types.none, *arrays
+
+
+@cache
+def _compile(kernel: Any, dtype: Any, has_options: bool, layout: Any) -> None:
+    """Types are slow to compare, so that a call asks by what they follow from."""
+    compile_once(kernel, *kernel_types(dtype, has_options=has_options, layout=layout))
 
 
 def run_tasks(
@@ -75,16 +81,20 @@ def run_tasks(
     spans: Spans | None = None,
 ) -> None:
     """Call a kernel on each thread, which takes tasks until none is left; with `spans` it has `tasks` of each of them."""
-    if not np.any(tasks):
+    if spans is None:
+        calls, total = call.packed(), int(tasks)
+        if "end_task" in call.layout.fields:
+            calls["end_task"] = total
+    else:
+        calls, ends = call.packed_spans(spans, np.dtype(dtype).itemsize), np.cumsum(tasks)
+        calls["end_task"], total = ends, int(ends[-1]) if ends.size else 0
+    if not total:
         return
-    calls = call.packed() if spans is None else call.packed_spans(spans, np.dtype(dtype).itemsize)
-    if "end_task" in call.layout.names:
-        calls["end_task"] = np.cumsum(tasks)
     counters = np.zeros(2, np.int64)
-    threads = max(1, min(numba.get_num_threads(), int(np.sum(tasks)))) if cost > SMALL else 1
+    threads = max(1, min(numba.get_num_threads(), total)) if cost > SMALL else 1
     memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
-    compile_once(kernel, *kernel_types(dtype, has_options=has_options, layout=call.layout))
+    _compile(kernel, dtype, has_options, call.layout)
     others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
     kernel(*given)
     for other in others:

@@ -70,7 +70,7 @@ def test_a_tensor_and_its_array_share_memory(dtype):
 def test_no_input_is_copied_and_none_is_written_to(dtype, monkeypatch):
     """The arrays that the kernels' face gets are the tensors themselves, whatever their strides."""
     seen, array_of = [], _tensors._array
-    monkeypatch.setattr(_tensors, "_array", lambda what, x, coded: seen.append((x, array_of(what, x, coded=coded))) or seen[-1][1])
+    monkeypatch.setattr(_tensors, "_array", lambda what, x, **kwargs: seen.append((x, array_of(what, x, **kwargs))) or seen[-1][1])
     query, key, value = (x.transpose(-2, -3).contiguous().transpose(-2, -3) for x in inputs(dtype))
     key = key.flip(-1)[..., ::2]
     query = query[..., ::2]
@@ -115,6 +115,27 @@ def test_records_and_other_functions_take_tensors():
         np.testing.assert_array_equal(g, want_grads[name], err_msg=name)
     narrow = refattn_numba.multi_head_attention(*(t.bfloat16() for t in (x, x, x, *weights)), num_heads=2)
     assert narrow.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_caches_are_read_as_they_are_stored(dtype, monkeypatch):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    query, key, value = inputs(torch.float32, lengths=(1, 9, 9))
+    key, value = ((8 * x).to(dtype) for x in (key, value))
+    name = str(dtype).removeprefix("torch.")
+    arrays = [x.double().numpy().astype(getattr(ml_dtypes, name, name)) for x in (key, value)]
+    seen, array_of = [], _tensors._array
+    monkeypatch.setattr(_tensors, "_array", lambda what, x, **kwargs: seen.append((x, array_of(what, x, **kwargs))) or seen[-1][1])
+    y = refattn_numba.decode_attention(query, key, value, torch.tensor([9, 4]), key_scale=0.1)
+    np.testing.assert_array_equal(y.numpy(), refattn_numba.decode_attention(query.numpy(), *arrays, np.array([9, 4]), key_scale=0.1))
+    assert all(array.ctypes.data == x.data_ptr() for x, array in seen if isinstance(x, torch.Tensor))
+
+
+def test_packed_sequences_keep_their_type():
+    query, key, value = (x[0] for x in inputs(torch.bfloat16, lengths=(7, 7, 7)))
+    y, pullback = refattn_numba.varlen_attention.vjp(query, key, value, torch.tensor([0, 3, 7]), causal=True)
+    assert {x.dtype for x in (y, *pullback(y).values())} == {torch.bfloat16}
+    torch.testing.assert_close(y[:, 3:], ATTENTION(query[:, 3:], key[:, 3:], value[:, 3:], causal=True), rtol=0, atol=2**-7)
 
 
 def test_cotangents_of_another_type_are_rounded_to_the_output_s():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import subprocess
@@ -96,6 +97,29 @@ def test_warming_up_says_what_it_took(capsys, monkeypatch):
         refattn_numba.warm_up("forward")
     with pytest.raises(ValueError, match="dtypes are"):
         refattn_numba.warm_up(dtypes=["int8"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_type_compiles_what_it_uses(dtype):
+    """All that a first call needs is in `warm_up`; bfloat16 compiles for itself alone, and others nothing for it."""
+    code = (
+        "import numpy as np, refattn_numba\n"
+        "from refattn_numba.cpu import attention, conversion, couples\n"
+        "kernels = [attention.forward, attention.backward, attention.decode, couples._couple_rows]\n"
+        "kernels += [conversion.widen_bfloat16, conversion.narrow_bfloat16, conversion.widen_float16, conversion.narrow_float16]\n"
+        "count = lambda: [len(k.signatures) for k in kernels]\n"
+        f"refattn_numba.warm_up(dtypes=['{dtype}']); before = count()\n"
+        "x = np.ones((1, 20, 4), 'float32')\n"
+        f"dtype = __import__('ml_dtypes').bfloat16 if '{dtype}' == 'bfloat16' else '{dtype}'\n"
+        "y, pullback = refattn_numba.scaled_dot_product_attention.vjp(*[x.astype(dtype)] * 3); pullback(y)\n"
+        "print(before, count(), sep='|')\n"
+    )
+    pytest.importorskip("ml_dtypes")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    before, after = done.stdout.strip().split("|")
+    assert before == after
+    own = HOST.has_bfloat16_dot and dtype == "bfloat16"
+    assert json.loads(before) == [1, 1, 1, int(own), *[int(dtype == "bfloat16")] * 2, *[int(dtype == "float16")] * 2]
 
 
 def test_what_is_compiled_is_kept_on_disk(tmp_path):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("numba")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("numba")
 
 import refattn
 import refattn_numba

@@ -1,0 +1,109 @@
+"""Arrays that end where readable memory ends: a kernel that reads or writes one element too many ends the process.
+
+Run what is to be looked at in a process of its own. ``python -m tests.twins.guard_pages decode 0 20`` calls the decoding twins with the
+random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, ``scans`` with linear attentions,
+and ``outside`` reads one element too many.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+
+
+def fenced(x, *, at_start=False):
+    """A copy whose last byte is the last before a page that nobody may touch; or whose first is the first behind one."""
+    x = np.asarray(x)
+    pages = -(-max(x.nbytes, 1) // PAGE)
+    whole = mmap.mmap(-1, (pages + 2) * PAGE)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(whole))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for fence in (first, first + (pages + 1) * PAGE):
+        if protect(ctypes.c_void_p(fence), ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE if at_start else (pages + 1) * PAGE - x.nbytes
+    made = np.frombuffer(whole, np.uint8, x.nbytes, offset).view(x.dtype).reshape(x.shape)
+    made[...] = x
+    return made
+
+
+class Fenced:
+    """NumPy, but for new arrays, which end at a fence and begin with NaN."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype=float):
+        return fenced(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 0, dtype))
+
+    def zeros(self, shape, dtype=float):
+        return fenced(np.zeros(shape, dtype))
+
+    def aligned(self, size, dtype):
+        return self.empty(size, dtype)
+
+
+def all_fenced(given, *, at_start=False):
+    """The arrays among arguments, fenced."""
+    return {name: fenced(x, at_start=at_start) if isinstance(x, np.ndarray) else x for name, x in given.items()}
+
+
+def call_decode(seed):
+    """One random call of each fence."""
+    import refattn_numba
+    from refattn_numba.cpu import cached
+    from tests.twins import test_decode_fuzz
+
+    cached.np = Fenced()
+    name, given = test_decode_fuzz.draw(np.random.default_rng(seed))
+    for at_start in (False, True):
+        getattr(refattn_numba, name)(**all_fenced(given, at_start=at_start))
+
+
+def call_attention(seed):
+    """Forward and backward."""
+    import refattn_numba
+    from refattn_numba.cpu import attention, cached
+    from tests.twins import test_fuzz
+
+    attention.np = cached.np = Fenced()
+    given = test_fuzz.draw(np.random.default_rng(seed), "float32")
+    for at_start in (False, True):
+        y, pullback = refattn_numba.scaled_dot_product_attention.vjp(**all_fenced(given, at_start=at_start))
+        pullback(fenced(np.ones_like(y), at_start=at_start))
+
+
+def call_scans(seed):
+    """Linear attentions and the delta rule, forward and backward."""
+    import refattn_numba
+    from refattn_numba.cpu import scan
+    from tests.twins import test_scan_fuzz
+
+    scan.np = Fenced()
+    random = np.random.default_rng(seed)
+    name = test_scan_fuzz.NAMES[seed % len(test_scan_fuzz.NAMES)]
+    given = test_scan_fuzz.draw(random, name, "float32")
+    for at_start in (False, True):
+        y, pullback = getattr(refattn_numba, name).vjp(**all_fenced(given, at_start=at_start))
+        pullback(*(fenced(np.ones_like(x), at_start=at_start) for x in y))
+
+
+def read_outside(_):
+    """What the fence is for."""
+    x = fenced(np.ones(5, np.float32))
+    np.lib.stride_tricks.as_strided(x, (6,)).sum()
+
+
+if __name__ == "__main__":
+    from refattn_numba.cpu import threads
+
+    threads.aligned = Fenced().aligned
+    call = {"decode": call_decode, "attention": call_attention, "scans": call_scans, "outside": read_outside}[sys.argv[1]]
+    for number in range(*map(int, sys.argv[2:])):
+        call(number)
+        print(number, flush=True)
