@@ -59,14 +59,14 @@ def test_as_many_threads_run_as_were_asked_for(asked, set_threads, monkeypatch):
         together.wait(timeout=60)  # so that no thread can stand in for another
         ran.append(threading.get_ident())
 
-    monkeypatch.setattr(threads, "compile_once", lambda *_: None)
+    monkeypatch.setattr(threads, "_compile", lambda *_: None)
     threads.run_tasks(kernel, Record({"memory_size": 1}), False, 100, threads.SMALL + 1, np.float32)
     assert len(set(ran)) == len(ran) == asked
 
 
 def test_no_more_threads_than_tasks_and_one_for_little_work(monkeypatch):
     calls = []
-    monkeypatch.setattr(threads, "compile_once", lambda *_: None)
+    monkeypatch.setattr(threads, "_compile", lambda *_: None)
     threads.run_tasks(lambda *_: calls.append("one task"), Record({"memory_size": 1}), False, 1, threads.SMALL + 1, np.float32)
     threads.run_tasks(lambda *_: calls.append("little work"), Record({"memory_size": 1}), False, 100, threads.SMALL, np.float32)
     threads.run_tasks(lambda *_: calls.append("no task"), Record({"memory_size": 1}), False, 0, threads.SMALL + 1, np.float32)
