@@ -21,6 +21,7 @@ from numba import types
 from refattn_numba.cpu.attention_stages import Block
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import (
+    I32,
     Builder,
     Value,
     bfloat16_of,
@@ -63,8 +64,8 @@ def store_couples(typing: Any, p: Any, i: Any, low: Any, high: Any) -> Any:
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
         lanes = low.lanes
         order = [lane // 2 + lanes * (lane % 2) for lane in range(2 * lanes)]
-        numbers = [bfloat16_of(builder, x) for x in args[2:]]
-        mixed = builder.shuffle_vector(*numbers, ir.Constant(ir.VectorType(ir.IntType(32), 2 * lanes), order))
+        numbers = bfloat16_of(builder, *args[2:])
+        mixed = builder.shuffle_vector(numbers, ir.Constant(numbers.type, ir.Undefined), ir.Constant(ir.VectorType(I32, 2 * lanes), order))
         store_to(builder, mixed, builder.gep(args[0], [args[1]]), 4)
         return context.get_dummy_value()
 

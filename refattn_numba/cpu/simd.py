@@ -33,27 +33,9 @@ from refattn_numba.cpu.instructions import HOST
 Builder: TypeAlias = Any  # LLVM's values know their types only when they run
 Value: TypeAlias = Any
 
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 TILE_BYTES = 256  # one line of a tile: 64 queries in float32
-
-
-class _BFloat16(ir.Type):
-    """LLVM's type, of which llvmlite knows nothing."""
-
-    null = "0.0"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat16)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat16)
-
-
-BFLOAT16 = _BFloat16()
 
 
 class Vector(types.Type):
@@ -140,16 +122,21 @@ def _size(pointer: Any) -> int:
     return pointer.dtype.bitwidth // 8
 
 
-def bfloat16_of(builder: Builder, number: Value) -> Value:
-    """Numbers of float32, rounded."""
-    return builder.fptrunc(number, ir.VectorType(BFLOAT16, number.type.count))
+def bfloat16_of(builder: Builder, *numbers: Value) -> Value:
+    """One register of float32, rounded, or two: the first one's numbers and then the other's. The bits, in integers.
+
+    LLVM's own type has come into what these instructions take, but it still reads them as they were.
+    """
+    count = sum(x.type.count for x in numbers)
+    name = f"llvm.x86.avx512bf16.cvtne{'2' * (len(numbers) - 1)}ps2bf16.{8 * HOST.register_bytes}"
+    return call_llvm(builder, name, ir.VectorType(I16, count), *reversed(numbers))
 
 
 def couple_dot(builder: Builder, a: Value, b: Value, sums: Value) -> Value:
     """To each sum the two products of a couple of bfloat16, of which one stands in the bits of each float32 of a and b."""
-    couples = ir.VectorType(BFLOAT16, 2 * sums.type.count)
-    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * sums.type.count}"
-    return call_llvm(builder, name, sums.type, sums, builder.bitcast(a, couples), builder.bitcast(b, couples))
+    words = ir.VectorType(I32, sums.type.count)
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{8 * HOST.register_bytes}"
+    return call_llvm(builder, name, sums.type, sums, builder.bitcast(a, words), builder.bitcast(b, words))
 
 
 @instruction
@@ -200,7 +187,7 @@ def load(typing: Any, p: Any, i: Any) -> Any:
         address = builder.gep(args[0], [args[1]])
         if p.dtype != types.uint16:
             return load_from(builder, address, made.ir, _size(p))
-        halves = load_from(builder, address, ir.VectorType(ir.IntType(16), made.lanes), 2)
+        halves = load_from(builder, address, ir.VectorType(I16, made.lanes), 2)
         return builder.bitcast(builder.shl(builder.zext(halves, made.bits), constant(made.bits, 16)), made.ir)
 
     return made(p, types.intp), build
@@ -238,7 +225,7 @@ def put(typing: Any, p: Any, i: Any, number: Any) -> Any:
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
         address, given = builder.gep(args[0], [args[1]]), context.cast(builder, args[2], number, kind)
         if kind != p.dtype:
-            given = builder.bitcast(builder.fptrunc(given, BFLOAT16), ir.IntType(16))
+            given = builder.extract_element(bfloat16_of(builder, splat(builder, Vector(kind).ir, given)), I32(0))
         builder.store(given, address)
         return context.get_dummy_value()
 
