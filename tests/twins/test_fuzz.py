@@ -13,7 +13,7 @@ pytest.importorskip("ml_dtypes")
 import refattn
 import refattn_numba
 from refattn.testing.precision import named_format
-from refattn_numba.cpu import attention, conversion, couples, threads
+from refattn_numba.cpu import attention, couples, threads
 
 GUARD = 64
 """Elements on either side of an array: a register beyond its end."""
@@ -50,7 +50,7 @@ def draw(random, dtype):
     size = lambda most: int(min(random.integers(1, most), random.integers(1, most)))  # noqa: E731
     query_len, key_len = size(200), size(300)
     head_dim, value_dim = size(150), size(150)
-    if dtype.itemsize == 2 and random.random() < 0.8:  # of bfloat16, couples are read as they are stored
+    if np.dtype(dtype).itemsize == 2 and random.random() < 0.8:  # of bfloat16, couples are read as they are stored
         head_dim, value_dim = head_dim + head_dim % 2, value_dim + value_dim % 2
     heads = int(group * kv_heads)
     shapes = {
@@ -185,7 +185,7 @@ def run(seed, monkeypatch):
     dtype = target.numpy_dtype
     packed, guarded = random.random() < 0.2, Guarded()
     given = (draw_packed if packed else draw)(random, dtype)
-    for module in (attention, couples, conversion):
+    for module in (attention, couples):
         monkeypatch.setattr(module, "np", guarded)
     monkeypatch.setattr(threads, "aligned", guarded.aligned)
     # rows that average all values add equal numbers one by one to a gradient, whose rounding errors have one sign
