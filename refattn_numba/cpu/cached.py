@@ -88,14 +88,18 @@ def attended(
         run_tasks(decode, call, any(kind != SAME for kind in kinds), tasks, cost, dtype)
     if sinks is not None:
         sinks = np.tile(sinks.astype(dtype).reshape(kv_heads, 1, group), (count, queries, 1)).reshape(count * kv_heads, rows)
-    results = _merged(sums[:, :rows, :value_dim], largest[:, :rows], total[:, :rows], bounds, sinks)
+    with np.errstate(invalid="ignore"):  # infinite scores make rows that are no numbers, as in the reference
+        results = _merged(sums[:, :rows, :value_dim], largest[:, :rows], total[:, :rows], bounds, sinks)
 
     def in_order(x: Array) -> Array:
         """Heads before queries again."""
         rest = x.shape[2:]
         return x.reshape(count, kv_heads, queries, group, *rest).swapaxes(2, 3).reshape(count, heads, queries, *rest)
 
-    return Attended(*map(in_order, results))
+    made = Attended(*map(in_order, results))
+    if sinks is not None:  # which may be no number, and yet gives nothing
+        np.copyto(made.output, 0, where=(reach.first == reach.end)[:, None, :, None])
+    return made
 
 
 def attended_in_place(
@@ -139,20 +143,8 @@ def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
     step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
-    call.fields[name] = (
-        pages.ctypes.data,
-        kind,
-        direct,
-        size,
-        item,
-        width,
-        *pages.strides[:3],
-        factors.ctypes.data,
-        *steps,
-        factor_step,
-        step,
-        ahead,
-    )
+    described = pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3]
+    call.fields[name] = *described, factors.ctypes.data, *steps, factor_step, step, ahead
     return kind
 
 

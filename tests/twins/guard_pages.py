@@ -1,8 +1,8 @@
 """Arrays that end where readable memory ends: a kernel that reads or writes one element too many ends the process.
 
 Run what is to be looked at in a process of its own. ``python -m tests.twins.guard_pages decode 0 20`` calls the decoding twins with the
-random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, and ``outside`` reads one element
-too many.
+random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, ``scans`` with linear attentions,
+and ``outside`` reads one element too many.
 """
 
 from __future__ import annotations
@@ -68,14 +68,30 @@ def call_decode(seed):
 def call_attention(seed):
     """Forward and backward."""
     import refattn_numba
-    from refattn_numba.cpu import attention, cached
+    from refattn.testing.precision import named_format
+    from refattn_numba.cpu import attention, cached, couples
     from tests.twins import test_fuzz
 
-    attention.np = cached.np = Fenced()
-    given = test_fuzz.draw(np.random.default_rng(seed), "float32")
+    attention.np = cached.np = couples.np = Fenced()
+    given = test_fuzz.draw(np.random.default_rng(seed), named_format(("float32", "bfloat16")[seed % 2]).numpy_dtype)
     for at_start in (False, True):
         y, pullback = refattn_numba.scaled_dot_product_attention.vjp(**all_fenced(given, at_start=at_start))
         pullback(fenced(np.ones_like(y), at_start=at_start))
+
+
+def call_scans(seed):
+    """Linear attentions and the delta rule, forward and backward."""
+    import refattn_numba
+    from refattn_numba.cpu import scan
+    from tests.twins import test_scan_fuzz
+
+    scan.np = Fenced()
+    random = np.random.default_rng(seed)
+    name = test_scan_fuzz.NAMES[seed % len(test_scan_fuzz.NAMES)]
+    given = test_scan_fuzz.draw(random, name, "float32")
+    for at_start in (False, True):
+        y, pullback = getattr(refattn_numba, name).vjp(**all_fenced(given, at_start=at_start))
+        pullback(*(fenced(np.ones_like(x), at_start=at_start) for x in y))
 
 
 def read_outside(_):
@@ -88,7 +104,7 @@ if __name__ == "__main__":
     from refattn_numba.cpu import threads
 
     threads.aligned = Fenced().aligned
-    call = {"decode": call_decode, "attention": call_attention, "outside": read_outside}[sys.argv[1]]
+    call = {"decode": call_decode, "attention": call_attention, "scans": call_scans, "outside": read_outside}[sys.argv[1]]
     for number in range(*map(int, sys.argv[2:])):
         call(number)
         print(number, flush=True)

@@ -1,4 +1,4 @@
-"""Attention for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...`` or ``arm``.
+"""Attention and decoding for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...`` or ``arm``.
 
 Prints one JSON object: the row of the table, and the largest errors against the reference, or assembly for ARM.
 """
@@ -9,6 +9,7 @@ import json
 import re
 import sys
 
+import ml_dtypes
 import numpy as np
 from llvmlite import binding
 from numba import njit, types
@@ -20,6 +21,7 @@ from refattn.testing.precision import named_format
 from refattn_numba.cpu.attention_stages import Block, advance
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.products import product
+from refattn_numba.cpu.stored_numbers import KINDS
 
 
 def errors(dtypes):
@@ -38,6 +40,22 @@ def errors(dtypes):
             results.append({name: x.astype(float) for name, x in made.items()})
         got, want = results
         found |= {f"{dtype} {n}": float(np.abs(got[n] - want[n]).max() / np.abs(want[n]).max()) for n in want}
+    return found
+
+
+def decode_errors(dtypes):
+    """Largest error of a cache's attention, for each type in which it may be stored."""
+    found = {}
+    for dtype in dtypes:
+        random = Random(4)
+        query = random.normal((2, 6, 2, 19)).astype(dtype)
+        numbers = {name: 8 * random.normal((2, 2, 150, n)) for name, n in (("key", 19), ("value", 11))}
+        for stored in dict.fromkeys([dtype, *KINDS]):
+            caches = {name: x.astype(getattr(ml_dtypes, stored, stored)) for name, x in numbers.items()}
+            given = {**caches, "lengths": np.array([150, 70]), "key_scale": 0.125, "causal": True, "softcap": 3.0}
+            got = refattn_numba.decode_attention(query, **given)
+            want = refattn.decode_attention(query.astype(float), **given)
+            found[f"{dtype} of {stored}"] = float(np.abs(got - want).max() / np.abs(want).max())
     return found
 
 
@@ -61,5 +79,5 @@ def arm_assembly():
 
 
 if __name__ == "__main__":
-    what = {"assembly": arm_assembly()} if "arm" in sys.argv else {"errors": errors(sys.argv[1:])}
+    what = {"assembly": arm_assembly()} if "arm" in sys.argv else {"errors": {**errors(sys.argv[1:]), **decode_errors(sys.argv[1:])}}
     print(json.dumps({"name": HOST.name, **what}))

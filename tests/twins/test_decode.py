@@ -120,6 +120,23 @@ def test_a_later_position_that_is_not_a_number_reaches_only_who_sees_it():
     assert np.isfinite(output[..., 0, :]).all() and np.isnan(output[..., 1, :]).all()
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["query", "key", "value", "sinks", "key_scale", "value_scale"])
+@pytest.mark.parametrize("at", [0, 600])
+def test_what_is_not_finite_goes_where_the_reference_lets_it(name, number, at):
+    """A position of one sequence and head in the first or the second part of its cache."""
+    given = {**caches(12), "lengths": LENGTHS, "sinks": np.zeros(6), "key_scale": np.ones((3, 2, 1500, 1))}
+    given["value_scale"] = np.ones((3, 2, 1500, 1))
+    place = {"query": (0, 1, 0, 3), "sinks": (1,), "key_scale": (0, 1, at, 0), "value_scale": (0, 1, at, 0)}.get(name, (0, 1, at, 3))
+    given[name] = given[name].copy()
+    given[name][place] = number
+    with np.errstate(invalid="ignore"):
+        want = refattn.decode_attention_with_lse(**given, causal=True)
+    got = refattn_numba.decode_attention_with_lse(**given, causal=True)
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("queries", "length", "head_dim", "value_dim"), [(1, 0, 3, 2), (0, 9, 3, 2), (5, 2, 1, 0), (3, 65, 7, 17)])
 def test_sizes_at_the_edges(queries, length, head_dim, value_dim):
     random = Random(9)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba")
+pytest.importorskip("ml_dtypes")
 
 from llvmlite import binding
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
 import refattn
 import refattn_numba
 from refattn_numba.cpu import scan, threads
+from tests.twins.drawing import Drawn
 from tests.twins.test_fuzz import Guarded, inside
 
 NAMES = ("linear_attention", "gated_linear_attention", "delta_rule", "gated_delta_rule")
@@ -54,22 +57,28 @@ def draw(random, name, dtype):
     return {n: inside(random, x.astype(dtype)) if isinstance(x, np.ndarray) else x for n, x in given.items()}
 
 
-def run(seed, monkeypatch):
-    random, guarded = np.random.default_rng(seed), Guarded()
-    name, dtype = NAMES[random.integers(0, 4)], "float32" if random.random() < 0.5 else "float64"
-    given = draw(random, name, dtype)
-    monkeypatch.setattr(scan, "np", guarded)
-    monkeypatch.setattr(threads, "aligned", guarded.aligned)
-    y, pullback = getattr(refattn_numba, name).vjp(**given)
+def run(random):
+    """One call, of a mechanism and in a type that are drawn."""
+    name, dtype, guarded = NAMES[random.integers(0, 4)], "float32" if random.random() < 0.5 else "float64", Guarded()
+    arguments = draw(random, name, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "np", guarded)
+        patch.setattr(threads, "aligned", guarded.aligned)
+        compare(random, name, dtype, arguments, guarded)
+
+
+def compare(random, name, dtype, arguments, guarded):
+    """Output, states and gradients."""
+    y, pullback = getattr(refattn_numba, name).vjp(**arguments)
     want, want_pullback = getattr(refattn, name).vjp(
-        **{n: np.asarray(x, float) if isinstance(x, np.ndarray) else x for n, x in given.items()}
+        **{n: np.asarray(x, float) if isinstance(x, np.ndarray) else x for n, x in arguments.items()}
     )
     d = [np.cos(x) for x in want]
     grads, want_grads = pullback(*(inside(random, x.astype(dtype)) for x in d)), want_pullback(*d)
     guarded.check()
     assert len(guarded.wholes) > 6
     assert grads.keys() == want_grads.keys()
-    shown = f"seed {seed}, {name}: { ({n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in given.items()}) }"
+    shown = f"{name}, {dtype}: { ({n: (x.shape if isinstance(x, np.ndarray) else x) for n, x in arguments.items()}) }"
     pairs = [*zip(want._fields, y, want, strict=True), *((n, grads[n], want_grads[n]) for n in grads)]
     for what, got, exact in pairs:
         assert got.shape == exact.shape
@@ -80,13 +89,19 @@ def run(seed, monkeypatch):
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_random_calls(block, monkeypatch):
+def test_random_calls(block):
     for seed in range(10 * block, 10 * block + 10):
-        run(seed, monkeypatch)
+        run(np.random.default_rng(seed))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_drawn_calls(data):
+    run(Drawn(data))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(40))
-def test_thousands_of_random_calls(block, monkeypatch):
-    for seed in range(1000 + 100 * block, 1100 + 100 * block):
-        run(seed, monkeypatch)
+@settings(max_examples=4000, deadline=None)
+@given(data=st.data())
+def test_thousands_of_drawn_calls(data):
+    run(Drawn(data))

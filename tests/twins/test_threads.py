@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 import numba
 
 import refattn_numba
-from refattn_numba.cpu import attention, scan, threads
+from refattn_numba.cpu import attention, cached, scan, threads
 from refattn_numba.cpu.call import Record
 
 ATTENTION, SCAN = refattn_numba.scaled_dot_product_attention, refattn_numba.gated_linear_attention
@@ -59,14 +59,14 @@ def test_as_many_threads_run_as_were_asked_for(asked, set_threads, monkeypatch):
         together.wait(timeout=60)  # so that no thread can stand in for another
         ran.append(threading.get_ident())
 
-    monkeypatch.setattr(threads, "compile_once", lambda *_: None)
+    monkeypatch.setattr(threads, "_compile", lambda *_: None)
     threads.run_tasks(kernel, Record({"memory_size": 1}), False, 100, threads.SMALL + 1, np.float32)
     assert len(set(ran)) == len(ran) == asked
 
 
 def test_no_more_threads_than_tasks_and_one_for_little_work(monkeypatch):
     calls = []
-    monkeypatch.setattr(threads, "compile_once", lambda *_: None)
+    monkeypatch.setattr(threads, "_compile", lambda *_: None)
     threads.run_tasks(lambda *_: calls.append("one task"), Record({"memory_size": 1}), False, 1, threads.SMALL + 1, np.float32)
     threads.run_tasks(lambda *_: calls.append("little work"), Record({"memory_size": 1}), False, 100, threads.SMALL, np.float32)
     threads.run_tasks(lambda *_: calls.append("no task"), Record({"memory_size": 1}), False, 0, threads.SMALL + 1, np.float32)
@@ -105,7 +105,7 @@ def tasks(monkeypatch):
         seen[kernel.__module__.rpartition(".")[2]] = int(np.sum(count))
         threads.run_tasks(kernel, call, has_options, count, *rest)
 
-    for module in (attention, scan):
+    for module in (attention, cached, scan):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
     return seen
 
@@ -118,4 +118,4 @@ def test_one_head_is_work_for_many_cores(tasks, monkeypatch):
     both(ATTENTION, [x, x, x])
     both(SCAN, [x[:, :100], x[:, :100], values[:, :100], -np.abs(x[:, :100])])
     attention.attend(x[:, :1], *(random.standard_normal((2, 1, 1 << 14, 16)).astype(np.float32)))
-    assert tasks == {"attention_forward": 32, "attention_backward": 8, "scan_forward": 4, "scan_backward": 4, "attention_decode": 16}
+    assert tasks == {"attention_forward": 32, "attention_backward": 8, "scan_forward": 4, "scan_backward": 4, "decode": 32}
