@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.agreement import errors, refuse_difference
 from benchmarks.cases import Call, Case
 from benchmarks.quiet import Watch
-from benchmarks.rounds import ENOUGH, in_rounds, least_of, middle_and_spread, turns_of
+from benchmarks.rounds import ENOUGH, in_rounds, leasts_of, middle_and_spread, turns_of
 
 SECONDS, PATIENCE = 0.45, 0.45  # of a run, for each round that is asked for: to measure, and besides to wait until others rest
 
@@ -23,7 +23,8 @@ class Run:
     seconds, spread : dict of str to float
         The median of the rounds, and the quartiles' distance relative to it.
     limit, rate, percent : str, float, float
-        The machine's limit, operations or bytes a second there, and the share of it that our median reaches.
+        The machine's limit, the most operations or bytes a second there, and the share of it that we reach: the median of the rounds',
+        each beside the limit of its own, since processors change their clock.
     max_error, rms_error : dict of str to float
         Against the reference in float64; empty where that takes long.
     rounds, disturbed : int
@@ -113,13 +114,13 @@ def hold(case: Case, calls: Mapping[str, Call], rounds: int, threads: int) -> Ru
     main = {ours, case.baseline, "torch", "limit"}
     made = in_rounds({**contenders, "limit": at_limit}, rounds, main=main, seconds=SECONDS * rounds, watch=Watch(PATIENCE * rounds))
     medians = {n: middle_and_spread(turns_of(n, made)) for n in contenders}
-    rate = amount / least_of("limit", made)
+    shares = [least / middle for middle, least in zip(turns_of(ours, made), leasts_of("limit", made), strict=True)]
     return Run(
         seconds={n: m for n, (m, _) in medians.items()},
         spread={n: s for n, (_, s) in medians.items()},
         limit=name,
-        rate=rate,
-        percent=100 * case.work.amount / (medians[ours][0] * rate),
+        rate=amount / min(leasts_of("limit", made)),
+        percent=100 * case.work.amount / amount * statistics.median(shares),
         max_error={n: largest for n, (largest, _) in found.items()},
         rms_error={n: mean for n, (_, mean) in found.items()},
         rounds=len(made),

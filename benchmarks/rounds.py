@@ -75,13 +75,17 @@ def quiet_ones(rounds: list[Round]) -> list[Round]:
 
 def turns_of(name: str, rounds: list[Round]) -> list[float]:
     """The median of each turn that a contender had."""
+    return [statistics.median(seconds) for seconds in _good_turns(name, rounds)]
+
+
+def leasts_of(name: str, rounds: list[Round]) -> list[float]:
+    """The shortest call of each turn: for what says how fast the machine can be, since nothing makes it faster than it is."""
+    return [min(seconds) for seconds in _good_turns(name, rounds)]
+
+
+def _good_turns(name: str, rounds: list[Round]) -> list[list[float]]:
     good = [r for r in quiet_ones(rounds) if name in r.seconds] or [r for r in rounds if name in r.seconds]
-    return [statistics.median(r.seconds[name]) for r in good]
-
-
-def least_of(name: str, rounds: list[Round]) -> float:
-    """The shortest call of all: for what says how fast the machine can be, since nothing makes it faster than it is."""
-    return min(s for r in rounds for s in r.seconds[name])
+    return [r.seconds[name] for r in good]
 
 
 def middle_and_spread(values: list[float]) -> tuple[float, float]:

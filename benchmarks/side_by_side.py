@@ -91,9 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1, help="of cases with floors: processes, whose median counts (default 1)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of every contender (default 2)")
     parser.add_argument("--quick", action="store_true", help="small cases only, in three rounds")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
     given = parser.parse_args(arguments)
     rounds = min(3, given.rounds) if given.quick else given.rounds
-    cases = [(i, case) for i, case in enumerate(suite(given.suite)) if case.quick or not given.quick]
+    cases = [(i, case) for i, case in enumerate(suite(given.suite)) if (case.quick or not given.quick) and given.only in case.name]
+    if not cases:
+        parser.error(f"--only is {given.only!r}, but no case of {given.suite} has this in its name")
     if all(case.work is not None for _, case in cases):
         held, failures = held_rows(given.suite, cases, given.runs, rounds, given.threads)
         records, as_page = [as_held_record(row, given.threads) for row in held], as_markdown if given.markdown else as_text

@@ -142,11 +142,11 @@ def test_rounds_end_with_the_time_for_them(monkeypatch):
     assert len(rounds.in_rounds(calls, 1, main={"ours"}, seconds=1.0, watch=Peace())) == 1
 
 
-def test_medians_are_of_quiet_rounds_and_limits_of_the_best_call():
+def test_medians_and_limits_are_of_quiet_rounds():
     made = [rounds.Round({"a": [s, s, 9.0]}, d) for s, d in ((1.0, False), (2.0, False), (6.0, False), (0.5, True))]
     assert rounds.turns_of("a", made) == [1.0, 2.0, 6.0]
     assert rounds.turns_of("a", made[2:]) == [6.0, 0.5]  # too few quiet ones to choose from
-    assert rounds.least_of("a", made) == 0.5
+    assert rounds.leasts_of("a", made) == [1.0, 2.0, 6.0]
     assert rounds.middle_and_spread([4.0, 1.0, 2.0, 3.0, 5.0]) == (3.0, pytest.approx(2 / 3))
     assert rounds.middle_and_spread([4.0]) == (4.0, 0.0)
 
