@@ -68,11 +68,12 @@ def call_decode(seed):
 def call_attention(seed):
     """Forward and backward."""
     import refattn_numba
-    from refattn_numba.cpu import attention, cached
+    from refattn.testing.precision import named_format
+    from refattn_numba.cpu import attention, cached, couples
     from tests.twins import test_fuzz
 
-    attention.np = cached.np = Fenced()
-    given = test_fuzz.draw(np.random.default_rng(seed), np.dtype("float32"))
+    attention.np = cached.np = couples.np = Fenced()
+    given = test_fuzz.draw(np.random.default_rng(seed), named_format(("float32", "bfloat16")[seed % 2]).numpy_dtype)
     for at_start in (False, True):
         y, pullback = refattn_numba.scaled_dot_product_attention.vjp(**all_fenced(given, at_start=at_start))
         pullback(fenced(np.ones_like(y), at_start=at_start))

@@ -15,7 +15,7 @@ pytest.importorskip("ml_dtypes")
 import refattn
 import refattn_numba
 from refattn.testing.precision import named_format
-from refattn_numba.cpu import attention, conversion, couples, threads
+from refattn_numba.cpu import attention, couples, threads
 from tests.twins.drawing import Drawn
 
 GUARD = 64
@@ -203,7 +203,7 @@ def run(random):
     allowed = max(2 * units * target.accumulator, 4 * target.unit)  # weights and results are rounded to the format
     twin = "varlen_attention_with_lse" if packed else "scaled_dot_product_attention_with_lse"
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attention, couples, conversion):
+        for module in (attention, couples):  # no kernel of theirs, compiled meanwhile, knows NumPy by this name
             patch.setattr(module, "np", guarded)
         patch.setattr(threads, "aligned", guarded.aligned)
         for what, error in differences(twin, given, dtype, guarded):
