@@ -25,6 +25,12 @@ EDGE = 1024
 """What stands there: a number of every type."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    """Guards stand in for a module's NumPy, of which Numba knows nothing."""
+    refattn_numba.warm_up("attention", dtypes=["bfloat16", "float16"])
+
+
 def broadcast_shape(random, shape):
     """A shape that broadcasts to this one, perhaps with fewer axes."""
     made = [n if random.random() < 0.6 else 1 for n in shape]
