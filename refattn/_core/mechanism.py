@@ -50,6 +50,7 @@ SILENT = functools.partial(np.errstate, all="ignore")
 """In bodies, NaN and infinity are numbers like others, whatever the caller has NumPy do about them: the result tells."""
 
 MOST_KNOWN_SIZES = 256
+PLAIN = frozenset({bool, int, float, str})
 
 Precision: TypeAlias = Callable[..., np.dtype[Any]]
 Samples: TypeAlias = Callable[[Random], Iterator[Sample]]
@@ -139,8 +140,20 @@ class Spec:
     def accept(self, bound: Mapping[str, Any], *, nested: bool = False, precision: Precision | None = working_dtype) -> dict[str, Any]:
         """The arguments as a rule wants them: arrays in one precision, options as stated; or a ValueError or TypeError.
 
-        Without a precision, arrays stay in the types in which they are stored.
+        Without a precision, arrays stay in the types in which they are stored. A call with the shapes, types and options of an
+        earlier one, which was taken as it was, is not looked at again.
         """
+        face = None if nested else _face_of(bound)
+        if face is not None and (precision, face) in self._known_faces:
+            return dict(bound)
+        given = self._accept(bound, nested=nested, precision=precision)
+        if face is not None and all(given[name] is x for name, x in bound.items()):
+            if len(self._known_faces) >= MOST_KNOWN_SIZES:
+                self._known_faces.clear()
+            self._known_faces.add((precision, face))
+        return given
+
+    def _accept(self, bound: Mapping[str, Any], *, nested: bool, precision: Precision | None) -> dict[str, Any]:
         stored = precision is None
         arrays = {
             a: _arrays(f"{self.name}: {a}", f, bound[a], optional=a in self.defaults, stored=stored)
@@ -178,6 +191,10 @@ class Spec:
                 self._known_sizes.clear()
             self._known_sizes[shapes] = Unifier(self.name, found, options, self.facts.relations).run()
         return dict(self._known_sizes[shapes])
+
+    @functools.cached_property
+    def _known_faces(self) -> set[Any]:
+        return set()
 
     @functools.cached_property
     def _known_sizes(self) -> dict[Any, dict[str, Any]]:
@@ -436,6 +453,23 @@ def _checked_pullback(
 
 def _is_wanted(fact: Fact, x: Any) -> bool:
     return x is not None and (not isinstance(fact, Leaf) or fact.has_gradient(x))
+
+
+def _face_of(bound: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """All that decides whether a call is accepted; None where that is more than shapes, types and plain options."""
+    face = []
+    for name, x in bound.items():
+        if type(x) is np.ndarray:
+            if x.dtype.kind in "iuO":  # indices are looked at one by one
+                return None
+            face += [name, x.dtype, x.shape]
+        elif x is None or type(x) in PLAIN:
+            face += [name, type(x), x]
+        elif type(x) is tuple and all(part is None or type(part) in PLAIN for part in x):
+            face += [name, *map(type, x), x]
+        else:
+            return None
+    return tuple(face)
 
 
 def _hooked(path: tuple[str, ...], kind: hook.Kind, name: str, x: Any) -> Any:

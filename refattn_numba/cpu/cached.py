@@ -138,13 +138,15 @@ def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None
     if pages.size and ((size > 1 and pages.strides[-1] != item) or any(s % item for s in pages.strides) or not pages.flags.aligned):
         pages = np.ascontiguousarray(pages)
     direct = kind == SAME and size % lanes == 0 and scale is None
-    factors = packed(np.ones(1) if scale is None or not pages.size else scale, dtype)
-    *steps, factor_step = np.broadcast_to(factors, pages.shape if pages.size else (1, 1, 1, 1)).strides
+    factors, steps = np.ones(1, dtype), (0, 0, 0, 0)
+    if scale is not None and pages.size:
+        factors = packed(scale, dtype)
+        steps = np.broadcast_to(factors, pages.shape).strides
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
     step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
     described = pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3]
-    call.fields[name] = *described, factors.ctypes.data, *steps, factor_step, step, ahead
+    call.fields[name] = *described, factors.ctypes.data, *steps, step, ahead
     return kind
 
 
@@ -152,15 +154,19 @@ def _merged(sums: Array, largest: Array, total: Array, bounds: Integers, sinks: 
     """The softmax over the parts of each sequence and key head, and a sink; rows of (pair, row)."""
     if not bounds.size:
         return sums, largest, largest, total
-    most = np.maximum.reduceat(largest, bounds, axis=0)
-    if sinks is not None:
-        most = np.maximum(most, sinks)
-    shift = np.where(np.isneginf(most), 0, most)
-    weights = np.exp(largest - np.repeat(shift, np.diff(bounds, append=len(total)), axis=0))
-    whole = np.add.reduceat(weights * total, bounds, axis=0)
-    if sinks is not None:
-        whole = whole + np.exp(sinks - shift)
+    if sinks is None and bounds.size == len(total):  # one part of each
+        shift, whole = np.where(np.isneginf(largest), 0, largest), total
+    else:
+        most = np.maximum.reduceat(largest, bounds, axis=0)
+        if sinks is not None:
+            most = np.maximum(most, sinks)
+        shift = np.where(np.isneginf(most), 0, most)
+        weights = np.exp(largest - np.repeat(shift, np.diff(bounds, append=len(total)), axis=0))
+        whole = np.add.reduceat(weights * total, bounds, axis=0)
+        if sinks is not None:
+            whole = whole + np.exp(sinks - shift)
+        sums = np.add.reduceat(weights[..., None] * sums, bounds, axis=0)
     empty = whole == 0
-    inverse = np.where(empty, 0, 1 / np.where(empty, 1, whole))
-    output = np.add.reduceat(weights[..., None] * sums, bounds, axis=0) * inverse[..., None]
-    return output, np.where(empty, -np.inf, shift + np.log(np.where(empty, 1, whole))), shift, inverse
+    divisor = np.where(empty, 1, whole)
+    inverse = np.where(empty, 0, 1 / divisor)
+    return sums * inverse[..., None], np.where(empty, -np.inf, shift + np.log(divisor)), shift, inverse

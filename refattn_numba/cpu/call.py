@@ -86,7 +86,7 @@ class Record:
         """Another record, with more in it."""
         return Record({**self.fields, **fields}, self.arrays, self.layout)
 
-    def add(self, **arrays: Array) -> None:
+    def add(self, **arrays: Array | Integers) -> None:
         """C-contiguous arrays that have an address alone."""
         for name, x in arrays.items():
             self.arrays.append(x)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from threading import Lock, Thread
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -26,12 +26,60 @@ SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobo
 SMALL = 1_000_000  # multiplications that take less time than waking a thread
 
 
-@cache
-def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size, "refattn")
+class Helper:
+    """A thread that does one thing at a time for whoever holds it: sooner awake than an executor's."""
+
+    def __init__(self) -> None:
+        self._given, self._done = Lock(), Lock()
+        self._given.acquire()
+        self._done.acquire()
+        Thread(target=self._work, name="refattn", daemon=True).start()
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin; `wait` has to follow."""
+        self._call, self._error = (function, arguments), None
+        self._given.release()
+
+    def wait(self) -> None:
+        """Return when it is done, or raise what it raised."""
+        self._done.acquire()
+        error, self._call, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while True:
+            self._given.acquire()
+            function, arguments = cast("Any", self._call)
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self._error = error
+            del function, arguments
+            self._done.release()
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)
+_IDLE: list[Helper] = []  # each belongs to one call at a time, so that calls of several Python threads do not wait for one another
+
+os.register_at_fork(after_in_child=_IDLE.clear)
+
+
+def on_threads(count: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function on `count` threads, of which this is one."""
+    helpers: list[Helper] = []
+    try:
+        for _ in range(count - 1):
+            try:
+                helper = _IDLE.pop()
+            except IndexError:
+                helper = Helper()
+            helper.start(function, *arguments)
+            helpers.append(helper)
+        function(*arguments)
+    finally:  # what is read and written has to stay until all are done
+        for helper in helpers:
+            helper.wait()
+            _IDLE.append(helper)
 
 
 def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> None:
@@ -51,10 +99,7 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
                 return
             kernel(*arguments, share, shares)
 
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    on_threads(threads, work)
 
 
 @cache
@@ -95,7 +140,4 @@ def run_tasks(
     memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
     _compile(kernel, dtype, has_options, call.layout)
-    others = [_pool(threads - 1).submit(kernel, *given) for _ in range(threads - 1)]
-    kernel(*given)
-    for other in others:
-        other.result()
+    on_threads(threads, kernel, *given)
