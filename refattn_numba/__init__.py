@@ -1,7 +1,9 @@
 """The fast twin of `refattn`: the same names, signatures and checks, compiled by Numba for all cores.
 
-Arguments are computed in float64 where one of them has it, in float32 otherwise (float16 and bfloat16 included). Caches are read
-in the types in which they are stored, float8 and int8 included. What is made of others is the reference's own body over fast parts.
+Arguments are computed in float64 where one of them has it, in float32 otherwise. Softmax attention returns float16 or bfloat16 where
+all arguments are stored so, and multiplies bfloat16 by the processor's own instruction where it has one; its sums are float32. Caches
+are read in the types in which they are stored, float8 and int8 included. What is made of others is the reference's own body over fast
+parts. All take tensors of PyTorch in main memory too, and then return tensors, without a copy.
 """
 
 from refattn_numba._twin import twins, using
