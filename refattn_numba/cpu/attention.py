@@ -110,7 +110,7 @@ def attend_within(
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
     wide = _of_sums(dtype)
     output = np.empty((*lead, query_len, value_dim), dtype)
-    lse, shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(3))
+    shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(2))
     tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
     call = Record(
         {
@@ -131,7 +131,7 @@ def attend_within(
             "memory_size": forward_memory(head_dim, value_dim, tile),
         }
     )
-    call.add(output=output, lse=lse, shift=shift, inverse=inverse)
+    call.add(output=output, shift=shift, inverse=inverse)
     for name, x in (("query", query), ("key", key), ("value", value)):
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
@@ -147,13 +147,14 @@ def attend_within(
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
     of_pairs = any(x is not None for x in (bias, mask, keep))
     if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
-        results = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
-        for x, result in zip((output, lse, shift, inverse), results, strict=True):
+        few = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
+        for x, result in ((output, few.output), (shift, few.shift), (inverse, few.inverse)):
             x[...] = result.reshape(x.shape)
     else:
         tasks = count * -(-(query_len if spans is None else spans.queries) // tile)
         run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
-    empty = np.isneginf(lse)[..., None] if masked_rows != "zero" else None
+    lse = np.where(inverse == 0, -np.inf, shift - np.log(inverse))
+    empty = (inverse == 0)[..., None] if masked_rows != "zero" else None
     if empty is not None:
         np.copyto(
             output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=empty

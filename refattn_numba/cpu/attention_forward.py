@@ -28,6 +28,8 @@ from refattn_numba.cpu.simd import accumulators, filled, lanes_of, load, maximum
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
 from refattn_numba.cpu.tiles import all_finite, fill, read_ahead, store_tile, with_spare_lines
 
+FETCHED = 8  # rows of the output for each tile of keys: their cache lines come while products are made
+
 
 def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
     """How many numbers a thread works on: tiles, and vectors with a number for each query of a tile."""
@@ -37,7 +39,7 @@ def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
 
 @kernel
 def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
-    """Fill `output`, `lse`, `shift` and `inverse`: the softmax subtracted `shift` and multiplied by `inverse`.
+    """Fill `output`, `shift` and `inverse`: the softmax subtracted `shift` and multiplied by `inverse`.
 
     A task is one tile of queries of one of the calls; later ones, which see more keys under a causal mask, come first.
     `options` are the calls again where an option of pairs or the softcap is present, else None, and their code is not
@@ -68,14 +70,20 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         key = pointer_to(call.key, memory) + (batch * call.key_batch + kv_head * call.key_head)
         value = pointer_to(call.value, memory) + (batch * call.value_batch + kv_head * call.value_head)
         fill(factors, tile, call.scale)
+        read_ahead(query, call.query_row, count, head_dim)
         load_queries(query, call.query_row, count, head_dim, factors, queries)
+        out = pointer_to(call.output, memory) + ((batch * call.heads + head) * call.query_rows + first) * value_dim
         fill(largest, tile, -np.inf)
         fill(total, tile, 0.0)
         fill(sums, value_dim * tile, 0.0)
         # whole couples of keys: what that adds is masked
         key_end = smaller(call.key_len, ceil_to(first + count + call.after, 2))
         at = larger(0, first - call.before) // 2 * 2
+        fetched = 0
         while at < key_end:
+            if fetched < count:  # what is written at the end is near by then
+                read_ahead(out + fetched * value_dim, value_dim, smaller(FETCHED, count - fetched), value_dim)
+                fetched += FETCHED
             n, skip = next_keys(first, count, call.after, at, key_end, lanes_of(queries))
             block = Block(batch, head, first + skip, count - skip, at, n)
             if options is not None and sees_nothing(options[which], block):
@@ -109,8 +117,7 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         for r in range(count):
             pointer_to(call.shift, start)[at + r] = largest[r]
             pointer_to(call.inverse, start)[at + r] = decay[r]
-            pointer_to(call.lse, start)[at + r] = largest[r] + np.log(total[r])  # log 0 in an empty row
-        store_tile(sums, count, value_dim, factors, False, pointer_to(call.output, memory) + at * value_dim, value_dim)
+        store_tile(sums, count, value_dim, factors, False, out, value_dim)
 
 
 @compiled

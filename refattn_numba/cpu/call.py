@@ -28,7 +28,6 @@ Call = np.dtype(
         for name in (
             "sinks",
             "output",
-            "lse",
             "shift",
             "inverse",
             "centre",
@@ -117,7 +116,7 @@ class Record:
         """A record for each span: the same arrays from other rows on."""
         calls = np.repeat(self.packed(), spans.query.size)
         own = {"head_dim": self.fields["head_dim"], "value_dim": self.fields["value_dim"]}
-        rows = dict.fromkeys(("lse", "shift", "inverse", "centre", "d_lse"), (spans.query, 1))
+        rows = dict.fromkeys(("shift", "inverse", "centre", "d_lse"), (spans.query, 1))
         rows |= {"output": (spans.query, own["value_dim"]), "d_query": (spans.query, own["head_dim"])}
         rows |= {"d_key": (spans.key, own["head_dim"]), "d_value": (spans.key, own["value_dim"])}
         rows |= {name: (spans.query, self.fields.get(f"{name}_row", 0)) for name in ("query", "d_output")}
