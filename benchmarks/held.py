@@ -23,8 +23,8 @@ class Run:
     seconds, spread : dict of str to float
         The median of the rounds, and the quartiles' distance relative to it.
     limit, rate, percent : str, float, float
-        The machine's limit, the most operations or bytes a second there, and the share of it that we reach: the median of the rounds',
-        each beside the limit of its own, since processors change their clock.
+        The machine's limit, the most operations or bytes a second that were seen, and the share that our median reaches of what the
+        median round saw: processors change their clock, and ours is not the fastest round either.
     max_error, rms_error : dict of str to float
         Against the reference in float64; empty where that takes long.
     rounds, disturbed : int
@@ -114,13 +114,13 @@ def hold(case: Case, calls: Mapping[str, Call], rounds: int, threads: int) -> Ru
     main = {ours, case.baseline, "torch", "limit"}
     made = in_rounds({**contenders, "limit": at_limit}, rounds, main=main, seconds=SECONDS * rounds, watch=Watch(PATIENCE * rounds))
     medians = {n: middle_and_spread(turns_of(n, made)) for n in contenders}
-    shares = [least / middle for middle, least in zip(turns_of(ours, made), leasts_of("limit", made), strict=True)]
+    at_least = leasts_of("limit", made)
     return Run(
         seconds={n: m for n, (m, _) in medians.items()},
         spread={n: s for n, (_, s) in medians.items()},
         limit=name,
-        rate=amount / min(leasts_of("limit", made)),
-        percent=100 * case.work.amount / amount * statistics.median(shares),
+        rate=amount / min(at_least),
+        percent=100 * case.work.amount / medians[ours][0] * statistics.median(at_least) / amount,
         max_error={n: largest for n, (largest, _) in found.items()},
         rms_error={n: mean for n, (_, mean) in found.items()},
         rounds=len(made),

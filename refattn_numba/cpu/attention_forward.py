@@ -28,7 +28,7 @@ from refattn_numba.cpu.simd import accumulators, filled, lanes_of, load, maximum
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
 from refattn_numba.cpu.tiles import all_finite, fill, read_ahead, store_tile, with_spare_lines
 
-FETCHED = 8  # rows of the output for each tile of keys: their cache lines come while products are made
+FETCHING = 8  # last tiles of keys, during which the output's cache lines come, and those of the next queries
 
 
 def forward_memory(head_dim: int, value_dim: int, tile: int) -> int:
@@ -81,9 +81,11 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         at = larger(0, first - call.before) // 2 * 2
         fetched = 0
         while at < key_end:
-            if fetched < count:  # what is written at the end is near by then
-                read_ahead(out + fetched * value_dim, value_dim, smaller(FETCHED, count - fetched), value_dim)
-                fetched += FETCHED
+            if fetched < count and key_end - at <= FETCHING * KEYS:
+                rows = smaller(tile // FETCHING, count - fetched)
+                read_ahead(out + fetched * value_dim, value_dim, rows, value_dim)
+                read_ahead(query + (fetched - call.threads * tile) * call.query_row, call.query_row, rows, head_dim)
+                fetched += rows
             n, skip = next_keys(first, count, call.after, at, key_end, lanes_of(queries))
             block = Block(batch, head, first + skip, count - skip, at, n)
             if options is not None and sees_nothing(options[which], block):

@@ -41,7 +41,7 @@ Call = np.dtype(
         )
     ]
     + [(name, np.int64) for name in ("heads", "count", "group", "query_len", "key_len", "head_dim", "value_dim")]
-    + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task")]
+    + [(name, np.int64) for name in ("query_rows", "key_rows", "end_task", "threads")]
     + [(name, np.int64) for name in ("before", "after", "memory_size", "panel", "chunks")]
     + [(name, np.float64) for name in ("scale", "softcap", "keep_factor")],
     align=True,

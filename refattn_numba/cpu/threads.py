@@ -137,6 +137,8 @@ def run_tasks(
         return
     counters = np.zeros(2, np.int64)
     threads = max(1, min(numba.get_num_threads(), total)) if cost > SMALL else 1
+    if "threads" in call.layout.fields:
+        calls["threads"] = threads
     memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
     _compile(kernel, dtype, has_options, call.layout)
