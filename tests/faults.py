@@ -264,7 +264,7 @@ def tested(copy: Path, arguments: list[str]) -> tuple[int, str]:
 
 def copied(folder: Path) -> Path:
     """The packages and their tests in another folder."""
-    for part in (PACKAGE, ROOT / "refattn_numba", ROOT / "tests"):
+    for part in (PACKAGE, PACKAGE.parent / "refattn_numba", ROOT / "tests"):
         shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
@@ -294,11 +294,12 @@ def main(words: str = "", group: Group = REFERENCE) -> int:
             finally:
                 copies.put(copy)
 
+        right, why = outcome(None)
+        if right:
+            print(f"without a fault the tests fail: {why}", file=sys.stderr)
+            return 2
         with ThreadPool(PROCESSES) as pool:
-            (right, why), *outcomes = progress(pool.imap(outcome, [None, *chosen]), len(chosen) + 1, "planting faults")
-    if right:
-        print(f"without a fault the tests fail: {why}", file=sys.stderr)
-        return 2
+            outcomes = list(progress(pool.imap(outcome, chosen), len(chosen), "planting faults"))
     table = Table("fault", "file", "caught by")
     for fault, (status, by) in zip(chosen, outcomes, strict=True):
         result = by if status == 1 else f"NOT CAUGHT: {by.strip()}" if status == 0 else f"could not run: {by.strip()}"

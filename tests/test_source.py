@@ -125,3 +125,9 @@ def test_every_module_imports_on_its_own():
 
 def test_glossary_is_sorted_and_used():
     assert list(GLOSSARY) == sorted(GLOSSARY)
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.name) for p in [*ROOT.parent.glob("*.md"), *ROOT.parent.glob("docs/*.md")]])
+def test_texts_are_merged(path):
+    """No marks of two versions of a text are left in it."""
+    assert not [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("<<<<<<<", ">>>>>>>"))]
