@@ -38,7 +38,11 @@ def accepting_tensors(made: Any, coded: Any = None, *, stored: bool = False) -> 
     def arrays_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments by name, and whether bfloat16 is coded in them."""
         bound = spec.bind(args, kwargs)
-        is_coded = coded is not None and hook.CURRENT.get() is None and _all_bfloat16(bound)
+        is_coded = (
+            coded is not None
+            and hook.CURRENT.get() is None
+            and _all_bfloat16({name: x for name, x in bound.items() if name in spec.facts.arguments})
+        )
         return {
             name: _map(functools.partial(_array, f"{spec.name}: {name}", coded=is_coded, stored=stored), x) for name, x in bound.items()
         }, is_coded
@@ -64,7 +68,10 @@ def accepting_tensors(made: Any, coded: Any = None, *, stored: bool = False) -> 
             """As the output is stored; bits of another type would be taken for it."""
             if d is None or name not in dtypes:
                 return d
-            return _array(f"{spec.name}: {name}", sys.modules["torch"].as_tensor(d).to(dtypes[name]), coded=is_coded)
+            d = sys.modules["torch"].as_tensor(d)
+            if not d.is_floating_point():
+                raise TypeError(f"{spec.name}: {name} is {_type_of(d)}, but must be floating point")
+            return _array(f"{spec.name}: {name}", d.to(dtypes[name]), coded=is_coded)
 
         def pullback_of_tensors(*ds: Any, **by_name: Any) -> Mapping[str, Any]:
             by_place = [cotangent(name, d) for name, d in zip(dtypes, ds, strict=False)] + [*ds[len(dtypes) :]]
@@ -128,8 +135,9 @@ def _is_bfloat16(x: Any) -> bool:
 
 def _all_bfloat16(arguments: Mapping[str, Any]) -> bool:
     """Whether every floating-point array or tensor is of bfloat16; what may be any array is not."""
-    plain = (x for x in arguments.values() if not isinstance(x, (bool, int, float, str, tuple, np.generic, type(None))))
-    return all(_type_of(x) in {"bfloat16", "bool", "int64", "int32"} for x in plain)
+    return all(
+        _type_of(x) in {"bfloat16", "bool", "int64", "int32"} for x in arguments.values() if not isinstance(x, (float, int, type(None)))
+    )
 
 
 def _any_tensor(x: Any) -> bool:

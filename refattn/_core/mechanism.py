@@ -49,7 +49,7 @@ class BadCall:
 SILENT = functools.partial(np.errstate, all="ignore")
 """In bodies, NaN and infinity are numbers like others, whatever the caller has NumPy do about them: the result tells."""
 
-MOST_KNOWN_SIZES = 256
+MOST_KNOWN = 256
 PLAIN = frozenset({bool, int, float, str})
 
 Precision: TypeAlias = Callable[..., np.dtype[Any]]
@@ -148,7 +148,7 @@ class Spec:
             return dict(bound)
         given = self._accept(bound, nested=nested, precision=precision)
         if face is not None and all(given[name] is x for name, x in bound.items()):
-            if len(self._known_faces) >= MOST_KNOWN_SIZES:
+            if len(self._known_faces) >= MOST_KNOWN:
                 self._known_faces.clear()
             self._known_faces.add((precision, face))
         return given
@@ -186,11 +186,12 @@ class Spec:
         if any(leaf.indexing for _, leaf, _ in found):
             return Unifier(self.name, found, options, self.facts.relations).run()
         shapes = (*((path, x.shape) for path, _, x in found), *options.items())
-        if shapes not in self._known_sizes:
-            if len(self._known_sizes) >= MOST_KNOWN_SIZES:
+        known = self._known_sizes.get(shapes)
+        if known is None:
+            if len(self._known_sizes) >= MOST_KNOWN:
                 self._known_sizes.clear()
-            self._known_sizes[shapes] = Unifier(self.name, found, options, self.facts.relations).run()
-        return dict(self._known_sizes[shapes])
+            known = self._known_sizes[shapes] = Unifier(self.name, found, options, self.facts.relations).run()
+        return dict(known)
 
     @functools.cached_property
     def _known_faces(self) -> set[Any]:
@@ -462,11 +463,11 @@ def _face_of(bound: Mapping[str, Any]) -> tuple[Any, ...] | None:
         if type(x) is np.ndarray:
             if x.dtype.kind in "iuO":  # indices are looked at one by one
                 return None
-            face += [name, x.dtype, x.shape]
+            face += [name, "array", x.dtype, x.shape]
         elif x is None or type(x) in PLAIN:
             face += [name, type(x), x]
         elif type(x) is tuple and all(part is None or type(part) in PLAIN for part in x):
-            face += [name, *map(type, x), x]
+            face += [name, "tuple", *map(type, x), x]
         else:
             return None
     return tuple(face)

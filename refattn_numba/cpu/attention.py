@@ -22,7 +22,7 @@ from refattn_numba.cpu.call import Record, Spans
 from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import coupled_rows
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.packing import packed
+from refattn_numba.cpu.packing import cap_of, packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
 from refattn_numba.cpu.threads import run_tasks
@@ -31,6 +31,7 @@ Window: TypeAlias = tuple[int | None, int | None]
 Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
+MOST_BYTES = 1 << 28  # of the parts of gradients, which are as many as tasks where few heads meet many cores
 UNITS = 4  # tiles of queries that a task has at least
 
 
@@ -126,7 +127,7 @@ def attend_within(
             "before": before,
             "after": after,
             "scale": scale,
-            "softcap": softcap or 0.0,
+            "softcap": cap_of(softcap, wide),
             "keep_factor": 1 / (1 - dropout_rate),
             "memory_size": forward_memory(head_dim, value_dim, tile),
         }
@@ -154,8 +155,8 @@ def attend_within(
         tasks = count * -(-(query_len if spans is None else spans.queries) // tile)
         run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
     lse = np.where(inverse == 0, -np.inf, shift - np.log(inverse))
-    empty = (inverse == 0)[..., None] if masked_rows != "zero" else None
-    if empty is not None:
+    empty = (inverse == 0)[..., None] if masked_rows != "zero" and key_len else None
+    if empty is not None and empty.any():
         np.copyto(
             output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=empty
         )
@@ -204,7 +205,8 @@ def _gradients(
     wide = _of_sums(dtype)
     tile, lanes, group = TILE_BYTES // wide.itemsize, HOST.register_bytes // wide.itemsize, lead[-1] // max(kv_heads, 1)
     parts = kv * (1 if spans is None else spans.query.size)
-    chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS))
+    room = MOST_BYTES // max(kv * key_len * (head_dim + value_dim) * wide.itemsize, 1)
+    chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS, room))
     panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, wide.itemsize)
     d_query, centre = np.empty(query.shape, wide), np.empty((*lead, query_len), wide)
     d_key, d_value = (np.empty((kv, chunks, key_len, n), wide) for n in (head_dim, value_dim))
@@ -222,6 +224,8 @@ def _gradients(
     }
     if bias is None:
         return grads
+    if not bias.size:
+        return {**grads, "bias": np.zeros(bias.shape, wide)}
     sizes = zip((count // max(lead[-1], 1), lead[-1], query_len, key_len), ("batch", "head", "row", "column"), strict=True)
     own = [size if call.fields[f"bias_{axis}"] else 1 for size, axis in sizes]  # axes along which it is not broadcast
     d_bias = np.zeros(own, wide)

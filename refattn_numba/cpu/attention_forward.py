@@ -139,4 +139,4 @@ def _add_sink(call: Any, head: int, count: int, largest: Any, total: Any, decay:
         store(largest, r, shift)
         store(total, r, sum_now)
         store(decay, r, inverse)
-        store(factors, r, by * inverse)
+        store(factors, r, select(before == nothing, zero, by * inverse))  # a sink that is no number is nothing to a row without keys

@@ -11,7 +11,7 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.decode import BLOCK, STEP, Decoding, decode, decode_memory
 from refattn_numba.cpu.instructions import HOST
-from refattn_numba.cpu.packing import packed
+from refattn_numba.cpu.packing import cap_of, packed
 from refattn_numba.cpu.row_products import ROWS
 from refattn_numba.cpu.stored_numbers import KINDS, SAME
 from refattn_numba.cpu.threads import run_tasks
@@ -68,7 +68,7 @@ def attended(
     sums, largest, total = (np.empty((tasks, padded, *size), dtype) for size in ((value_width,), (), ()))
     call = Record(
         {
-            "softcap": softcap or 0.0,
+            "softcap": cap_of(softcap, dtype),
             "memory_size": decode_memory(padded, key_width, value_width, lanes),
             "tasks": tasks,
             "rows": padded,

@@ -55,7 +55,7 @@ def by_type(choose: Function) -> Function:
 
 
 def kernel(function: Function) -> Function:
-    """What Python calls, on several threads at once (`threads.run`)."""
+    """What Python calls, on several threads at once (`threads`)."""
     return cast(Function, njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function))
 
 

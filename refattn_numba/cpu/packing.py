@@ -37,6 +37,14 @@ def packed(x: Any, dtype: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+def cap_of(softcap: float | None, dtype: Any) -> float:
+    """A cap that a dtype holds together with its inverse: what is larger than all scores caps none. 0 where there is none."""
+    if softcap is None:
+        return 0.0
+    kind = np.finfo(dtype)
+    return min(max(softcap, 4 * float(kind.tiny)), float(kind.max) ** 0.5)
+
+
 def rows_of(x: Array, dtype: Any) -> Array:
     """`x` with all its axes but the last two as one, packed."""
     return packed(x, dtype).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])

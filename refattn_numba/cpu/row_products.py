@@ -13,7 +13,21 @@ from numba.core import cgutils, types
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled
-from refattn_numba.cpu.simd import I32, I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
+from refattn_numba.cpu.simd import (
+    I32,
+    I64,
+    Builder,
+    Value,
+    Vector,
+    constant,
+    fetch_line,
+    fused,
+    instruction,
+    lanes_of,
+    load_from,
+    splat,
+    store_to,
+)
 
 REGISTERS, LINES = HOST.panel
 SUMS = 16 if REGISTERS * LINES >= 16 else 8
@@ -47,13 +61,6 @@ def sums_of(builder: Builder, vectors: list[Value]) -> Value:
     return total
 
 
-def ask_for(builder: Builder, place: Value) -> None:
-    """Begin to read a cache line, which need not exist."""
-    of = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0")
-    builder.call(function, [builder.bitcast(place, ir.IntType(8).as_pointer()), I32(0), I32(3), I32(1)])
-
-
 def _dots(rows: int) -> Callable[..., Any]:
     columns = SUMS // max(rows, 2)
 
@@ -77,7 +84,7 @@ def _dots(rows: int) -> Callable[..., Any]:
                 with cgutils.for_range_slice(builder, I64(0), depth, I64(lanes), I64) as (d, _):
                     of_rows = [load_from(builder, builder.gep(line, [d]), vector.ir, size) for line in lines]
                     for j, line in enumerate(block):
-                        ask_for(builder, builder.gep(later[j], [d]))
+                        fetch_line(builder, builder.gep(later[j], [d]))
                         operand = load_from(builder, builder.gep(line, [d]), vector.ir, size)
                         for row, place in zip(of_rows, sums[j::columns], strict=True):
                             builder.store(fused(builder, row, operand, builder.load(place)), place)
@@ -129,7 +136,7 @@ def _sums(rows: int, registers: int) -> Callable[..., Any]:
                 line = builder.gep(b, [builder.mul(t, b_step)])
                 later = builder.gep(soon, [builder.mul(t, b_step)])
                 for i in range(registers):
-                    ask_for(builder, builder.gep(later, [I64(i * lanes)]))
+                    fetch_line(builder, builder.gep(later, [I64(i * lanes)]))
                 numbers = [load_from(builder, builder.gep(line, [I64(i * lanes)]), vector.ir, size) for i in range(registers)]
                 for of_row, row in zip(lines, sums, strict=True):
                     weight = splat(builder, vector.ir, builder.load(builder.gep(of_row, [t])))

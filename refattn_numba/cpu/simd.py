@@ -341,14 +341,19 @@ def transpose(typing: Any, source: Any, step: Any, out: Any, out_step: Any) -> A
     return types.void(source, types.intp, out, types.intp), build
 
 
+def fetch_line(builder: Builder, place: Value) -> None:
+    """Begin to read a cache line, which need not exist."""
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+    builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(0), I32(3), I32(1)])
+
+
 @instruction
 def prefetch(typing: Any, p: Any, i: Any) -> Any:
     """Begin to read the cache line of ``p[i]``, which need not exist."""
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
-        of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-        builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(0), I32(3), I32(1)])
+        fetch_line(builder, builder.gep(args[0], [args[1]]))
         return context.get_dummy_value()
 
     return types.void(p, types.intp), build

@@ -1,7 +1,7 @@
 """Kernels on all cores.
 
-A kernel's last arguments are ``share, shares``: it does the tasks that fall to one share, which write nothing that another
-share reads or writes. Results do not depend on the number of threads, then. Threads are Python's, as kernels release the
+A kernel takes tasks from a counter until none is left (`run_tasks`), or does those of one share (`run`); no task reads or writes what
+another writes, so that results do not depend on the number of threads. Threads are Python's, as kernels release the
 lock: with ``prange`` Numba optimizes a kernel's code four times more, some of its thread layers end the process after a fork
 or when two threads call, and OpenMP's threads and those of NumPy's own products slow each other down.
 """
@@ -12,8 +12,9 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import cache
-from threading import Lock, Thread
-from typing import Any, cast
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import numba
 import numpy as np
@@ -30,33 +31,34 @@ class Helper:
     """A thread that does one thing at a time for whoever holds it: sooner awake than an executor's."""
 
     def __init__(self) -> None:
-        self._given, self._done = Lock(), Lock()
-        self._given.acquire()
-        self._done.acquire()
+        self._given: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._error: BaseException | None = None
+        self.is_busy = False
         Thread(target=self._work, name="refattn", daemon=True).start()
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Begin; `wait` has to follow."""
-        self._call, self._error = (function, arguments), None
-        self._given.release()
+        self._error, self.is_busy = None, True
+        self._given.put((function, arguments))
 
     def wait(self) -> None:
-        """Return when it is done, or raise what it raised."""
-        self._done.acquire()
-        error, self._call, self._error = self._error, None, None
-        if error is not None:
-            raise error
+        """Return when it is done, or raise what it raised; may be interrupted, and called again."""
+        while self.is_busy:
+            self._done.get()
+        if self._error is not None:
+            raise self._error
 
     def _work(self) -> None:
         while True:
-            self._given.acquire()
-            function, arguments = cast("Any", self._call)
+            function, arguments = self._given.get()
             try:
                 function(*arguments)
             except BaseException as error:
                 self._error = error
             del function, arguments
-            self._done.release()
+            self.is_busy = False
+            self._done.put(None)
 
 
 _IDLE: list[Helper] = []  # each belongs to one call at a time, so that calls of several Python threads do not wait for one another
@@ -65,21 +67,32 @@ os.register_at_fork(after_in_child=_IDLE.clear)
 
 
 def on_threads(count: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function on `count` threads, of which this is one."""
+    """Call a function on `count` threads, of which this is one, or on fewer where the system gives no more."""
     helpers: list[Helper] = []
     try:
         for _ in range(count - 1):
             try:
-                helper = _IDLE.pop()
-            except IndexError:
-                helper = Helper()
-            helper.start(function, *arguments)
-            helpers.append(helper)
+                helpers.append(_IDLE.pop() if _IDLE else Helper())
+            except (IndexError, RuntimeError):
+                break
+            helpers[-1].start(function, *arguments)
         function(*arguments)
-    finally:  # what is read and written has to stay until all are done
-        for helper in helpers:
-            helper.wait()
-            _IDLE.append(helper)
+    finally:
+        _settle(helpers)
+
+
+def _settle(helpers: list[Helper]) -> None:
+    """Wait for all, whatever happens meanwhile: what they read and write has to stay until they are done. Then raise the first error."""
+    errors: list[BaseException] = []
+    while helpers:
+        try:
+            helpers[-1].wait()
+        except BaseException as error:
+            errors.append(error)
+        if not helpers[-1].is_busy:
+            _IDLE.append(helpers.pop())
+    if errors:
+        raise errors[0]
 
 
 def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> None:
@@ -104,7 +117,7 @@ def run(kernel: Callable[..., Any], *arguments: Any, tasks: int, cost: int) -> N
 
 @cache
 def kernel_types(dtype: Any, *, has_options: bool, layout: Any = Call) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, of which there are four sets for attention and for decoding, and two for scans."""
+    """The types of a kernel's arguments, as `specialisations` lists them."""
     calls = numba.typeof(np.zeros(1, layout))
     arrays = numba.typeof(np.zeros(1, dtype)), numba.typeof(np.zeros(1, np.int64))
     return calls, calls if has_options else numba.types.none, *arrays

@@ -151,6 +151,19 @@ def test_cotangents_of_another_type_are_rounded_to_the_output_s():
         pullback(d, d)
 
 
+def test_an_option_may_be_a_list():
+    x = torch.ones(2, 20, 8, dtype=torch.bfloat16)
+    assert refattn_numba.scaled_dot_product_attention(x, x, x, window=[1, 0]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_a_cotangent_is_a_floating_point_tensor(dtype):
+    x = torch.ones(2, 20, 8)
+    _, pullback = refattn_numba.scaled_dot_product_attention.vjp(x, x, x)
+    with pytest.raises(TypeError, match="but must be floating point"):
+        pullback(torch.ones(2, 20, 8, dtype=dtype))
+
+
 def test_what_has_a_graph_or_is_elsewhere_is_refused():
     query, key, value = inputs(torch.float32)
     leaf = query.clone().requires_grad_()

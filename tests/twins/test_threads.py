@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,3 +121,46 @@ def test_one_head_is_work_for_many_cores(tasks, monkeypatch):
     both(SCAN, [x[:, :100], x[:, :100], values[:, :100], -np.abs(x[:, :100])])
     attention.attend(x[:, :1], *(random.standard_normal((2, 1, 1 << 14, 16)).astype(np.float32)))
     assert tasks == {"attention_forward": 32, "attention_backward": 8, "scan_forward": 4, "scan_backward": 4, "decode": 32}
+
+
+def test_all_helpers_are_waited_for():
+    """Where one of them fails, nobody reads or writes after the error has come."""
+    begun, ended = [], []
+
+    def work():
+        begun.append(threading.current_thread())
+        if len(begun) == 2:
+            raise MemoryError("one of three")
+        time.sleep(0.2)
+        ended.append(threading.current_thread())
+
+    with pytest.raises(MemoryError, match="one of three"):
+        threads.on_threads(3, work)
+    assert (len(begun), len(ended)) == (3, 2)
+    assert len(threads._IDLE) >= 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no such signals")
+def test_an_interrupt_waits_for_helpers():
+    ended = []
+
+    def work():
+        if threading.current_thread() is threading.main_thread():
+            return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.3)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.on_threads(2, work)
+    assert ended == [True]
+
+
+def test_where_no_thread_can_begin_this_one_does_it_all(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_IDLE", [])
+    monkeypatch.setattr(threads.Thread, "start", refuse)
+    x = np.ones((2, 200, 64), np.float32)
+    np.testing.assert_allclose(ATTENTION(x, x, x), x, rtol=1e-6)

@@ -130,6 +130,32 @@ def test_any_memory_layout(layout):
         np.testing.assert_array_equal(g, want_grads[name], err_msg=name)
 
 
+@pytest.mark.parametrize("queries", [3, 20])
+@pytest.mark.parametrize("cap", [1e-42, 1e-30, 1e30, 1e300])
+def test_caps_that_single_precision_cannot_hold(queries, cap):
+    """A tiny one makes all weights equal, a huge one caps nothing."""
+    random = Random(19)
+    given = {name: random.normal((1, n, 8)).astype(np.float32) for name, n in (("query", queries), ("key", 30), ("value", 30))}
+    np.testing.assert_allclose(ATTENTION(**given, softcap=cap), REFERENCE(**given, softcap=cap), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [3, 20])
+@pytest.mark.parametrize("sink", [np.nan, np.inf])
+def test_a_sink_that_is_no_number_gives_nothing_to_a_row_without_keys(queries, sink):
+    random = Random(20)
+    given = {name: random.normal((2, n, 8)) for name, n in (("query", queries), ("key", 30), ("value", 30))}
+    given |= {"sinks": np.array([sink, 0.0]), "mask": np.arange(queries)[:, None] != 1}
+    np.testing.assert_array_equal(np.isnan(ATTENTION(**given)), np.isnan(REFERENCE(**given)))
+
+
+@pytest.mark.parametrize("queries", [3, 20])
+def test_rows_without_any_key(queries):
+    random = Random(21)
+    given = {"query": random.normal((2, queries, 8)), "key": random.normal((2, 0, 8)), "value": random.normal((2, 0, 5))}
+    for masked_rows in ("zero", "nan", "uniform"):
+        agree(ATTENTION, REFERENCE, {**given, "bias": np.zeros((queries, 0)), "masked_rows": masked_rows})
+
+
 def test_what_stands_behind_the_mask_reaches_nothing():
     given = {**across_tiles(Random(14)), "mask": np.arange(197) % 5 > 0}
     clean, clean_pullback = ATTENTION.vjp(**given)

@@ -29,6 +29,16 @@ def _samples(random: Random) -> Iterator[Sample]:
     yield Sample("causal", {**inputs, "causal": True})
     yield Sample("shorter than the queries", {**short, "causal": True})
     yield Sample("unsigned lengths", {**short, "causal": True, "lengths": short["lengths"].astype("uint8")})
+    yield Sample(
+        "no cache",
+        {
+            **inputs,
+            "key": inputs["key"][..., :0, :],
+            "value": inputs["value"][..., :0, :],
+            "lengths": 0 * short["lengths"],
+            "masked_rows": "nan",
+        },
+    )
     yield Sample("nothing yet", {**short, "masked_rows": "nan", "sinks": None})
     yield Sample("window", {**inputs, "window": (2, 0), "scale": 0.25})
     yield Sample("capped, with sinks", {**short, "softcap": 0.5, "sinks": random.normal(4)})
@@ -136,8 +146,11 @@ def decode_attention_with_lse(
     keys, keys_pullback = _codes_times(key, key_scale, read)
     values, values_pullback = _codes_times(value, value_scale, read)
     attended, attend_pullback = scaled_dot_product_attention_with_lse.vjp(
-        query, keys, values, sinks=sinks, mask=mask, scale=scale, softcap=softcap, masked_rows=masked_rows
+        query, keys, values, sinks=sinks, mask=mask, scale=scale, softcap=softcap
     )
+    output, lse = attended
+    if masked_rows == "nan":
+        output = np.where(np.isneginf(lse)[..., None], np.nan, output)
 
     def pullback(d_output: Array, d_lse: Array) -> Grads:
         d = attend_pullback(d_output, d_lse)
@@ -145,7 +158,7 @@ def decode_attention_with_lse(
         grads = {"query": d["query"], "key": d_key["codes"], "value": d_value["codes"], "sinks": d.get("sinks")}
         return {**grads, "key_scale": d_key["scale"], "value_scale": d_value["scale"]}
 
-    return attended, pullback
+    return AttendedWithLse(output, lse), pullback
 
 
 @mechanism(tags={"softmax"}, samples=_samples, like=decode_attention_with_lse)
