@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -64,7 +64,8 @@ def noticed(what: str) -> Iterator[None]:
     """Say what is being compiled where that takes more than a second; ``logging.getLogger("refattn_numba")`` can be told not to."""
     notice = threading.Timer(1.0, LOGGER.warning, [f"refattn_numba compiles {what}: once on this machine, for some seconds"])
     notice.daemon = True
-    notice.start()
+    with suppress(RuntimeError):  # where the system gives no thread, nothing is said
+        notice.start()
     try:
         yield
     finally:

@@ -154,6 +154,8 @@ def test_rows_without_any_key(queries):
     given = {"query": random.normal((2, queries, 8)), "key": random.normal((2, 0, 8)), "value": random.normal((2, 0, 5))}
     for masked_rows in ("zero", "nan", "uniform"):
         agree(ATTENTION, REFERENCE, {**given, "bias": np.zeros((queries, 0)), "masked_rows": masked_rows})
+    packed = {**given, "cu_seqlens_q": np.array([0, 1, queries]), "cu_seqlens_k": np.array([0, 0, 0]), "masked_rows": "nan"}
+    agree(refattn_numba.varlen_attention, refattn.varlen_attention, packed)
 
 
 def test_what_stands_behind_the_mask_reaches_nothing():
