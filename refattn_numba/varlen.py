@@ -43,8 +43,11 @@ def attend(
     lengths = [(q.stop - q.start, k.stop - k.start) for q, k in zip(queries, keys, strict=True)]
     table = [(q.start, m, k.start, n, *bands(m, n)) for q, k, (m, n) in zip(queries, keys, lengths, strict=True)]
     spans = Spans(*np.array(table, np.int64).reshape(-1, len(Spans._fields)).T)
-    options: Any = {"softcap": softcap, "masked_rows": masked_rows, "scale": 1 / math.sqrt(query.shape[-1]) if scale is None else scale}
-    return attend_within(query, key, value, None, sinks, spans=spans, **options)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    attended, pullback = attend_within(query, key, value, None, sinks, spans=spans, scale=factor, softcap=softcap)
+    if masked_rows == "nan":
+        attended.output[np.isneginf(attended.lse)] = np.nan
+    return attended, pullback
 
 
 @twin_of(refattn.varlen_attention_with_lse, like=attend, narrow=True)

@@ -103,7 +103,7 @@ def attend_within(
     scale: float,
     softcap: float | None,
     dropout_rate: float = 0.0,
-    masked_rows: MaskedRows,
+    masked_rows: MaskedRows = "zero",
 ) -> Outcome:
     """Attention where query i sees the keys from ``i - before`` to ``i + after``, or so within each of several spans."""
     *lead, query_len, head_dim = query.shape
@@ -155,8 +155,8 @@ def attend_within(
         tasks = count * -(-(query_len if spans is None else spans.queries) // tile)
         run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
     lse = np.where(inverse == 0, -np.inf, shift - np.log(inverse))
-    has_weights = key_len > 0 or spans is not None  # of single sequences, the policy is that of weights; without keys there are none
-    empty = (inverse == 0)[..., None] if masked_rows != "zero" and has_weights else None
+    # the policy is that of weights, of which there are none without keys
+    empty = (inverse == 0)[..., None] if masked_rows != "zero" and key_len else None
     if empty is not None and empty.any():
         np.copyto(
             output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=empty

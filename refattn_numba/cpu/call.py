@@ -115,10 +115,10 @@ class Record:
     def packed_spans(self, spans: Spans, itemsize: int) -> np.ndarray[Any, Any]:
         """A record for each span: the same arrays from other rows on."""
         calls = np.repeat(self.packed(), spans.query.size)
-        own = {"head_dim": self.fields["head_dim"], "value_dim": self.fields["value_dim"]}
+        head_dim, value_dim = self.fields["head_dim"], self.fields["value_dim"]
         rows = dict.fromkeys(("shift", "inverse", "centre", "d_lse"), (spans.query, 1))
-        rows |= {"output": (spans.query, own["value_dim"]), "d_query": (spans.query, own["head_dim"])}
-        rows |= {"d_key": (spans.key, own["head_dim"]), "d_value": (spans.key, own["value_dim"])}
+        rows |= {"output": (spans.query, value_dim), "d_query": (spans.query, head_dim)}
+        rows |= {"d_key": (spans.key, head_dim), "d_value": (spans.key, value_dim)}
         rows |= {name: (spans.query, self.fields.get(f"{name}_row", 0)) for name in ("query", "d_output")}
         rows |= {name: (spans.key, self.fields[f"{name}_row"]) for name in ("key", "value")}
         for name in rows.keys() & self.fields.keys():  # what is absent keeps the address 0
