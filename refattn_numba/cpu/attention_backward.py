@@ -52,7 +52,7 @@ from refattn_numba.cpu.simd import (
     total_of,
 )
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
-from refattn_numba.cpu.tiles import all_finite, fill, load_rows, store_tile, with_spare_lines
+from refattn_numba.cpu.tiles import all_finite, fill, load_rows, store_rows, store_tile, with_spare_lines
 
 PANEL_BYTES = 1 << 19  # of keys, values and their gradients: half of a usual second-level cache
 
@@ -183,9 +183,9 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                     k += n
                 store_tile(d_query, count, head_dim, factors, key_first < start, out, head_dim)
             to = pointer_to(call.d_key, queries) + (part * call.key_rows + start) * head_dim
-            _copy_rows(d_keys, query_row, end - start, head_dim, call.scale, to)
+            store_rows(d_keys, query_row, end - start, head_dim, call.scale, to, head_dim)
             to = pointer_to(call.d_value, queries) + (part * call.key_rows + start) * value_dim
-            _copy_rows(d_values, value_row, end - start, value_dim, 1.0, to)
+            store_rows(d_values, value_row, end - start, value_dim, 1.0, to, value_dim)
 
 
 @compiled
@@ -242,15 +242,3 @@ def weights_with_options(
                 d_score = d_score * load(slopes, i)
             store(logits, i, weight)
             store(d_weights, i, select(logit == masked, zero, d_score))
-
-
-@compiled
-def _copy_rows(source: Any, step: int, rows: int, size: int, factor: float, out: Any) -> None:
-    """To rows without gaps, times a factor."""
-    lanes, by = lanes_of(out), filled(out, factor)
-    whole = size // lanes * lanes
-    for r in range(rows):
-        for d in range(0, whole, lanes):
-            store(out, r * size + d, load(source, r * step + d) * by)
-        for d in range(whole, size):
-            out[r * size + d] = source[r * step + d] * factor

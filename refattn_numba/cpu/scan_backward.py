@@ -9,10 +9,10 @@ from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, decay_keys, erase_back, load_keys, load_queries, write
 from refattn_numba.cpu.scan_forward import fill_factors, load_state
-from refattn_numba.cpu.scan_matrices import HERE, NEXT, add_multiplied, copy, inner, multiply, scale_rows, store_rows, turn
+from refattn_numba.cpu.scan_matrices import HERE, NEXT, add_multiplied, copy, inner, multiply, scale_rows, turn
 from refattn_numba.cpu.simd import between, filled, lanes_of, load, multiply_add, next_of, pointer_to, select, store, total_of
 from refattn_numba.cpu.sizes import ceil_to, smaller
-from refattn_numba.cpu.tiles import fill, load_rows
+from refattn_numba.cpu.tiles import fill, load_rows, store_rows
 
 
 @kernel
@@ -50,7 +50,7 @@ def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
                     copy(state, state + call.state_size, call.state_size)
                     advance(call, memory, at.positions, made, state + call.state_size)
         out = pointer_to(call.d_state, memory) + (head * size + begin)
-        store_rows(d_state, call.part_step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
+        store_rows(d_state, call.part_step, call.head_dim, columns, 1.0, out, call.value_dim)
 
 
 @compiled
@@ -92,7 +92,7 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
             add_multiplied(d_scores, chunk_step, NEXT, keys, count, count, d_queries, head_step)
             add_multiplied(d_scores, NEXT, chunk_step, queries, count, count, d_keys, head_step)
         out = pointer_to(call.d_query, memory) + (at.part * call.count * call.group * call.length + row) * head_dim
-        store_rows(d_queries, head_step, count, head_dim, memory + call.at_scales, out, head_dim)
+        store_rows(d_queries, head_step, count, head_dim, call.scale, out, head_dim)
 
     if call.beta:
         _erased(call, memory, at, missing)
@@ -102,7 +102,7 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
         part_step,
         count,
         at.columns,
-        memory + call.at_ones,
+        1.0,
         pointer_to(call.d_value, memory) + (row * call.value_dim + at.begin),
         call.value_dim,
     )
@@ -110,7 +110,7 @@ def _backward_chunk(call: Any, memory: Any, at: Place, state: Any, writes: Any, 
     for i in range(0, count * head_step, lanes_of(memory)):
         store(d_keys, i, multiply_add(load(until, i), load(d_keys_end, i), load(d_keys, i)))
     row += at.part * call.count * call.length
-    store_rows(d_keys, head_step, count, head_dim, memory + call.at_ones, pointer_to(call.d_key, memory) + row * head_dim, head_dim)
+    store_rows(d_keys, head_step, count, head_dim, 1.0, pointer_to(call.d_key, memory) + row * head_dim, head_dim)
     if call.rates > 0:
         _store_decays(call, memory, count, pointer_to(call.d_log_decay, memory) + row * call.rates)
 
@@ -213,7 +213,7 @@ def _store_decays(call: Any, memory: Any, count: int, d_log_decay: Any) -> None:
             store(inside, i, load(inside, i) + whole)
             whole = multiply_add(load(keys_end, i), load(d_keys_end, i), whole)
     if call.rates > 1:
-        store_rows(inside, step, count, call.head_dim, memory + call.at_ones, d_log_decay, call.head_dim)
+        store_rows(inside, step, count, call.head_dim, 1.0, d_log_decay, call.head_dim)
         return
     pairs = memory + call.at_pairs
     for t in range(count - 1, -1, -1):

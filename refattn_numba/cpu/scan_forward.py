@@ -8,10 +8,10 @@ from refattn._core import Array, Integers
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.scan_call import SPAN, Place
 from refattn_numba.cpu.scan_chunk import advance, load_keys, load_queries, write
-from refattn_numba.cpu.scan_matrices import NEXT, add_multiplied, multiply, store_rows
+from refattn_numba.cpu.scan_matrices import NEXT, add_multiplied, multiply
 from refattn_numba.cpu.simd import next_of, pointer_to
 from refattn_numba.cpu.sizes import smaller
-from refattn_numba.cpu.tiles import fill, load_rows
+from refattn_numba.cpu.tiles import fill, load_rows, store_rows
 
 
 @kernel
@@ -33,7 +33,7 @@ def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None
             at = Place(head, first, smaller(call.chunk, call.length - first), begin, columns, 0)
             if first % SPAN == 0:
                 kept = pointer_to(call.states, memory) + ((head * ((call.length + SPAN - 1) // SPAN) + first // SPAN) * size + begin)
-                store_rows(state, step, call.head_dim, columns, memory + call.at_ones, kept, call.value_dim)
+                store_rows(state, step, call.head_dim, columns, 1.0, kept, call.value_dim)
             load_keys(call, memory, at)
             write(call, memory, at, state, missing, writes)
             for member in range(call.group):
@@ -42,10 +42,10 @@ def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None
                 add_multiplied(memory + call.at_queries_start, call.head_step, NEXT, state, at.positions, call.head_dim, read, step)
                 row = (head * call.group + member) * call.length + first
                 out = pointer_to(call.output, memory) + (row * call.value_dim + begin)
-                store_rows(read, step, at.positions, columns, memory + call.at_ones, out, call.value_dim)
+                store_rows(read, step, at.positions, columns, 1.0, out, call.value_dim)
             advance(call, memory, at.positions, writes, state)
         out = pointer_to(call.end, memory) + (head * size + begin)
-        store_rows(state, step, call.head_dim, columns, memory + call.at_ones, out, call.value_dim)
+        store_rows(state, step, call.head_dim, columns, 1.0, out, call.value_dim)
 
 
 @compiled

@@ -50,19 +50,6 @@ def scale_rows(x: Any, step: int, rows: int, factors: Any) -> None:
 
 
 @compiled
-def store_rows(x: Any, step: int, rows: int, size: int, factors: Any, out: Any, out_step: int) -> None:
-    """The first `size` numbers of each row, times its factor."""
-    lanes = lanes_of(x)
-    whole = size // lanes * lanes
-    for r in range(rows):
-        by = filled(x, factors[r])
-        for d in range(0, whole, lanes):
-            store(out, r * out_step + d, load(x, r * step + d) * by)
-        for d in range(whole, size):
-            out[r * out_step + d] = x[r * step + d] * factors[r]
-
-
-@compiled
 def turn(x: Any, step: int, rows: int, columns: int, y: Any, y_step: int) -> None:
     """``y = x.T``, of whole squares: what stands below the rows of x becomes zero."""
     lanes = lanes_of(x)

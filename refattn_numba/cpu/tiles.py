@@ -86,6 +86,18 @@ def load_rows(source: Any, step: int, rows: int, size: int, factors: Any, out: A
 
 
 @compiled
+def store_rows(source: Any, step: int, rows: int, size: int, factor: float, out: Any, out_step: int) -> None:
+    """The first `size` numbers of rows of whole registers, times a factor."""
+    lanes, by = lanes_of(out), filled(out, factor)
+    whole = size // lanes * lanes
+    for r in range(rows):
+        for d in range(0, whole, lanes):
+            store(out, r * out_step + d, load(source, r * step + d) * by)
+        for d in range(whole, size):
+            out[r * out_step + d] = source[r * step + d] * factor
+
+
+@compiled
 def fill(out: Any, size: int, number: float) -> None:
     """Whole registers of one number."""
     for i in range(0, size, lanes_of(out)):
