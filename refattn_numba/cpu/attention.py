@@ -20,7 +20,7 @@ from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.cached import FEW, attended_in_place
 from refattn_numba.cpu.call import Record, Spans
 from refattn_numba.cpu.conversion import in_single, widened
-from refattn_numba.cpu.couples import coupled_rows
+from refattn_numba.cpu.couples import couples_for_sums
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import cap_of, packed
 from refattn_numba.cpu.plain import attention as plain
@@ -136,7 +136,7 @@ def attend_within(
     for name, x in (("query", query), ("key", key), ("value", value)):
         call.add_strided(name, x, x.shape, dtype)
     if dtype == np.uint16:
-        call.add(value_couples=coupled_rows(value))
+        call.add(value_couples=couples_for_sums(value))
     if bias is not None and 0 in bias.strides:
         bias = bias.copy()  # a stride of 0 says that the gradient is shared
     for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
@@ -214,7 +214,7 @@ def _gradients(
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
     if dtype == np.uint16:
-        made.add(key_couples=coupled_rows(key))
+        made.add(key_couples=couples_for_sums(key))
     tasks = kv * chunks if spans is None else np.full(spans.query.size, kv * chunks)
     run_tasks(backward, made, has_options, tasks, cost, dtype, spans)
     grads = {

@@ -22,7 +22,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_hidden import add_visible, add_visible_rows, hide
-from refattn_numba.cpu.attention_operands import add_d_query, add_rows, load_queries, load_query_rows, scores_of
+from refattn_numba.cpu.attention_operands import add_d_query, add_rows, granule, leaves_raw, load_queries, load_query_rows, scores_of
 from refattn_numba.cpu.attention_stages import (
     KEYS,
     Block,
@@ -36,6 +36,7 @@ from refattn_numba.cpu.attention_stages import (
 from refattn_numba.cpu.call import place_of
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.matrix_tiles import leave_tiles, take_tiles
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import (
     accumulators,
@@ -90,11 +91,13 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
     centre, shift, inverse = factors + tile, factors + 2 * tile, factors + 3 * tile
     ones = factors + 4 * tile
     fill(ones, tile, 1.0)
+    take_tiles(memory)
     d_keys = factors + 5 * tile
     d_values = d_keys + (call.panel + SPARE) * query_row
     while True:
         which, task = place_of(calls, next_of(counters, 0))
         if which == calls.size:
+            leave_tiles(memory)
             return
         call = calls[which]
         tiles = ceil_to(call.query_len, tile) // tile
@@ -133,19 +136,20 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 load_query_rows(d_output, call.d_output_row, count, value_dim, ones, d_output_rows, value_row)
                 fill(d_query, head_dim * tile, 0.0)
                 # whole groups of lines, since products write no less; what that adds is masked
-                low = start + (low - start) // SPARE * SPARE
-                high = smaller(start + ceil_to(high - start, SPARE), end)
+                step = granule(query, SPARE)
+                low, high = start + (low - start) // step * step, smaller(start + ceil_to(high - start, step), end)
                 k = low
                 while k < high:
-                    n, skip = next_keys(first, count, call.after, k, high, lanes)
+                    n, skip = next_keys(first, count, call.after, k, high, granule(query, lanes))
                     block = Block(batch, head, first + skip, count - skip, k, n)
                     if options is not None and sees_nothing(options[which], block):
                         k += n
                         continue
                     keys, values = key + k * call.key_row, value + k * call.value_row
                     p, ds, of_tile = weights + skip, d_scores + skip, centre + skip
-                    scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, p)
-                    scores_of(values, call.value_row, value_dim, block, d_outputs + skip, ones, ds)
+                    is_raw = options is None and leaves_raw(query, head_dim, call.scale)
+                    scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, p, is_raw)
+                    scores_of(values, call.value_row, value_dim, block, d_outputs + skip, ones, ds, True)
                     if options is not None:
                         scores_to_logits(options[which], block, p, given, slopes)
                     masked = mask_outside_band(p, block, call.before, call.after)
@@ -164,7 +168,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                         load_keep(options[which], block, given)
                         weights_with_options(options[which], block, p, ds, given, slopes, of_tile, shift + skip, inverse + skip, True)
                     else:
-                        _weights(block, p, ds, of_tile, shift + skip, inverse + skip)
+                        _weights(block, p, ds, call.scale if is_raw else 1.0, of_tile, shift + skip, inverse + skip)
                     made, d_made = d_keys + (k - start) * query_row, d_values + (k - start) * value_row
                     if odd:
                         load_rows(query, call.query_row, count, head_dim, ones, query_rows, query_row)
@@ -209,13 +213,13 @@ def _centres(call: Any, at: int, count: int, d_output: Any, centre: Any, shift: 
 
 
 @compiled
-def _weights(block: Block, logits: Any, d_weights: Any, centre: Any, shift: Any, inverse: Any) -> None:
-    """From logits to weights, and from the cotangent of weights to that of logits, both in place."""
-    width, lanes = tile_of(logits), lanes_of(logits)
+def _weights(block: Block, logits: Any, d_weights: Any, scale: float, centre: Any, shift: Any, inverse: Any) -> None:
+    """From logits, times the scale, to weights, and from the cotangent of weights to that of logits, both in place."""
+    width, lanes, factor, zero = tile_of(logits), lanes_of(logits), filled(logits, scale), filled(logits, 0.0)
     for r in range(0, block.queries, lanes):
-        less, by, middle = load(shift, r), load(inverse, r), load(centre, r)
+        less, by, middle = zero - load(shift, r), load(inverse, r), load(centre, r)
         for i in range(r, block.keys * width, width):
-            weight = exp(load(logits, i) - less) * by
+            weight = exp(multiply_add(load(logits, i), factor, less)) * by
             store(logits, i, weight)
             store(d_weights, i, weight * (load(d_weights, i) - middle))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.attention_hidden import add_visible
-from refattn_numba.cpu.attention_operands import add_values, load_queries, scores_of
+from refattn_numba.cpu.attention_operands import add_values, granule, in_couples, leaves_raw, load_queries, scores_of
 from refattn_numba.cpu.attention_stages import (
     KEYS,
     Block,
@@ -23,10 +23,11 @@ from refattn_numba.cpu.attention_stages import (
 from refattn_numba.cpu.call import place_of
 from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.matrix_tiles import leave_tiles, take_tiles
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import accumulators, filled, lanes_of, load, maximum, next_of, pointer_to, select, store, tile_of
 from refattn_numba.cpu.sizes import ceil_to, larger, smaller
-from refattn_numba.cpu.tiles import all_finite, fill, read_ahead, store_tile, with_spare_lines
+from refattn_numba.cpu.tiles import all_finite, fill, read_ahead, scale_lines, store_tile, with_spare_lines
 
 FETCHING = 8  # last tiles of keys, during which the output's cache lines come, and those of the next queries
 
@@ -56,9 +57,11 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
     logits = slopes + with_spare_lines(KEYS) * tile
     factors = logits + with_spare_lines(KEYS) * tile
     largest, total, decay = factors + tile, factors + 2 * tile, factors + 3 * tile
+    take_tiles(memory)
     while True:
         which, task = place_of(calls, next_of(counters, 0))
         if which == calls.size:
+            leave_tiles(memory)
             return
         call = calls[which]
         tiles = ceil_to(call.query_len, tile) // tile
@@ -76,9 +79,9 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
         fill(largest, tile, -np.inf)
         fill(total, tile, 0.0)
         fill(sums, value_dim * tile, 0.0)
-        # whole couples of keys: what that adds is masked
-        key_end = smaller(call.key_len, ceil_to(first + count + call.after, 2))
-        at = larger(0, first - call.before) // 2 * 2
+        # whole couples of keys, or whole tiles: what that adds is masked
+        step = granule(query, 2)
+        at, key_end = larger(0, first - call.before) // step * step, smaller(call.key_len, ceil_to(first + count + call.after, step))
         fetched = 0
         while at < key_end:
             if fetched < count and key_end - at <= FETCHING * KEYS:
@@ -94,7 +97,8 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
             keys, values, scores = key + at * call.key_row, value + at * call.value_row, weights + skip
             if count <= lanes_of(queries):  # a few queries wait for memory alone
                 read_ahead(values, call.value_row, n, value_dim)
-            scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, scores)
+            is_raw = options is None and leaves_raw(query, head_dim, call.scale)
+            scores_of(keys, call.key_row, head_dim, block, queries + skip, factors + skip, scores, is_raw)
             if options is not None:
                 scores_to_logits(options[which], block, scores, given, slopes)
             masked = mask_outside_band(scores, block, call.before, call.after)
@@ -102,8 +106,14 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
                 masked |= (options[which].mask != 0) | (options[which].bias != 0)
             odd = masked and not all_finite(values, call.value_row, n, value_dim)
             if odd:
+                if is_raw:
+                    scale_lines(scores, n, block.queries, factors + skip)
+                    is_raw = False
                 copy_tile(scores, block, logits)
-            advance(scores, block, largest + skip, total + skip, decay + skip)
+            if is_raw:
+                in_couples(query, scores, block, call.scale, largest + skip, total + skip, decay + skip)
+            else:
+                advance(scores, block, largest + skip, total + skip, decay + skip)
             if options is not None and options[which].keep:
                 drop(options[which], block, scores, given)
             if count <= lanes_of(queries):
@@ -112,7 +122,7 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
             if odd:
                 add_visible(logits, block, scores, values, call.value_row, value_dim, by, sums + skip)
             else:
-                add_values(values, call, block, scores, by, sums + skip)
+                add_values(values, call, block, scores, by, sums + skip, is_raw)
             at += n
         at = (batch * call.heads + head) * call.query_rows + first
         _add_sink(call, head, count, largest, total, decay, factors)

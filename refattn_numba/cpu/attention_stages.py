@@ -165,22 +165,29 @@ def drop(call: Any, block: Block, tile: Any, given: Any) -> None:
 
 
 @compiled
+def largest_line(tile: Any, start: int, end: int) -> Any:
+    """The largest number of each lane, from line to line; NaN may be passed over."""
+    width = tile_of(tile)
+    a = b = c = d = load(tile, start)
+    i = start
+    while i < end - 3 * width:  # four at a time, as each waits for the one before
+        a, b = maximum(load(tile, i), a), maximum(load(tile, i + width), b)
+        c, d = maximum(load(tile, i + 2 * width), c), maximum(load(tile, i + 3 * width), d)
+        i += 4 * width
+    while i < end:
+        a = maximum(load(tile, i), a)
+        i += width
+    return maximum(maximum(a, b), maximum(c, d))
+
+
+@compiled
 def advance(tile: Any, block: Block, largest: Any, total: Any, decay: Any) -> None:
     """One step of the running softmax, in place: weights relative to the new `largest`, and by what earlier ones shrink."""
     width, lanes, end = tile_of(tile), lanes_of(tile), block.keys * tile_of(tile)
     nothing, zero = filled(tile, -np.inf), filled(tile, 0.0)
     for r in range(0, block.queries, lanes):
         before = load(largest, r)
-        a = b = c = d = before
-        i = r
-        while i < end - 3 * width:  # four at a time, as each waits for the one before
-            a, b = maximum(load(tile, i), a), maximum(load(tile, i + width), b)
-            c, d = maximum(load(tile, i + 2 * width), c), maximum(load(tile, i + 3 * width), d)
-            i += 4 * width
-        while i < end:
-            a = maximum(load(tile, i), a)
-            i += width
-        now = maximum(maximum(a, b), maximum(c, d))
+        now = maximum(before, largest_line(tile, r, end))
         shift = select(now == nothing, zero, now)
         added = zero
         for i in range(r, end, width):

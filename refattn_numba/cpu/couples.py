@@ -6,20 +6,23 @@ A pointer to uint16 is one to bfloat16: `simd.load` makes float32 of what it poi
     couples of a row        c[k, r] = (x[r, 2k], x[r, 2k + 1])      where the sum runs along rows
     couples of two lines    c[k, r] = (x[2k, r], x[2k + 1, r])      where it runs over lines
 
-What has no partner has a zero. Only processors of which the table (`instructions`) says so have the instruction.
+What has no partner has a zero, and zeros fill the last matrix tile of a sum (`matrix_tiles`), where the processor has those. Only processors of which the table (`instructions`) says so have the instruction.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 
-from refattn_numba.cpu.attention_stages import Block
+from refattn_numba.cpu.attention_stages import Block, largest_line
+from refattn_numba.cpu.exponential import exp
 from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.matrix_tiles import HAS_TILES, SIDE, TILED
 from refattn_numba.cpu.simd import (
     I32,
     Builder,
@@ -31,14 +34,17 @@ from refattn_numba.cpu.simd import (
     instruction,
     lanes_of,
     load,
+    maximum,
+    multiply_add,
     pointer_to,
     put,
+    select,
     store,
     store_to,
     tile_of,
     transpose,
 )
-from refattn_numba.cpu.sizes import smaller
+from refattn_numba.cpu.sizes import ceil_to, smaller
 from refattn_numba.cpu.threads import run
 from refattn_numba.cpu.tiles import fill
 
@@ -105,6 +111,14 @@ def load_row_couples(source: Any, step: int, rows: int, size: int, out: Any, out
 
 
 @compiled
+def fill_last_tile(rows: int, out: Any, step: int) -> None:
+    """Zeros behind the couples of so many rows, in whole registers."""
+    if HAS_TILES:
+        for k in range((rows + 1) // 2, ceil_to(rows, TILED) // 2):
+            fill(out + k * step, step, 0.0)
+
+
+@compiled
 def couple_lines(tile: Any, block: Block, out: Any) -> None:
     """Couples of two lines of float32; `out` may be the tile itself."""
     width, lanes, zero = tile_of(tile), lanes_of(tile), filled(tile, 0.0)
@@ -114,19 +128,46 @@ def couple_lines(tile: Any, block: Block, out: Any) -> None:
             store_couples(out, i // (2 * width) * width + r, load(tile, i), load(tile, i + width))
         if block.keys % 2:
             store_couples(out, block.keys // 2 * width + r, load(tile, last), zero)
+    fill_last_tile(block.keys, out, width)
+
+
+@compiled
+def advance_in_couples(tile: Any, block: Block, scale: float, largest: Any, total: Any, decay: Any) -> None:
+    """`attention_stages.advance` of scores before a scale above 0, whose weights become couples of two lines, in place."""
+    width, lanes, end = tile_of(tile), lanes_of(tile), block.keys * tile_of(tile)
+    nothing, zero, by = filled(tile, -np.inf), filled(tile, 0.0), filled(tile, scale)
+    for r in range(0, block.queries, lanes):
+        before = load(largest, r)
+        now = maximum(before, largest_line(tile, r, end) * by)
+        less = select(now == nothing, zero, zero - now)
+        i, added = r, zero
+        while i < end - width:
+            low, high = exp(multiply_add(load(tile, i), by, less)), exp(multiply_add(load(tile, i + width), by, less))
+            store_couples(tile, i // (2 * width) * width + r, low, high)
+            added = added + (low + high)
+            i += 2 * width
+        if i < end:
+            low = exp(multiply_add(load(tile, i), by, less))
+            store_couples(tile, i // (2 * width) * width + r, low, zero)
+            added = added + low
+        shrunk = exp(before + less)
+        store(largest, r, now)
+        store(decay, r, shrunk)
+        store(total, r, load(total, r) * shrunk + added)
+    fill_last_tile(block.keys, tile, width)
 
 
 @compiled
 def narrow_lines(tile: Any, block: Block) -> None:
-    """Each line in bfloat16, in place; a zero behind an odd number of queries."""
+    """Each line in bfloat16, in place; zeros up to an even number of queries, or a whole tile's."""
     width, lanes = tile_of(tile), lanes_of(tile)
     for c in range(block.keys):
         line = tile + c * width
         halves = halves_of(line)
         for r in range(0, block.queries, lanes):
             store(halves, r, load(line, r))
-        if block.queries % 2:
-            put(halves, block.queries, 0.0)
+        for r in range(block.queries, ceil_to(block.queries, TILED if HAS_TILES else 2)):
+            put(halves, r, 0.0)
 
 
 @kernel
@@ -140,14 +181,47 @@ def couple_rows(
         load_row_couples(source, row_step, rows, size, couples_of(pointer_to(out.ctypes.data, out)) + head * step, size)
 
 
+@kernel
+def tile_rows(
+    address: int, batch_step: int, head_step: int, row_step: int, heads: int, rows: int, size: int, out: Any, share: int, shares: int
+) -> None:
+    """Of each head; steps are in numbers, and `size` is one of whole tiles."""
+    count, blocks = out.shape[0], (rows + TILED - 1) // TILED
+    room = np.empty(SIDE * size, np.uint32)
+    couples = couples_of(pointer_to(room.ctypes.data, room))
+    for head in range(share * count // shares, (share + 1) * count // shares):
+        source = halves_of(codes_at(address)) + (head // heads * batch_step + head % heads * head_step)
+        made = couples_of(pointer_to(out.ctypes.data, out)) + head * blocks * size * SIDE
+        for block in range(blocks):
+            count = smaller(TILED, rows - block * TILED)
+            load_row_couples(source + block * TILED * row_step, row_step, count, size, couples, size)
+            fill_last_tile(count, couples, size)
+            for d in range(0, size, SIDE):
+                transpose(couples + d, size, made + (block * size + d) * SIDE, SIDE)
+
+
 def coupled_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Couples of two rows, with the axes head, couple, dimension."""
+    return _made_of_rows(couple_rows, x, (x.shape[-2] + 1) // 2, x.shape[-1])
+
+
+def tiled_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Couples of two rows, with the axes head, block of 32 rows, dimension, couple."""
+    return _made_of_rows(tile_rows, x, -(-x.shape[-2] // TILED), x.shape[-1], SIDE)
+
+
+def couples_for_sums(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Rows that are summed over, as products want them: `tiled_rows` where whole tiles are made, else `coupled_rows`."""
+    return tiled_rows(x) if HAS_TILES and x.shape[-1] % TILED == 0 else coupled_rows(x)
+
+
+def _made_of_rows(kernel: Callable[..., None], x: np.ndarray[Any, Any], *made: int) -> np.ndarray[Any, Any]:
     *batch, heads, rows, size = x.shape
     if x.size and x.strides[-1] != x.itemsize:
         x = np.ascontiguousarray(x)
     view = x.reshape(math.prod(batch), heads, rows, size)
-    out = np.empty((math.prod(batch) * heads, (rows + 1) // 2, size), np.uint32)
+    out = np.empty((math.prod(batch) * heads, *made), np.uint32)
     steps = (step // x.itemsize for step in view.strides[:-1])
     if out.size:
-        run(couple_rows, view.ctypes.data, *steps, heads, rows, size, out, tasks=out.shape[0], cost=out.size)
+        run(kernel, view.ctypes.data, *steps, heads, rows, size, out.reshape(out.shape[0], -1), tasks=out.shape[0], cost=out.size)
     return out

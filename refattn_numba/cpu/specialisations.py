@@ -80,7 +80,8 @@ def specialisations() -> Iterator[Specialisation]:
             yield Specialisation("attention", "bfloat16", kernel, kernel_types(np.dtype(np.uint16), has_options=False))
             yield Specialisation("options", "bfloat16", kernel, kernel_types(np.dtype(np.uint16), has_options=True))
         numbers = (numba.types.int64,) * 7
-        yield Specialisation("attention", "bfloat16", couples.couple_rows, (*numbers, numba.types.uint32[:, :, ::1], *numbers[:2]))
+        for kernel in (couples.couple_rows, *([couples.tile_rows] if HOST.has_tiles else [])):
+            yield Specialisation("attention", "bfloat16", kernel, (*numbers, numba.types.uint32[:, ::1], *numbers[:2]))
 
 
 def _from_to(given: str, made: str) -> tuple[Any, ...]:

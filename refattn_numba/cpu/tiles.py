@@ -17,7 +17,7 @@ from typing import Any
 
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import SPARE
-from refattn_numba.cpu.simd import filled, get, lanes_of, load, multiply_add, prefetch, put, store, tile_of, total_of, transpose
+from refattn_numba.cpu.simd import filled, get, lanes_of, load, multiply_add, prefetch, put, select, store, tile_of, total_of, transpose
 from refattn_numba.cpu.sizes import ceil_to, smaller
 
 
@@ -102,6 +102,26 @@ def fill(out: Any, size: int, number: float) -> None:
     """Whole registers of one number."""
     for i in range(0, size, lanes_of(out)):
         store(out, i, filled(out, number))
+
+
+@compiled
+def scale_lines(tile: Any, lines: int, width: int, factors: Any) -> None:
+    """Whole registers of lines, times a factor for each lane, in place."""
+    step, lanes = tile_of(tile), lanes_of(tile)
+    for r in range(0, width, lanes):
+        by = load(factors, r)
+        for i in range(r, lines * step, step):
+            store(tile, i, load(tile, i) * by)
+
+
+@compiled
+def all_one(numbers: Any, size: int) -> bool:
+    """Whether whole registers of numbers are 1."""
+    lanes, one, zero = lanes_of(numbers), filled(numbers, 1.0), filled(numbers, 0.0)
+    found = zero
+    for i in range(0, size, lanes):
+        found = found + select(load(numbers, i) == one, zero, one)
+    return total_of(found) == 0
 
 
 @compiled

@@ -70,7 +70,7 @@ def test_the_specialisations_are_a_closed_list():
         listed[s.kernel].add(tuple(map(str, s.types)))
     for kernel, types in listed.items():
         assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
-    assert sum(len(types) for types in listed.values()) == (29 if HOST.has_bfloat16_dot else 24)
+    assert sum(len(types) for types in listed.values()) == 24 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
 
 
 def test_every_kernel_is_on_the_list():

@@ -24,8 +24,10 @@ from refattn_numba.cpu.couples import (
     load_row_couples,
     narrow_lines,
     store_couples,
+    tiled_rows,
 )
 from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.matrix_tiles import SIDE, TILED, add_tiles_product, leave_tiles, take_tiles, tiles_product
 from refattn_numba.cpu.products import SPARE, add_product, product, scaled_product
 from refattn_numba.cpu.simd import get, lanes_of, load, pointer_to, put, store
 
@@ -138,6 +140,51 @@ def test_couples_of_two_rows(rows, size, row):
     np.testing.assert_array_equal(out.view(np.uint32), in_couples(even[::2], even[1::2]))
 
 
+@pytest.mark.skipif(not HOST.has_tiles, reason="this processor has no matrix tiles")
+@pytest.mark.parametrize("width", [16, 17, 40, 64])
+@pytest.mark.parametrize(("lines", "depth"), [(16, 16), (48, 32), (64, 48), (32, 7)])
+def test_products_of_matrix_tiles(width, lines, depth):
+    """Rows of bfloat16 and blocks of couples, to a new sum and to one that was there; what is beyond the depth is zero."""
+
+    @numba.njit
+    def run(bits, a, b, b_line, b_next, lines, depth, c, width, add):
+        take_tiles(bits)
+        p, q, r = pointer_to(a.ctypes.data, a), pointer_to(b.ctypes.data, b), pointer_to(c.ctypes.data, c)
+        if add:
+            add_tiles_product(p, 64, q, b_line, b_next, lines, depth, r, 64, width)
+        else:
+            tiles_product(p, 64, q, b_line, b_next, lines, depth, r, 64, width)
+        leave_tiles(bits)
+
+    whole = -(-depth // SIDE) * SIDE
+    left, right = integers((lines, whole, 2)), integers((whole, 2, TILE), 1)
+    left[:, depth:] = right[depth:] = 0
+    a = aligned(whole * TILE, np.float32)
+    a[:] = in_couples(right[:, 0], right[:, 1]).view(np.float32).ravel()
+    rows = bits(left)
+    blocks = in_couples(left[..., 0], left[..., 1]).reshape(lines, -1, SIDE).swapaxes(0, 1).ravel().copy()
+    exact = np.einsum("lki, kir -> lr", left, right)
+    for b, line, following in ((rows, 2 * whole, TILED), (blocks, SIDE, lines * SIDE)):
+        for add in (False, True):
+            c = aligned(lines * TILE, np.float32)
+            c[:] = before = integers(c.size, 3)
+            run(rows, a, b, line, following, lines, depth, c, width, add)
+            want = exact + add * before.reshape(-1, TILE)
+            np.testing.assert_array_equal(c.reshape(-1, TILE)[:, :width], want[:, :width])
+
+
+@pytest.mark.skipif(not HOST.has_tiles, reason="this processor has no matrix tiles")
+@pytest.mark.parametrize("shape", [(2, 33, 32), (1, 64, 96), (2, 3, 7, 64), (0, 4, 32), (2, 0, 32), (2, 3, 0)])
+def test_couples_in_blocks_of_rows(shape):
+    *heads, rows, size = shape
+    x, count, blocks = integers(shape).astype(BFLOAT16), int(np.prod(heads)), -(-rows // TILED)
+    whole = np.zeros((count, blocks * TILED, size), BFLOAT16)
+    whole[:, :rows] = x.reshape(count, rows, size)
+    want = in_couples(whole[:, ::2], whole[:, 1::2]).reshape(count, blocks, SIDE, size).swapaxes(-1, -2)
+    for given in (x, np.asfortranarray(x), np.repeat(x, 2, axis=-1)[..., ::2]):
+        np.testing.assert_array_equal(tiled_rows(given.view(np.uint16)), want)
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6), (1, 5, 6), (2, 3, 8, 18), (0, 4, 6), (2, 0, 6), (2, 3, 0)])
 def test_couples_of_whole_arrays(shape):
     *heads, rows, size = shape
@@ -150,9 +197,9 @@ def test_couples_of_whole_arrays(shape):
 @pytest.mark.parametrize(("keys", "queries"), [(64, 64), (5, 17), (1, 1), (32, 48)])
 def test_tiles_are_rounded(keys, queries):
     @numba.njit
-    def run(x, keys, queries, lines, couples):
+    def run(x, own, keys, queries, lines, couples):
         block = Block(0, 0, 0, queries, 0, keys)
-        p = pointer_to(x.ctypes.data, x)
+        p = pointer_to(own.ctypes.data, own)
         couple_lines(p, block, pointer_to(couples.ctypes.data, couples))
         for i in range(x.size):
             lines[i] = x[i]
@@ -160,17 +207,19 @@ def test_tiles_are_rounded(keys, queries):
         couple_lines(p, block, p)
 
     x = np.random.default_rng(4).standard_normal((keys, TILE)).astype(np.float32)
-    lines, couples, own = aligned(x.size, np.float32), aligned((keys + 1) // 2 * TILE, np.float32), x.copy()
-    run(own.reshape(-1), keys, queries, lines, couples)
-    even = np.zeros((2 * -(-keys // 2), TILE))
+    whole = np.full((max(keys, TILED), TILE), np.nan, np.float32)  # room for what fills a matrix tile
+    whole[:keys] = x
+    lines, couples, own = aligned(x.size, np.float32), np.full_like(whole, np.nan), whole.copy()
+    run(x.reshape(-1), own.reshape(-1), keys, queries, lines, couples.reshape(-1))
+    even = np.zeros((-(-keys // TILED) * TILED if HOST.has_tiles else keys + keys % 2, TILE))
     even[:keys] = x
     want = in_couples(even[::2], even[1::2])[:, :queries]
-    np.testing.assert_array_equal(couples.view(np.uint32).reshape(-1, TILE)[:, :queries], want)
-    np.testing.assert_array_equal(own.view(np.uint32)[: len(want), :queries], want)
+    for made in (couples, own):
+        np.testing.assert_array_equal(made.view(np.uint32)[: len(want), :queries], want)
     narrow = lines.view(BFLOAT16).reshape(keys, 2 * TILE)
     np.testing.assert_array_equal(narrow[:, :queries], x[:, :queries].astype(BFLOAT16))
-    if queries % 2:
-        assert (narrow[:, queries] == 0).all()
+    end = -(-queries // TILED) * TILED if HOST.has_tiles else queries + queries % 2
+    assert (narrow[:, queries:end] == 0).all()
 
 
 def test_pointers_keep_their_place():

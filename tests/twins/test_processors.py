@@ -40,6 +40,8 @@ def process(*arguments, **environment):
 @pytest.mark.parametrize(
     ("features", "name"),
     [
+        (AVX512 | {"avx2", "fma", "avx512bf16", "amx-tile", "amx-bf16"}, "AVX-512 with AMX"),
+        (AVX512 | {"avx2", "fma", "avx512bf16", "amx-tile"}, "AVX-512 with bfloat16"),
         (AVX512 | {"avx2", "fma", "avx512bf16"}, "AVX-512 with bfloat16"),
         (AVX512 | {"avx2", "fma"}, "AVX-512"),
         ({"avx512f", "avx2", "fma"}, "AVX2"),  # the first processors with AVX-512 lack a part of it
