@@ -140,7 +140,7 @@ def backward(calls: Any, options: Any, memory: Array, counters: Integers) -> Non
                 low, high = start + (low - start) // step * step, smaller(start + ceil_to(high - start, step), end)
                 k = low
                 while k < high:
-                    n, skip = next_keys(first, count, call.after, k, high, granule(query, lanes))
+                    n, skip = next_keys(first, count, call.after, k, high, step, granule(query, lanes))
                     block = Block(batch, head, first + skip, count - skip, k, n)
                     if options is not None and sees_nothing(options[which], block):
                         k += n

@@ -89,7 +89,7 @@ def forward(calls: Any, options: Any, memory: Array, counters: Integers) -> None
                 read_ahead(out + fetched * value_dim, value_dim, rows, value_dim)
                 read_ahead(query + (fetched - call.threads * tile) * call.query_row, call.query_row, rows, head_dim)
                 fetched += rows
-            n, skip = next_keys(first, count, call.after, at, key_end, lanes_of(queries))
+            n, skip = next_keys(first, count, call.after, at, key_end, step, lanes_of(queries))
             block = Block(batch, head, first + skip, count - skip, at, n)
             if options is not None and sees_nothing(options[which], block):
                 at += n

@@ -12,7 +12,15 @@ from typing import Any
 from numba import types
 
 from refattn_numba.cpu.attention_stages import Block
-from refattn_numba.cpu.couples import advance_in_couples, couple_lines, fill_last_tile, halves_of, load_couples, load_row_couples, narrow_lines
+from refattn_numba.cpu.couples import (
+    advance_in_couples,
+    couple_lines,
+    fill_last_tile,
+    halves_of,
+    load_couples,
+    load_row_couples,
+    narrow_lines,
+)
 from refattn_numba.cpu.jit import by_type, compiled
 from refattn_numba.cpu.matrix_tiles import HAS_TILES, SIDE, TILED, add_tiles_product, fits, tiles_product
 from refattn_numba.cpu.products import add_product, decay_and_add_product, product

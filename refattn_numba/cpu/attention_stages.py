@@ -36,14 +36,14 @@ class Block(NamedTuple):
 
 
 @compiled
-def next_keys(query: int, queries: int, after: int, key: int, end: int, lanes: int) -> tuple[int, int]:
+def next_keys(query: int, queries: int, after: int, key: int, end: int, step: int, lanes: int) -> tuple[int, int]:
     """How many keys to take, from `key` on, and how many of the tile's first queries see none of them, in whole registers.
 
-    Where the diagonal crosses, half as many as elsewhere: a quarter of such a square of pairs is left out.
+    Where the diagonal crosses, half as many as elsewhere, in multiples of `step`: a quarter of such a square of pairs is left out.
     """
     keys = smaller(KEYS, end - key)
     if key + keys - 1 > query + after:
-        keys = smaller(keys, KEYS // 2)
+        keys = smaller(keys, KEYS // 2 // step * step)
     return keys, smaller(larger(0, key - after - query), queries - 1) // lanes * lanes
 
 

@@ -64,9 +64,7 @@ def _by_table(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
     bits, place = builder.bitcast(shifted, of.bits), mantissa - points
     powers = np.array([2.0 ** (i / 2**points) for i in range(2**points)], f"f{of.element.bitwidth // 8}")
     table = powers.view(f"i{powers.itemsize}") - (np.arange(len(powers)) << place)
-    halves = [
-        builder.bitcast(ir.Constant(of.bits, [int(x) for x in half]), of.ir) for half in table.reshape(-1, of.lanes)
-    ]
+    halves = [builder.bitcast(ir.Constant(of.bits, [int(x) for x in half]), of.ir) for half in table.reshape(-1, of.lanes)]
     if of.element.bitwidth == 32:
         between = call_llvm(builder, "llvm.x86.avx512.vpermi2var.ps.512", of.ir, halves[0], bits, halves[1])
     else:

@@ -58,7 +58,7 @@ AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 BFLOAT16, TILES = frozenset({"avx512bf16"}), frozenset({"amx-tile", "amx-bf16"})
 TABLE = (
     InstructionSet(
-        "AVX-512 with AMX", AVX512 | BFLOAT16 | TILES, 64, (4, 4), has_fma=True, has_permute=True, has_bfloat16_dot=True, has_tiles=True
+        "AVX-512 with AMX", AVX512 | BFLOAT16 | TILES, 64, (4, 6), has_fma=True, has_permute=True, has_bfloat16_dot=True, has_tiles=True
     ),
     InstructionSet("AVX-512 with bfloat16", AVX512 | BFLOAT16, 64, (4, 4), has_fma=True, has_permute=True, has_bfloat16_dot=True),
     InstructionSet("AVX-512", AVX512, 64, (4, 4), has_fma=True, has_permute=True),

@@ -108,7 +108,8 @@ def _block(lines: int, widths: int, *, add: bool) -> Any:
                 call_llvm(builder, f"llvm.x86.{what}", NOTHING, tile, builder.bitcast(address, BYTES), stride)
 
             a_stride, b_stride, c_stride = (
-                builder.mul(step, I64(p.dtype.bitwidth // 8)) for step, p in ((a_step, sig.args[0]), (b_line, sig.args[2]), (c_step, sig.args[6]))
+                builder.mul(step, I64(p.dtype.bitwidth // 8))
+                for step, p in ((a_step, sig.args[0]), (b_line, sig.args[2]), (c_step, sig.args[6]))
             )
             places = {(i, j): (builder.mul(c_step, I64(i * SIDE)), I64(j * SIDE)) for i, j in sums}
             for place, tile in sums.items():

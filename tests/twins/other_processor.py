@@ -1,6 +1,7 @@
-"""Attention and decoding for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...`` or ``arm``.
+"""Attention and decoding for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...``.
 
-Prints one JSON object: the row of the table, and the largest errors against the reference, or assembly for ARM.
+Prints one JSON object: the row of the table, and the largest errors against the reference; or, for ``arm`` or ``tiles``, assembly for ARM
+or for matrix tiles, which need not run here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import refattn
 import refattn_numba
 from refattn._core.random import Random
 from refattn.testing.precision import named_format
+from refattn_numba.cpu import matrix_tiles
 from refattn_numba.cpu.attention_stages import Block, advance
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.products import product
@@ -78,6 +80,22 @@ def arm_assembly():
     return machine.emit_assembly(module)
 
 
+def tiles_assembly():
+    """A block of two by two matrix tiles."""
+    block = matrix_tiles._block(2, 2, add=True)
+
+    @njit(no_cpython_wrapper=True)
+    def run(a, b, c, step):
+        block(a, step, b, 32, 32, step, c, step)
+
+    pointers = [types.CPointer(x) for x in (types.float32, types.uint16, types.float32)]
+    run.compile((*pointers, types.intp))
+    return run.inspect_asm(run.signatures[0])
+
+
+ASSEMBLY = {"arm": arm_assembly, "tiles": tiles_assembly}
+
 if __name__ == "__main__":
-    what = {"assembly": arm_assembly()} if "arm" in sys.argv else {"errors": {**errors(sys.argv[1:]), **decode_errors(sys.argv[1:])}}
+    make = ASSEMBLY.get(sys.argv[1])
+    what = {"assembly": make()} if make else {"errors": {**errors(sys.argv[1:]), **decode_errors(sys.argv[1:])}}
     print(json.dumps({"name": HOST.name, **what}))

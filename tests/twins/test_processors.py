@@ -16,6 +16,7 @@ pytest.importorskip("numba")
 pytest.importorskip("ml_dtypes")
 
 from llvmlite import binding
+from numba.core.codegen import get_host_cpu_features
 
 from refattn.testing.precision import named_format
 from refattn_numba.cpu.instructions import AVX512, HOST, TABLE, chosen, compiled_for
@@ -71,6 +72,11 @@ def test_sums_and_operands_fit_the_registers():
     [
         ("AVX2", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}),
         ("generic", {"NUMBA_CPU_NAME": "generic"}),
+        pytest.param(
+            "AVX-512 with bfloat16",
+            {"NUMBA_CPU_NAME": "cooperlake", "NUMBA_CPU_FEATURES": get_host_cpu_features().replace("+amx", "-amx")},
+            marks=pytest.mark.skipif(not HOST.has_tiles, reason="this processor's own row, or more than it has"),
+        ),
         pytest.param("NEON", {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+neon"}, marks=pytest.mark.slow),
     ],
 )
@@ -85,6 +91,17 @@ def test_other_processors_compute_the_same(name, environment, dtypes):
     for what, error in made["errors"].items():
         target = named_format(what.split()[0])
         assert error < max(32 * target.accumulator, 2 * target.unit)
+
+
+@pytest.mark.skipif(not X86, reason="the processor that is named is x86")
+def test_products_of_couples_become_matrix_instructions():
+    made = process("tiles", NUMBA_CPU_NAME="sapphirerapids", NUMBA_CPU_FEATURES=f"{AVX2},+amx-tile,+amx-bf16")
+    assert made["name"] == "AVX2"  # what is not all there is not taken
+    found = re.findall(r"\b(tdpbf16ps|tileloadd|tilestored)\b.*tmm", made["assembly"])
+    sums, products = found.count("tilestored"), found.count("tdpbf16ps")
+    assert sums == 4
+    assert products and products % sums == 0  # however often the loop is unrolled
+    assert found.count("tileloadd") == sums + products  # the sums, and two tiles of each operand for four products
 
 
 def test_vectors_become_fused_instructions_on_arm():
