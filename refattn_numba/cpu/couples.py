@@ -135,7 +135,7 @@ def couple_lines(tile: Any, block: Block, out: Any) -> None:
 def advance_in_couples(tile: Any, block: Block, scale: float, largest: Any, total: Any, decay: Any) -> None:
     """`attention_stages.advance` of scores before a scale above 0, whose weights become couples of two lines, in place."""
     width, lanes, end = tile_of(tile), lanes_of(tile), block.keys * tile_of(tile)
-    nothing, zero, by = filled(tile, -np.inf), filled(tile, 0.0), filled(tile, scale)
+    nothing, zero, by = filled(tile, -math.inf), filled(tile, 0.0), filled(tile, scale)
     for r in range(0, block.queries, lanes):
         before = load(largest, r)
         now = maximum(before, largest_line(tile, r, end) * by)
@@ -187,17 +187,16 @@ def tile_rows(
 ) -> None:
     """Of each head; steps are in numbers, and `size` is one of whole tiles."""
     count, blocks = out.shape[0], (rows + TILED - 1) // TILED
-    room = np.empty(SIDE * size, np.uint32)
-    couples = couples_of(pointer_to(room.ctypes.data, room))
     for head in range(share * count // shares, (share + 1) * count // shares):
         source = halves_of(codes_at(address)) + (head // heads * batch_step + head % heads * head_step)
         made = couples_of(pointer_to(out.ctypes.data, out)) + head * blocks * size * SIDE
         for block in range(blocks):
-            count = smaller(TILED, rows - block * TILED)
-            load_row_couples(source + block * TILED * row_step, row_step, count, size, couples, size)
-            fill_last_tile(count, couples, size)
+            here = smaller(TILED, rows - block * TILED)
             for d in range(0, size, SIDE):
-                transpose(couples + d, size, made + (block * size + d) * SIDE, SIDE)
+                square = made + (block * size + d) * SIDE
+                load_row_couples(source + (block * TILED * row_step + d), row_step, here, SIDE, square, SIDE)
+                fill_last_tile(here, square, SIDE)
+                transpose(square, SIDE, square, SIDE)
 
 
 def coupled_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
