@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn._core.hook import Result, hooked
+from refattn._core.hook import PATH, Result, hooked
 from refattn._core.mechanism import using
 from refattn._core.random import Random
 from refattn.testing.precision import Format, named_format
-from refattn.testing.stored import stored_forms
+from refattn.testing.stored import POINTWISE, stored_forms
 
 EXACT = {np.negative, np.positive, np.absolute, np.maximum, np.minimum, np.sign, np.floor, np.ceil, np.conjugate}
 ADDITIONS = {np.add, np.subtract}
@@ -199,7 +199,7 @@ class Disturbance(Arithmetic):
 
     - what passes from one mechanism to the next,
     - forward, what was computed before something given is added to it or subtracted from it: a product before its bias, a mean,
-      a normalised number before its shift,
+      a normalised number before its shift; but nothing inside a function of single numbers,
     - a sum that is accumulated in place, after each addition: overlapping parts of a transposed convolution,
     - backward, what the forward pass has computed, the terms of sums, and exponents.
     """
@@ -225,7 +225,8 @@ class Disturbance(Arithmetic):
     def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
         """Where an operand may have been stored, as read back."""
         adds = (ufunc in ADDITIONS and len(inputs) == 2) or (self.backward and ufunc is np.exp)
-        if not self.backward and not (adds and any(_all_given(x) for x in inputs)):
+        joins = adds and any(isinstance(x, Inexact) and x.given for x in inputs)
+        if not self.backward and (not joins or (PATH.get() or ("",))[-1] in POINTWISE):
             return plain
         return [
             self.stored(p) if isinstance(x, Inexact) and not x.given and p.dtype.kind == "f" and (adds or not x.backward) else p

@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from refattn._core.mechanism import outputs
 from refattn.attention.dot_product.scaled_dot_product import attend
 from refattn.testing.arithmetic import disturbed
 from refattn.testing.calls import gradient_leaves
+from refattn.testing.drift import Spread
 from refattn.testing.precision import Format
 
 RUNS = 16
@@ -41,16 +43,42 @@ SAFETY = 4.0
 MEASURED = 5.0
 """For a standard deviation from 16 runs, where Student's t is beyond 5 once in 8,000 times; those of the model are upper bounds besides."""
 SOFTMAX = {"scaled_dot_product_attention", "scaled_dot_product_attention_with_lse"}
+ROWS_APART = {"query", "value"}
+"""Gradients of attention whose rows err for themselves; those of keys share the error of each query's row sum."""
 TILE = 16
 """The smallest tile of keys that a kernel is expected to use."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What an honest kernel may err.
+
+    Attributes
+    ----------
+    budget : array
+        The largest error of each element.
+    spread : Spread or None
+        How errors before the last rounding are spread, where that is known.
+    """
+
+    budget: Array
+    spread: Spread | None = None
 
 
 def forward_budgets(
     mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], exact: Mapping[str, Array], target: Format, *, exact_scores: bool = False
 ) -> dict[str, Array]:
     """A bound for each output, element by element."""
+    allowed = forward_allowances(mechanism, arguments, exact, target, exact_scores=exact_scores)
+    return {name: a.budget for name, a in allowed.items()}
+
+
+def forward_allowances(
+    mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], exact: Mapping[str, Array], target: Format, *, exact_scores: bool = False
+) -> dict[str, Allowance]:
+    """What each output may err."""
     if mechanism.spec.name in SOFTMAX:
-        return _attention(mechanism, arguments, exact, target, exact_scores)
+        return {name: Allowance(b) for name, b in _attention(mechanism, arguments, exact, target, exact_scores).items()}
     runs = []
     for seed in range(RUNS):
         with disturbed(target, seed), np.errstate(all="ignore"):
@@ -68,10 +96,29 @@ def gradient_budgets(
     exact_scores: bool = False,
 ) -> dict[str, Array]:
     """A bound for each gradient, by dotted path, element by element."""
+    allowed = gradient_allowances(mechanism, arguments, ds, exact, target, exact_scores=exact_scores)
+    return {path: a.budget for path, a in allowed.items()}
+
+
+def gradient_allowances(
+    mechanism: Mechanism[..., Any],
+    arguments: Mapping[str, Any],
+    ds: tuple[Array, ...],
+    exact: Mapping[str, Array],
+    target: Format,
+    *,
+    exact_scores: bool = False,
+    independent: bool = False,
+) -> dict[str, Allowance]:
+    """What each gradient may err, by dotted path."""
     if mechanism.spec.name in SOFTMAX:
         errors = Backward(arguments, ds, target, exact_scores=exact_scores).errors(exact)
+        deviations = _deviations(arguments, ds, exact, target) if independent else {}
         floor = max(target.floor, np.finfo(float).tiny ** 0.5)  # below it, squares of errors underflow
-        return {path: target.unit * np.abs(x) + SAFETY * errors[path] + floor for path, x in exact.items()}
+        return {
+            path: Allowance(target.unit * np.abs(x) + SAFETY * errors[path] + floor, deviations.get(path))
+            for path, x in exact.items()
+        }
     runs = []
     for seed in range(RUNS):
         with disturbed(target, seed), np.errstate(all="ignore"):
@@ -80,11 +127,18 @@ def gradient_budgets(
     return {path: _measured(x, [run[path] for run in runs], target) for path, x in exact.items()}
 
 
-def _measured(exact: Array, runs: list[Array], target: Format) -> Array:
+def _deviations(arguments: Mapping[str, Any], ds: tuple[Array, ...], exact: Mapping[str, Array], target: Format) -> dict[str, Spread]:
+    """How attention's gradients err on numbers whose roundings are independent: each by u / sqrt(3) at most."""
+    apart = {path: x for path, x in exact.items() if path in ROWS_APART}
+    errors = Backward(arguments, ds, target, exact_scores=False, unit=target.unit / math.sqrt(3)).errors(apart)
+    return {path: Spread(error, []) for path, error in errors.items()}
+
+
+def _measured(exact: Array, runs: list[Array], target: Format) -> Allowance:
     with np.errstate(invalid="ignore"):
-        errors = [np.where(np.isfinite(x) & np.isfinite(exact), x - exact, 0.0) for x in runs]
-    total = functools.reduce(np.hypot, errors)  # squares of small errors would underflow
-    return target.unit * np.abs(exact) + MEASURED / math.sqrt(len(runs)) * total + target.floor
+        errors = [np.asarray(np.where(np.isfinite(x) & np.isfinite(exact), x - exact, 0.0)) for x in runs]
+    deviation = functools.reduce(np.hypot, errors) / math.sqrt(len(runs))  # squares of small errors would underflow
+    return Allowance(target.unit * np.abs(exact) + MEASURED * deviation + target.floor, Spread(deviation, errors))
 
 
 def _products(arguments: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -128,9 +182,11 @@ class Backward:
     is kept apart and added along the row first.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], ds: tuple[Array, ...], target: Format, *, exact_scores: bool) -> None:
-        self.arguments, self.target = arguments, target
-        e, u = target.accumulator, target.unit
+    def __init__(
+        self, arguments: Mapping[str, Any], ds: tuple[Array, ...], target: Format, *, exact_scores: bool, unit: float | None = None
+    ) -> None:
+        self.arguments, self.target, self.unit = arguments, target, target.unit if unit is None else unit
+        e, u = target.accumulator, self.unit
         query, d_output = arguments["query"], ds[0]
         self.keys, self.values = _spread(arguments["key"], query), _spread(arguments["value"], query)
         with np.errstate(all="ignore"):
@@ -208,13 +264,13 @@ class Backward:
         query = self.arguments["query"]
         each = np.sqrt(self._own_scores() ** 2 + (self.row_sum * self.attended * self.slope * self.scale) ** 2)
         total = np.abs(self._d_raw()).swapaxes(-1, -2) @ np.abs(query) * growth(query.shape[-2]) * self.target.accumulator
-        stored = self.target.unit * (self._d_raw().swapaxes(-1, -2) @ query)
+        stored = self.unit * (self._d_raw().swapaxes(-1, -2) @ query)
         return self._grouped(np.sqrt((each**2).swapaxes(-1, -2) @ query**2 + stored**2) + total, shape)
 
     def _value(self, shape: tuple[int, ...]) -> Array:
         each = self.relative * self.passed + underflow(self.target)
         total = growth(each.shape[-2]) * self.target.accumulator * (self.passed.swapaxes(-1, -2) @ np.abs(self.d_output))
-        stored = self.target.unit * (self.passed.swapaxes(-1, -2) @ self.d_output)
+        stored = self.unit * (self.passed.swapaxes(-1, -2) @ self.d_output)
         return self._grouped(np.sqrt((each**2).swapaxes(-1, -2) @ self.d_output**2 + stored**2) + total, shape)
 
     def _bias(self, shape: tuple[int, ...]) -> Array:

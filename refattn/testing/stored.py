@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from refattn._core import Array, Grads
-from refattn.primitives.activation import sigmoid, tanh
+from refattn.primitives.activation import elu_plus_one, gelu, relu, sigmoid, silu, softplus, tanh
+from refattn.primitives.erf import erf, erfc
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
 Form = Callable[[Array, Array, Array], Array]
@@ -48,6 +49,10 @@ FORMS: Mapping[Any, Form] = {
     log_softmax: _log_softmax,
     logsumexp: _logsumexp,
 }
+
+
+POINTWISE = frozenset(m.spec.name for m in (elu_plus_one, erf, erfc, gelu, relu, sigmoid, silu, softplus, tanh))
+"""Functions of single numbers: a kernel keeps all that they compute in registers."""
 
 
 class FromOutput:
