@@ -62,7 +62,8 @@ class Inexact(np.ndarray):
         result = getattr(ufunc, method)(*plain, **{k: _plain(v) for k, v in kwargs.items()} if kwargs else kwargs)
         if method == "at":  # in place, and few terms each
             return None
-        given = method == "accumulate" or (_all_given(inputs) and (ufunc in EXACT or (ufunc in ADDITIONS and method == "__call__")))
+        differs = ufunc in ADDITIONS and method == "__call__" and not self.after.backward
+        given = method == "accumulate" or (_all_given(inputs) and (ufunc in EXACT or differs))
         made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result), given)
         if out is None:
             return made
@@ -199,9 +200,10 @@ class Disturbance(Arithmetic):
 
     - what passes from one mechanism to the next,
     - forward, what was computed before something given is added to it or subtracted from it: a product before its bias, a mean,
-      a normalised number before its shift; but nothing inside a function of single numbers,
+      a normalised number before its shift; but nothing inside a function of single numbers; and a sum before its logarithm,
     - a sum that is accumulated in place, after each addition: overlapping parts of a transposed convolution,
-    - backward, what the forward pass has computed, the terms of sums, and exponents.
+    - backward, whatever an operation computes, as automatic differentiation stores it, and a gradient once before the last rounding:
+      parts of it are added, of threads or of uses.
     """
 
     def __init__(self, target: Format, seed: int) -> None:
@@ -218,20 +220,25 @@ class Disturbance(Arithmetic):
         size = np.where(np.isfinite(plain), np.abs(plain), 0)
         return plain + (self.target.unit * size + self.target.floor) * self.storage(plain.size).reshape(plain.shape)
 
-    def keep(self, y: Any) -> Any:
+    def kept(self, y: Any) -> Array:
         """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""
         return y if isinstance(y, Inexact) else wrapped(self.stored(y), self, given=True)
 
+    def given(self, x: Any) -> Array:
+        """A number that is exact, in this arithmetic."""
+        return x if isinstance(x, Inexact) else wrapped(np.asarray(x), self, given=True)
+
+    def turn(self) -> None:
+        """The backward pass begins."""
+        self.backward = True
+
     def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
         """Where an operand may have been stored, as read back."""
-        adds = (ufunc in ADDITIONS and len(inputs) == 2) or (self.backward and ufunc is np.exp)
-        joins = adds and any(isinstance(x, Inexact) and x.given for x in inputs)
-        if not self.backward and (not joins or (PATH.get() or ("",))[-1] in POINTWISE):
+        joins = ufunc in ADDITIONS and any(isinstance(x, Inexact) and x.given for x in inputs)
+        if not self.backward and not ((joins and (PATH.get() or ("",))[-1] not in POINTWISE) or ufunc is np.log):
             return plain
-        return [
-            self.stored(p) if isinstance(x, Inexact) and not x.given and p.dtype.kind == "f" and (adds or not x.backward) else p
-            for x, p in zip(inputs, plain, strict=True)
-        ]
+        computed = [isinstance(x, Inexact) and not x.given and x.dtype.kind == "f" for x in inputs]
+        return [self.stored(p) if c else p for p, c in zip(plain, computed, strict=True)]
 
     def passing(self, result: Result) -> Array:
         """The hook: what the outermost mechanism takes and returns is exact, or rounded once, which is no part of this."""
@@ -240,9 +247,10 @@ class Disturbance(Arithmetic):
         if x.dtype.kind != "f":
             return x
         outermost = len(result.path) == 1
-        if outermost and result.kind in {"output", "gradient"}:
+        if outermost and (result.kind == "output" or (result.kind == "gradient" and result.path[0] in POINTWISE)):
             return x
-        return wrapped(x if outermost else self.stored(x), self, given=True)
+        exact = outermost and result.kind in {"argument", "cotangent"}
+        return wrapped(x if exact else self.stored(x), self, given=True)
 
 
 @contextmanager

@@ -1,19 +1,20 @@
-"""Pullbacks that read the output which the forward pass has stored, in place of the input.
+"""What kernels compute otherwise than the reference, with more error: budgets are measured on these forms.
 
-The derivative of a sigmoid is y (1 - y), of a tanh 1 - y**2, and so on: kernels form them from the output, rounded to its format.
-Where the output is near 1 that cancels, and errs by u |dy| however small the derivative is. The reference's own pullbacks
-keep their digits there, so budgets are measured on these.
+The reference keeps its digits where it can. The derivative of a sigmoid is y (1 - y), of a tanh 1 - y**2, and so on: kernels form
+them from the output that the forward pass has stored, rounded to its format, which errs by u |dy| however small the derivative
+is where the output is near 1. And gelu is x (1 + erf) / 2 in most libraries, which errs by e |x| however small its negative tail.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from refattn._core import Array, Grads
-from refattn.primitives.activation import elu_plus_one, gelu, relu, sigmoid, silu, softplus, tanh
+from refattn.primitives.activation import CUBIC, elu_plus_one, gelu, relu, sigmoid, silu, softplus, tanh
 from refattn.primitives.erf import erf, erfc
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
@@ -24,8 +25,16 @@ Form = Callable[[Array, Array, Array], Array]
 class Storing(Protocol):
     """An arithmetic that says what comes back from memory."""
 
-    def keep(self, y: Any) -> Any:
+    def kept(self, y: Any) -> Array:
         """A stored output, as it is read back."""
+        ...
+
+    def given(self, x: Any) -> Array:
+        """A number that is exact, in this arithmetic."""
+        ...
+
+    def turn(self) -> None:
+        """The backward pass begins."""
         ...
 
 
@@ -49,8 +58,6 @@ FORMS: Mapping[Any, Form] = {
     log_softmax: _log_softmax,
     logsumexp: _logsumexp,
 }
-
-
 POINTWISE = frozenset(m.spec.name for m in (elu_plus_one, erf, erfc, gelu, relu, sigmoid, silu, softplus, tanh))
 """Functions of single numbers: a kernel keeps all that they compute in registers."""
 
@@ -64,10 +71,41 @@ class FromOutput:
     def vjp(self, x: Any) -> tuple[Array, Callable[[Array], Grads]]:
         """The output, and the pullback."""
         y, _ = self.mechanism.vjp(x)
-        stored = self.arithmetic.keep(y)
-        return y, lambda dy: {"x": self.form(x, stored, dy)}
+        stored = self.arithmetic.kept(y)
+
+        def pullback(dy: Array) -> Grads:
+            self.arithmetic.turn()
+            return {"x": self.form(self.arithmetic.given(x), stored, self.arithmetic.given(dy))}
+
+        return y, pullback
 
 
-def stored_forms(arithmetic: Storing) -> dict[str, FromOutput]:
+class CancellingGelu:
+    """Gelu by 1 + erf or 1 + tanh, which nothing stores."""
+
+    def __init__(self, arithmetic: Storing) -> None:
+        self.arithmetic = arithmetic
+
+    def vjp(self, x: Any, *, approximate: str = "none") -> tuple[Array, Callable[[Array], Grads]]:
+        """The output, and the pullback."""
+        plain = np.asarray(x)
+        if approximate == "none":
+            inner, slope = erf(plain * math.sqrt(0.5)), math.sqrt(2 / math.pi) * np.exp(-(plain**2) / 2)
+        else:
+            root = math.sqrt(2 / math.pi)
+            inner, slope = np.tanh(root * (plain + CUBIC * plain**3)), root * (1 + 3 * CUBIC * plain**2)
+        finite = np.where(np.isneginf(plain), 0, plain)
+
+        def pullback(dy: Array) -> Grads:
+            self.arithmetic.turn()
+            near = self.arithmetic.given(inner)
+            rise = self.arithmetic.given(slope) * ((1 - near * near) if approximate == "tanh" else 1)
+            return {"x": ((1 + near) + self.arithmetic.given(finite) * rise) / 2 * self.arithmetic.given(dy)}
+
+        return self.arithmetic.given(finite) * ((1 + self.arithmetic.given(inner)) / 2), pullback
+
+
+def stored_forms(arithmetic: Storing) -> dict[str, Any]:
     """By the names of the mechanisms that they replace, for `refattn._core.mechanism.using`."""
-    return {m.spec.name: FromOutput(m, form, arithmetic) for m, form in FORMS.items()}
+    forms: dict[str, Any] = {m.spec.name: FromOutput(m, form, arithmetic) for m, form in FORMS.items()}
+    return {**forms, "gelu": CancellingGelu(arithmetic)}
