@@ -5,7 +5,8 @@ formats up to float32), S keys and n tiles, and ds a bound of the error of a sco
 
     |o - exact| <= u |o| + (2 ds + u + (S + n + 8) e) sum_j p_j |v_j| + t sum_j |v_j|
 
-where t is the underflow of a weight, 2**-25 in float16 and nothing that matters elsewhere. A score of head_dim products is
+where t is the underflow of a weight: half of the smallest number of a narrow format (2**-25 in float16, 2**-10 and 2**-17 in float8),
+and nothing that matters elsewhere. A score of head_dim products is
 wrong by ds <= (head_dim + 3) e |scale| sum |q| |k|, and where the inputs are small integers and the scale a power of two, not
 at all: such inputs make the bound tight even where the scores are large.
 
@@ -78,7 +79,7 @@ def forward_allowances(
 ) -> dict[str, Allowance]:
     """What each output may err."""
     if mechanism.spec.name in SOFTMAX:
-        return {name: Allowance(b) for name, b in _attention(mechanism, arguments, exact, target, exact_scores).items()}
+        return {name: Allowance(b) for name, b in _attention(mechanism, _finite(arguments), exact, target, exact_scores).items()}
     runs = []
     for seed in range(RUNS):
         with disturbed(target, seed), np.errstate(all="ignore"):
@@ -112,6 +113,7 @@ def gradient_allowances(
 ) -> dict[str, Allowance]:
     """What each gradient may err, by dotted path."""
     if mechanism.spec.name in SOFTMAX:
+        arguments = _finite(arguments)
         errors = Backward(arguments, ds, target, exact_scores=exact_scores).errors(exact)
         deviations = _deviations(arguments, ds, exact, target) if independent else {}
         floor = max(target.floor, np.finfo(float).tiny ** 0.5)  # below it, squares of errors underflow
@@ -139,6 +141,12 @@ def _measured(exact: Array, runs: list[Array], target: Format) -> Allowance:
         errors = [np.asarray(np.where(np.isfinite(x) & np.isfinite(exact), x - exact, 0.0)) for x in runs]
     deviation = functools.reduce(np.hypot, errors) / math.sqrt(len(runs))  # squares of small errors would underflow
     return Allowance(target.unit * np.abs(exact) + MEASURED * deviation + target.floor, Spread(deviation, errors))
+
+
+def _finite(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention's arguments with 0 for numbers that are none: these stand behind masks, where nothing comes of them, or all is NaN."""
+    shown = {n: np.where(np.isfinite(arguments[n]), arguments[n], 0) for n in ("query", "key", "value")}
+    return {**arguments, **shown}
 
 
 def _products(arguments: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -314,5 +322,5 @@ def growth(terms: float) -> float:
 
 
 def underflow(target: Format) -> float:
-    """What float16 loses of a weight or its gradient below its smallest number."""
-    return 2.0**-25 if target.name == "float16" else 0.0
+    """What a narrow format loses of a weight or its gradient below its smallest number: half of that."""
+    return target.floor / 2 if target.is_narrow else 0.0

@@ -17,6 +17,7 @@ from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.drift import drift, with_drift
 from refattn.testing.frameworks import NumPy
+from refattn.testing.handling import runs
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
 from refattn.testing.vacuous import VACUOUS, is_vacuous, largest_beside
@@ -52,7 +53,8 @@ def check(
     layout : str or None, optional
         ``"bshd"`` for (batch, length, heads, head_dim) in attention, ``"nhwc"`` for channels last in convolution.
     dtype : str or dtype, optional
-        ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``; inputs are rounded to it before both sides see them.
+        ``"float64"``, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``; inputs are rounded to
+        it before both sides see them. What is returned may be wider.
     framework : {"numpy", "torch", "jax"}, optional
         Whose arrays the candidate takes.
     supports : collection of str or None, optional
@@ -77,7 +79,8 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
-    return Report([r for case in cases(mechanism, level) for r in compare_case(made, mechanism, case, named_format(dtype))])
+    target, work = named_format(dtype), runs(made, mechanism, cases(mechanism, level))
+    return Report([r for run, case in work for r in compare_case(run, mechanism, case, target)])
 
 
 def assert_matches(
@@ -143,6 +146,9 @@ def compare_case(
         yield Result(*about, "all", target.name, "skipped", reason=f"{', '.join(lacking)}: not supported")
         return
     rounded = _rounded(mechanism, given, target)
+    if not target.infinite and any(isinstance(x, np.ndarray) and np.isinf(x).any() for _, x in tree.leaves(rounded)):
+        yield Result(*about, "all", target.name, "skipped", reason=f"infinity: {target.name} has none")
+        return
     theirs = _map_arrays(lambda x: candidate.framework.make(x, target), rounded)
     reference = _map_arrays(lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" and target.name == "float64" else x, rounded)
     wanted = list(spec.facts.differentiable(spec.accept(reference)))

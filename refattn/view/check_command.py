@@ -16,6 +16,7 @@ from refattn.testing.battery import Case, cases
 from refattn.testing.candidates import Candidate
 from refattn.testing.checking import compare_case
 from refattn.testing.frameworks import FRAMEWORKS
+from refattn.testing.handling import runs
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
 from refattn.view.table import Table, progress
@@ -60,12 +61,12 @@ def run_check(args: Namespace) -> int:
 def _checked(target: str, args: Namespace) -> Report:
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
-        (m, candidate, case, dtype)
+        (m, run, case, dtype)
         for m, candidate in adapters.resolve(
             target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument)
         )
         for dtype in dtypes
-        for case in cases(m, args.level)
+        for run, case in runs(candidate, m, cases(m, args.level))
     ]
     results: list[Result] = []
     with warnings.catch_warnings():
