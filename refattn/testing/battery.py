@@ -47,8 +47,12 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
     name = mechanism.spec.name
     for seed in range(SEEDS if level == "torture" else 1):
         random = Random(1000 + seed)
-        made = _of_attention(random, level) if name in ATTENTION else itertools.chain(
-            functions.cases(name, random), sums.cases(name, random), convolution.cases(name, random, quick=level == "quick")
+        made = (
+            _of_attention(random, level)
+            if name in ATTENTION
+            else itertools.chain(
+                functions.cases(name, random), sums.cases(name, random), convolution.cases(name, random, quick=level == "quick")
+            )
         )
         for case in made:
             yield dataclasses.replace(case, name=f"{case.name}, seed {seed}") if level == "torture" else case

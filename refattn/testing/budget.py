@@ -117,10 +117,7 @@ def gradient_allowances(
         errors = Backward(arguments, ds, target, exact_scores=exact_scores).errors(exact)
         deviations = _deviations(arguments, ds, exact, target) if independent else {}
         floor = max(target.floor, np.finfo(float).tiny ** 0.5)  # below it, squares of errors underflow
-        return {
-            path: Allowance(target.unit * np.abs(x) + SAFETY * errors[path] + floor, deviations.get(path))
-            for path, x in exact.items()
-        }
+        return {path: Allowance(target.unit * np.abs(x) + SAFETY * errors[path] + floor, deviations.get(path)) for path, x in exact.items()}
     runs = []
     for seed in range(RUNS):
         with disturbed(target, seed), np.errstate(all="ignore"):

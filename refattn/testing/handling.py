@@ -93,9 +93,8 @@ class Poisoned(NumPy):
 
     def make(self, x: Array, target: Format) -> Any:
         """As the framework itself does."""
-        for _ in range(4):
-            made = self.inner.make(np.full(x.shape, np.nan), target)
-            del made
+        freed = [self.inner.make(np.full(x.shape, np.nan), target) for _ in range(4)]
+        del freed
         return self.inner.make(x, target)
 
     def value(self, x: Any) -> Array:

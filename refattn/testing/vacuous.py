@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from refattn._core import Array
+from refattn.testing.report import Result
 
 VACUOUS = "the budget is larger than the signal: nothing can be told here"
 NOTHING = 2.0**-30
@@ -30,3 +31,16 @@ def largest_beside(path: str, gradients: Mapping[str, Array]) -> float:
     parent = path.rpartition(".")[0]
     beside = [g for other, g in gradients.items() if other.rpartition(".")[0] == parent and g.size]
     return max((float(np.abs(np.where(np.isfinite(g), g, 0)).max()) for g in beside), default=0.0)
+
+
+def untold(results: Iterable[Result]) -> list[str]:
+    """What was compared in vain wherever it was: ``mechanism, dtype: what``, or no more than the mechanism where that is all of it."""
+    found: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for r in results:
+        if r.status != "skipped" or r.reason == VACUOUS:
+            found.setdefault((r.mechanism, r.dtype), {}).setdefault(r.what, []).append(r.reason != VACUOUS)
+    named = []
+    for (mechanism, dtype), whats in found.items():
+        vain = [what for what, told in whats.items() if not any(told)]
+        named += [f"{mechanism}, {dtype}"] if len(vain) == len(whats) else [f"{mechanism}, {dtype}: {what}" for what in vain]
+    return named

@@ -19,6 +19,7 @@ from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.handling import runs
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
+from refattn.testing.vacuous import untold
 from refattn.view.table import Table, progress
 
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
@@ -39,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_check(args: Namespace) -> int:
-    """Check a target; the exit status is 0 where it is right, 1 where it is wrong."""
+    """Check a target; the exit status is 0 where it is right, 1 where it is wrong, 2 where nothing can be told of a mechanism."""
     sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     names = [args.target] if args.target else list(adapters.targets())
@@ -55,7 +56,9 @@ def run_check(args: Namespace) -> int:
     if not any(r.passed for r in every) and not any(report.failures for report in reports.values()):
         print("refattn: nothing was compared", file=sys.stderr)
         return 2
-    return 1 if any(report.failures for report in reports.values()) else 0
+    if any(report.failures for report in reports.values()):
+        return 1
+    return 2 if any(":" not in name for name in untold(every)) else 0
 
 
 def _checked(target: str, args: Namespace) -> Report:
@@ -110,5 +113,10 @@ def _print(target: str, report: Report, verbose: bool) -> None:
         for reason, count in reasons.most_common():
             skipped.row(count, reason, style=STYLES["skipped"])
         skipped.print()
+    vain = untold(report.results)
+    if vain:
+        print(f"\nnothing could be told of {len(vain)}, whose budgets are larger than the signal in every case:")
+        print("\n".join(f"  {name}" for name in vain))
+    whole = [name for name in vain if ":" not in name]
     verdict = "wrong" if report.failures else "right" if report.passed else "not compared"
-    print(f"\n{target}: {verdict}\n")
+    print(f"\n{target}: {verdict}{f', but for {len(whole)} mechanisms of which nothing can be told' if whole and report.passed else ''}\n")

@@ -86,7 +86,9 @@ def edges(random: Random, *, quick: bool) -> Iterator[Case]:
     for head_dim in (1, 7, 72, 104):
         yield Case(f"head_dim {head_dim}", {**_exact(random, (1, 3, 9, head_dim), (1, 1, 33, head_dim)), "scale": 0.25}, exact_scores=True)
     near = _exact(random, (1, 2, 33, 64), (1, 1, 65, 64))
-    yield Case("near ties", {**near, "key": np.broadcast_to(near["key"][:, :, :1], (1, 1, 65, 64)) + _one(random, (1, 1, 65, 64)) / 8}, True)
+    yield Case(
+        "near ties", {**near, "key": np.broadcast_to(near["key"][:, :, :1], (1, 1, 65, 64)) + _one(random, (1, 1, 65, 64)) / 8}, True
+    )
     tiny = {**near, "value": near["value"] * 2.0**-130, "query": near["query"] * 2.0**-64}
     yield Case("values below all normal numbers", tiny)
     tails = {name: x * 2.0 ** random.integers(-6, 7, (*x.shape[:-1], 1)) for name, x in near.items()}
@@ -104,7 +106,9 @@ def _behind_masks(random: Random) -> Iterator[Case]:
         spoilt = {n: np.where(allowed[:, 0, 0, :, None][:, None], exact[n], number) for n in ("key", "value")}
         yield Case(f"{name} behind the lengths", {**exact, **spoilt, "mask": allowed}, exact_scores=True)
         late = {n: np.where(np.arange(70)[:, None] < 33, exact[n], number) for n in ("key", "value")}
-        yield Case(f"{name} that causal attention does not see", {**exact, **late, "causal": True, "align": "upper_left"}, exact_scores=True)
+        yield Case(
+            f"{name} that causal attention does not see", {**exact, **late, "causal": True, "align": "upper_left"}, exact_scores=True
+        )
 
 
 def _exact(random: Random, query_shape: tuple[int, ...], key_shape: tuple[int, ...]) -> dict[str, Any]:
