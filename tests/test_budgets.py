@@ -25,9 +25,6 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 ATTENTION = refattn.scaled_dot_product_attention
 HALVES = ["float16", "bfloat16"]
 EIGHTS = ["float8_e4m3fn", "float8_e5m2"]
-TORCH_DOES_NOT = {  # what PyTorch's gradients are not made for, by what it says
-    "batch_norm": "its statistics are not differentiated",
-}
 
 
 def everything(m):
@@ -64,8 +61,8 @@ def honest_torch():
     return KERNELS
 
 
-TORCH = "cbam cbam_channel cbam_spatial erf gelu group_norm instance_norm layer_norm linear log_softmax logsumexp relu rms_norm".split()
-TORCH += "rounded_linear sigmoid silu softmax tanh".split()
+TORCH = ["cbam", "cbam_channel", "cbam_spatial", "erf", "gelu", "group_norm", "instance_norm", "layer_norm", "linear", "log_softmax", "logsumexp", "relu", "rms_norm"]
+TORCH += ["rounded_linear", "sigmoid", "silu", "softmax", "tanh"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", *HALVES])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from refattn._core import Array
 from refattn._core.random import Random
 from refattn.testing.inputs.case import Case
