@@ -61,7 +61,21 @@ def honest_torch():
     return KERNELS
 
 
-TORCH = ["cbam", "cbam_channel", "cbam_spatial", "erf", "gelu", "group_norm", "instance_norm", "layer_norm", "linear", "log_softmax", "logsumexp", "relu", "rms_norm"]
+TORCH = [
+    "cbam",
+    "cbam_channel",
+    "cbam_spatial",
+    "erf",
+    "gelu",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "logsumexp",
+    "relu",
+    "rms_norm",
+]
 TORCH += ["rounded_linear", "sigmoid", "silu", "softmax", "tanh"]
 
 

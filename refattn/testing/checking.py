@@ -12,7 +12,7 @@ from refattn._core import Array, Mechanism, tree
 from refattn._core.arrays import as_array
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level, cases
-from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances
+from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.drift import drift, with_drift
@@ -171,7 +171,9 @@ def compare_case(
         yield result("all", {"status": "fail", "reason": f"returned {len(values)} outputs, expected {len(exact)}"})
         return
     plain = {name: x.astype(float) for name, x in exact.items()}
-    budgets = forward_allowances(mechanism, rounded, plain, target, exact_scores=case.exact_scores)
+    key = None if ds is not None else case.arguments
+    known = {"exact_scores": case.exact_scores}
+    budgets = latest("forward", mechanism, key, target, lambda: forward_allowances(mechanism, rounded, plain, target, **known))
     for (name, x), got in zip(exact.items(), values, strict=True):
         yield result(name, _judged(got, x, budgets[name], case, target))
     if pullback is None:
@@ -196,8 +198,10 @@ def compare_case(
     exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
     plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
-    told = {"exact_scores": case.exact_scores, "independent": case.independent}
-    allowed = gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **told)
+    known |= {"independent": case.independent}
+    allowed = latest(
+        "backward", mechanism, key, target, lambda: gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **known)
+    )
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
         if path in got_grads:

@@ -118,9 +118,9 @@ def handled(candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterabl
                 yield _with(candidate, Viewed(frame, layout)), _named(case, f"views, {name}")
         yield _with(candidate, Viewed(frame, None)), _named(case, "views, axes stored backwards")
         yield _with(candidate, Poisoned(frame)), _named(case, "freed memory full of NaN")
+    yield candidate, _named(case, "once more")
     if (turned := _batch_turned(mechanism, case)) is not None:
         yield candidate, _named(turned, "batch backwards")
-    yield candidate, _named(case, "once more")
 
 
 def runs(candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterable[Case]) -> Iterator[tuple[Candidate, Case]]:
