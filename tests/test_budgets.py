@@ -79,7 +79,10 @@ TORCH = [
 TORCH += ["rounded_linear", "sigmoid", "silu", "softmax", "tanh"]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", *HALVES])
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float64", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *SLOW])
 @pytest.mark.parametrize("name", TORCH)
 def test_the_kernels_of_torch_pass(name, dtype):
     m = getattr(refattn, name.removeprefix("rounded_"))
@@ -270,6 +273,15 @@ def test_cases_are_accepted_by_their_mechanisms():
         for c in made:
             y, pullback = m.vjp(**c.arguments)
             assert all(np.isfinite(g).all() for g in gradient_leaves(pullback(*cotangents(y))).values())
+
+
+def test_numbers_behind_masks_reach_nothing():
+    chosen = [c for c in cases(ATTENTION, "full") if c.name.startswith(("NaN", "infinity"))]
+    assert len(chosen) == 4
+    assert {r.status for r in results(as_candidate(ATTENTION, ATTENTION), chosen, "float32")} == {"pass"}
+    with np.errstate(all="ignore"):
+        leaking = results(as_candidate(TiledAttention("float32"), ATTENTION), chosen, "float32")
+    assert {r.status for r in leaking} == {"fail"}
 
 
 def test_levels_grow():

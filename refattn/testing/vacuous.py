@@ -40,7 +40,7 @@ def untold(results: Iterable[Result]) -> list[str]:
         if r.status != "skipped" or r.reason == VACUOUS:
             found.setdefault((r.mechanism, r.dtype), {}).setdefault(r.what, []).append(r.reason != VACUOUS)
     named = []
-    for (mechanism, dtype), whats in found.items():
-        vain = [what for what, told in whats.items() if not any(told)]
-        named += [f"{mechanism}, {dtype}"] if len(vain) == len(whats) else [f"{mechanism}, {dtype}: {what}" for what in vain]
+    for (mechanism, dtype), parts in found.items():
+        vain = [what for what, told in parts.items() if not any(told)]
+        named += [f"{mechanism}, {dtype}"] if len(vain) == len(parts) else [f"{mechanism}, {dtype}: {what}" for what in vain]
     return named
