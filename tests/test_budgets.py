@@ -127,6 +127,7 @@ def test_a_transposed_convolution_that_adds_in_the_format_passes(dtype):
 
     def overlapping(x, weight, *, stride=1):
         (batch, _, length), (_, out, kernel) = x.shape, weight.shape
+        stride = stride[0] if isinstance(stride, tuple) else stride
         y = np.zeros((batch, out, (length - 1) * stride + kernel))
         for t in range(kernel):
             here = (..., slice(t, t + (length - 1) * stride + 1, stride))
@@ -252,7 +253,7 @@ def test_a_stored_output_is_part_of_the_budget():
     y, pullback = refattn.sigmoid.vjp(x)
     d = np.ones(3)
     allowed = gradient_budgets(refattn.sigmoid, {"x": x}, (d,), gradient_leaves(pullback(d)), named_format("float64"))["x"]
-    assert 1e-17 < allowed[2] < 1e-15  # y (1 - y) with y rounded to 1
+    assert 2.0**-53 < allowed[2] < 20 * 2.0**-53  # y (1 - y) with y rounded to 1: a few roundings of 1
     assert allowed[0] < 1e-30  # where y is small, nothing cancels
     assert y[0] > 0
 

@@ -2,7 +2,8 @@
 
 The reference keeps its digits where it can. The derivative of a sigmoid is y (1 - y), of a tanh 1 - y**2, and so on: kernels form
 them from the output that the forward pass has stored, rounded to its format, which errs by u |dy| however small the derivative
-is where the output is near 1. And gelu is x (1 + erf) / 2 in most libraries, which errs by e |x| however small its negative tail.
+is where the output is near 1. And gelu is x (1 + erf) / 2 in most libraries, which errs by e |x| however small its negative tail. Batch normalisation with known statistics is
+one factor and one shift in inference, where what is left after the shift is as small as it happens to be.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from refattn._core import Array, Grads
 from refattn.primitives.activation import CUBIC, elu_plus_one, gelu, relu, sigmoid, silu, softplus, tanh
 from refattn.primitives.erf import erf, erfc
+from refattn.primitives.normalization import batch_norm
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 
 Form = Callable[[Array, Array, Array], Array]
@@ -27,6 +29,10 @@ class Storing(Protocol):
 
     def kept(self, y: Any) -> Array:
         """A stored output, as it is read back."""
+        ...
+
+    def stored(self, x: Any) -> Any:
+        """As read back from memory."""
         ...
 
     def given(self, x: Any) -> Array:
@@ -105,7 +111,25 @@ class CancellingGelu:
         return self.arithmetic.given(finite) * ((1 + self.arithmetic.given(inner)) / 2), pullback
 
 
+class FoldedBatchNorm:
+    """Normalisation with known statistics as one factor and one shift for each channel, both stored."""
+
+    def __init__(self, arithmetic: Storing) -> None:
+        self.arithmetic = arithmetic
+
+    def vjp(
+        self, x: Any, running_mean: Any, running_var: Any, scale: Any = None, shift: Any = None, *, eps: float = 1e-5
+    ) -> tuple[Array, Callable[[Array], Grads]]:
+        """The output, and the reference's pullback."""
+        y, pullback = batch_norm.vjp(x, running_mean, running_var, scale, shift, eps=eps)
+        wide = (-1, *(1,) * (np.ndim(x) - 2))
+        factor = np.asarray(1.0 if scale is None else scale) / np.sqrt(np.asarray(running_var) + eps)
+        moved = np.asarray(0.0 if shift is None else shift) - np.asarray(running_mean) * factor
+        errors = (np.reshape(self.arithmetic.stored(a) - a, wide) for a in (factor, moved))
+        return y + next(errors) * np.asarray(x) + next(errors), pullback
+
+
 def stored_forms(arithmetic: Storing) -> dict[str, Any]:
     """By the names of the mechanisms that they replace, for `refattn._core.mechanism.using`."""
     forms: dict[str, Any] = {m.spec.name: FromOutput(m, form, arithmetic) for m, form in FORMS.items()}
-    return {**forms, "gelu": CancellingGelu(arithmetic)}
+    return {**forms, "gelu": CancellingGelu(arithmetic), "batch_norm": FoldedBatchNorm(arithmetic)}

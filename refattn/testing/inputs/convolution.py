@@ -40,7 +40,10 @@ def _direct(random: Random, axes: int) -> Iterator[Case]:
     cut = tuple((k % 3, (k + 1) % 3) for k in range(axes))
     yield Case("odd sizes", _call(random, 3, 1, (5, 7), odd, three, bias=random.normal(7)))
     yield Case("stride beyond the kernel", _call(random, 2, 1, (3, 5), odd, (2,) * axes, stride=(4, 3, 3)[:axes]))
-    yield Case("dilated", _call(random, 2, 1, (3, 2), odd, (2,) * axes, dilation=(5, 3, 2)[:axes], padding=(2, 1, 1)[:axes]))
+    yield Case(
+        "dilated further than the kernel",
+        _call(random, 2, 1, (3, 2), odd, (2,) * axes, dilation=(5, 3, 2)[:axes], padding=(2, 1, 1)[:axes]),
+    )
     yield Case("dilated with a stride", _call(random, 1, 1, (2, 3), odd, three, dilation=2, stride=2, padding=2))
     yield Case("3 groups of 7 channels", _call(random, 2, 3, (7, 5), odd, three, padding=1))
     yield Case("as many groups as channels", _call(random, 2, 13, (1, 2), odd, three, padding=1))
@@ -83,5 +86,5 @@ def _transposed(random: Random, axes: int) -> Iterator[Case]:
     yield Case("stride beyond the kernel", call(1, (3, 5), (2,) * axes, stride=(4, 3, 3)[:axes]))
     yield Case("output padding", call(1, (3, 2), three, stride=3, output_padding=(2, 1, 1)[:axes]))
     yield Case("3 groups of 7 channels", call(3, (7, 5), three, stride=2, padding=1))
-    yield Case("dilated", call(1, (3, 2), (2,) * axes, dilation=3, padding=1))
+    yield Case("dilated further than the kernel", call(1, (3, 2), (2,) * axes, dilation=3, padding=1))
     yield Case("kernel along the last axis", call(1, (3, 4), (*(1,) * (axes - 1), 5), padding=(*(0,) * (axes - 1), 2)))
