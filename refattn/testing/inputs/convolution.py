@@ -84,7 +84,7 @@ def _transposed(random: Random, axes: int) -> Iterator[Case]:
 
     yield Case("odd sizes", call(1, (5, 7), three, bias=random.normal(7)))
     yield Case("stride beyond the kernel", call(1, (3, 5), (2,) * axes, stride=(4, 3, 3)[:axes]))
-    yield Case("output padding", call(1, (3, 2), three, stride=3, output_padding=(2, 1, 1)[:axes]))
+    yield Case("much output padding", call(1, (3, 2), three, stride=3, output_padding=(2, 1, 1)[:axes]))
     yield Case("3 groups of 7 channels", call(3, (7, 5), three, stride=2, padding=1))
     yield Case("dilated further than the kernel", call(1, (3, 2), (2,) * axes, dilation=3, padding=1))
     yield Case("kernel along the last axis", call(1, (3, 4), (*(1,) * (axes - 1), 5), padding=(*(0,) * (axes - 1), 2)))
