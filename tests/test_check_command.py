@@ -59,7 +59,7 @@ def test_a_wrong_function_is_status_1_and_says_where(capsys):
 def test_nothing_compared_is_status_2(capsys):
     assert main(["check", f"{__name__}:unwilling", "softmax"]) == 2
     captured = capsys.readouterr()
-    assert [line.split(maxsplit=1) for line in captured.out.splitlines() if "no kernel" in line] == [["3", "no kernel for this machine"]]
+    assert [line.split(maxsplit=1) for line in captured.out.splitlines() if "no kernel" in line] == [["15", "no kernel for this machine"]]
     assert captured.err == "refattn: nothing was compared\n"
 
 

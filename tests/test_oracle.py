@@ -9,6 +9,7 @@ import refattn
 from refattn import testing
 from refattn.testing.precision import named_format
 from refattn.testing.report import compare
+from refattn.testing.vacuous import VACUOUS
 from tests.enumeration import EACH
 from tests.tiled_kernel import FAULTS, TiledAttention
 
@@ -32,7 +33,7 @@ def test_honest_kernels_pass(dtype, tile, options):
     report = testing.check(TiledAttention(dtype, tile, **options), ATTENTION, dtype=dtype)
     report.raise_if_wrong()
     assert max(r.error_over_budget for r in report.results if r.passed) < 0.95
-    assert {r.reason for r in report.results if r.status == "skipped"} == {
+    assert {r.reason for r in report.results if r.status == "skipped"} - {VACUOUS} == {
         "dropout_rate, keep: not supported",
         "mask, masked_rows: not supported".replace("mask, ", ""),
     }
@@ -64,7 +65,7 @@ def test_transforms_in_float32_are_honest(name):
     m = getattr(refattn, name)
     report = testing.check(by_spectra, m, dtype="float32")
     report.raise_if_wrong()
-    assert 0.01 < max(r.error_over_budget for r in report.results if r.passed) < 0.8
+    assert 0.01 < max(r.error_over_budget for r in report.results if r.passed) < (0.8 if name == "conv2d_fft" else 0.95)
     assert not testing.check(lambda x, weight: by_spectra(x, weight, 1 + 1e-5), m, dtype="float32").passed
 
 

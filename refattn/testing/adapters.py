@@ -18,7 +18,7 @@ import refattn
 from refattn._core import Booleans, Mechanism
 from refattn.attention.dot_product.scaled_dot_product import allowed_pairs
 from refattn.testing import frameworks
-from refattn.testing.candidates import Candidate, Unsupported, as_candidate
+from refattn.testing.candidates import Candidate, Unsupported, as_candidate, none_known
 
 Candidates = dict[str, Candidate]
 
@@ -105,7 +105,8 @@ def torch() -> Candidates:
         made[f"conv{n}d"] = _TorchConvolution(functional, n)
         made[f"conv_transpose{n}d"] = _torch_transposed(getattr(functional, f"conv_transpose{n}d"))
     frame = frameworks.framework("torch")
-    return {name: Candidate(call, frame) for name, call in made.items()}
+    known = {"scaled_dot_product_attention": _known_of_torch}
+    return {name: Candidate(call, frame, known_difference=known.get(name, none_known)) for name, call in made.items()}
 
 
 def _allowed(query: Any, key: Any, bias: Any, options: Mapping[str, Any]) -> Booleans:
@@ -212,8 +213,16 @@ def _torch_transposed(convolve: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _known_of_torch(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
+    """In PyTorch a weight of 0 still multiplies its value."""
+    finite = all(np.isfinite(arguments[name]).all() for name in ("query", "key", "value"))
+    return "" if finite else "mask: a number that is not finite and is masked out reaches the output"
+
+
 def _known_of_jax(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
     """JAX gives a row without keys the mean of all values, and has float32 inside whatever it is given."""
+    if unseen := _known_of_torch(what, arguments, dtype):
+        return unseen
     if not _allowed(arguments["query"], arguments["key"], arguments.get("bias"), arguments).any(axis=-1).all():
         return 'masked_rows: a row that may attend nowhere is "uniform"'
     return "dtype: scores and softmax are float32 for float64 inputs" if dtype == "float64" and what != "all" else ""

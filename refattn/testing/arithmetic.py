@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn._core.hook import Result, hooked
+from refattn._core.hook import PATH, Result, hooked
+from refattn._core.mechanism import using
 from refattn._core.random import Random
 from refattn.testing.precision import Format, named_format
+from refattn.testing.stored import POINTWISE, stored_forms
 
 EXACT = {np.negative, np.positive, np.absolute, np.maximum, np.minimum, np.sign, np.floor, np.ceil, np.conjugate}
+ADDITIONS = {np.add, np.subtract}
 SUMS = {"sum", "mean", "cumsum"}
 TRANSFORMS = {"rfft2", "irfft2"}
 DRAWS = 4096
@@ -27,23 +30,27 @@ class Inexact(np.ndarray):
     ``4 + sqrt(n)``, which covers any order of summation of random or of equal signs.
     """
 
-    after: Callable[[Array, Array], Array]
+    after: Arithmetic
+    given: bool = False
+    """Whether these are numbers that were given or stored, their differences (scores less their largest), or running sums."""
+    backward: bool = False
+    """Whether they were made in the backward pass."""
 
     def __array_finalize__(self, source: Any) -> None:
         """Views and copies keep the arithmetic."""
         if isinstance(source, Inexact):
-            self.after = source.after
+            self.after, self.given, self.backward = source.after, source.given, source.backward
 
-    def _made(self, result: Any, magnitude: Any) -> Any:
+    def _made(self, result: Any, magnitude: Any, given: bool = False) -> Any:
         if isinstance(result, (tuple, list)):
-            return type(result)(self._made(r, m) for r, m in zip(result, magnitude, strict=True))
+            return type(result)(self._made(r, m, given) for r, m in zip(result, magnitude, strict=True))
         result = np.asarray(result)
         if result.dtype.kind not in "fc":
             return result
         if magnitude is None:
-            return wrapped(result, self.after)
+            return wrapped(result, self.after, given=given)
         if result.dtype.kind == "f":
-            return wrapped(self.after(result, np.asarray(magnitude)), self.after)
+            return wrapped(self.after(result, np.asarray(magnitude)), self.after, given=given)
         real, imaginary = (np.asarray(self.after(part, np.asarray(magnitude))) for part in (result.real, result.imag))
         made: Any = real + 1j * imaginary
         return wrapped(made, self.after)
@@ -51,13 +58,16 @@ class Inexact(np.ndarray):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
         plain = [x.view(np.ndarray) if isinstance(x, Inexact) else x for x in inputs]
+        plain = self.after.operands(ufunc, inputs, plain)
         result = getattr(ufunc, method)(*plain, **{k: _plain(v) for k, v in kwargs.items()} if kwargs else kwargs)
         if method == "at":  # in place, and few terms each
             return None
-        made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result))
+        differs = ufunc in ADDITIONS and method == "__call__" and not self.after.backward
+        given = method == "accumulate" or (_all_given(inputs) and (ufunc in EXACT or differs))
+        made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result), given)
         if out is None:
             return made
-        out[0][...] = made
+        out[0][...] = self.after.stored(made) if ufunc in ADDITIONS else made
         return out[0]
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -74,14 +84,39 @@ class Inexact(np.ndarray):
             magnitude = _spread_over(plain[0], result)
         else:
             magnitude = _tree(lambda _: None, result)
-        return self._made(result, magnitude)
+        return self._made(result, magnitude, name == "cumsum" or (name not in SUMS and name != "einsum" and _all_given(args)))
 
 
-def wrapped(x: Array, after: Callable[[Array, Array], Array]) -> Inexact:
+class Arithmetic:
+    """What becomes of each result, and of what is stored between operations; this one is exact."""
+
+    backward = False
+
+    def __call__(self, x: Array, magnitude: Array) -> Array:
+        """The result of an operation that is this large."""
+        return x
+
+    def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
+        """The operands as they are read."""
+        return plain
+
+    def stored(self, x: Any) -> Any:
+        """A sum that is kept in place while more is added."""
+        return x
+
+
+def wrapped(x: Array, after: Arithmetic, *, given: bool = False) -> Inexact:
     """A view of the array in this arithmetic."""
     view = np.asarray(x).view(Inexact)
-    view.after = after
+    view.after, view.given, view.backward = after, given, after.backward
     return view
+
+
+def _all_given(inputs: Any) -> bool:
+    """Whether no number among these was operated on."""
+    if isinstance(inputs, (tuple, list)):
+        return all(map(_all_given, inputs))
+    return not isinstance(inputs, Inexact) or inputs.given
 
 
 def _tree(function: Callable[[Any], Any], x: Any) -> Any:
@@ -115,10 +150,14 @@ def _magnitude(ufunc: np.ufunc, method: str, inputs: list[Any], kwargs: dict[str
         a, b = (np.abs(x) for x in inputs)
         with np.errstate(invalid="ignore"):
             return (a @ b) * (4 + math.sqrt(max(1, a.shape[-1])))
-    if method in {"reduce", "accumulate"}:
+    if method != "__call__":
         if ufunc is not np.add:
             return None
-        return getattr(ufunc, method)(np.abs(inputs[0]), **{**kwargs, "axis": kwargs.get("axis", 0)}) * _growth(inputs[0], result)
+        summed = getattr(ufunc, method)(np.abs(inputs[0]), *inputs[1:], **{**kwargs, "axis": kwargs.get("axis", 0)})
+        return summed * _growth(inputs[0], result)
+    if ufunc in ADDITIONS:  # what is added may have been scaled before, each by itself
+        with np.errstate(invalid="ignore"):
+            return np.abs(inputs[0]) + np.abs(inputs[1])
     if ufunc is np.exp:
         with np.errstate(invalid="ignore"):
             return np.abs(result) * np.where(result == 0, 0, 2 + np.abs(inputs[0]))  # its argument is rounded too
@@ -143,48 +182,97 @@ def rounding(dtype: Any) -> Iterator[None]:
     """
     target = named_format(dtype)
 
-    def nearest(x: Array, magnitude: Array) -> Array:
-        return target.round(x)
+    class Nearest(Arithmetic):
+        def __call__(self, x: Array, magnitude: Array) -> Array:
+            return target.round(x)
 
-    with hooked(lambda result: wrapped(target.round(result.value), nearest)):
+    with hooked(lambda result: wrapped(target.round(result.value), Nearest())):
         yield
+
+
+class Disturbance(Arithmetic):
+    """Errors at random, as an honest kernel of a format may make them.
+
+    Every operation errs by the accumulator's unit roundoff e, which is taken as the standard deviation of a bell-shaped error:
+    libraries' exponentials and the like err by more than one rounding. A number that is stored in the format errs by at most its
+    unit roundoff u, evenly between -u and u, which has the standard deviation u / sqrt(3) that a rounding can have at most.
+    Stored are
+
+    - what passes from one mechanism to the next,
+    - forward, what was computed before something given is added to it or subtracted from it: a product before its bias, a mean,
+      a normalised number before its shift; but nothing inside a function of single numbers; and a sum before its logarithm,
+    - a sum that is accumulated in place, after each addition: overlapping parts of a transposed convolution,
+    - backward, whatever an operation computes, as automatic differentiation stores it, and a gradient once before the last rounding:
+      parts of it are added, of threads or of uses.
+    """
+
+    def __init__(self, target: Format, seed: int) -> None:
+        self.target, self.noise, self.storage = target, _noise(seed, Random.normal), _noise(seed, _even)
+
+    def __call__(self, x: Array, magnitude: Array) -> Array:
+        """What is not finite stays as it is."""
+        by = magnitude if np.isfinite(magnitude).all() else np.where(np.isfinite(magnitude), magnitude, 0)
+        return x + self.target.accumulator * by * self.noise(x.size).reshape(x.shape)
+
+    def stored(self, x: Any) -> Any:
+        """As read back from memory."""
+        plain = np.asarray(x)
+        size = np.where(np.isfinite(plain), np.abs(plain), 0)
+        return plain + (self.target.unit * size + self.target.floor) * self.storage(plain.size).reshape(plain.shape)
+
+    def kept(self, y: Any) -> Array:
+        """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""
+        return y if isinstance(y, Inexact) else wrapped(self.stored(y), self, given=True)
+
+    def given(self, x: Any) -> Array:
+        """A number that is exact, in this arithmetic."""
+        return x if isinstance(x, Inexact) else wrapped(np.asarray(x), self, given=True)
+
+    def turn(self) -> None:
+        """The backward pass begins."""
+        self.backward = True
+
+    def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
+        """Where an operand may have been stored, as read back."""
+        joins = ufunc in ADDITIONS and any(isinstance(x, Inexact) and x.given for x in inputs)
+        if not self.backward and not ((joins and (PATH.get() or ("",))[-1] not in POINTWISE) or ufunc is np.log):
+            return plain
+        computed = [isinstance(x, Inexact) and not x.given and x.dtype.kind == "f" for x in inputs]
+        return [self.stored(p) if c else p for p, c in zip(plain, computed, strict=True)]
+
+    def passing(self, result: Result) -> Array:
+        """The hook: what the outermost mechanism takes and returns is exact, or rounded once, which is no part of this."""
+        x = np.asarray(result.value)
+        self.backward = self.backward or result.kind in {"cotangent", "gradient"}
+        if x.dtype.kind != "f":
+            return x
+        outermost = len(result.path) == 1
+        if outermost and (result.kind == "output" or (result.kind == "gradient" and result.path[0] in POINTWISE)):
+            return x
+        exact = outermost and result.kind in {"argument", "cotangent"}
+        return wrapped(x if exact else self.stored(x), self, given=True)
 
 
 @contextmanager
-def disturbed(target: Format, seed: int, *, arguments: bool) -> Iterator[None]:
-    """Within the block, each operation errs at random as an honest kernel of this format may.
-
-    An operation errs by the accumulator's unit roundoff; what passes from one mechanism to the next, which a kernel may
-    store, by the format's; with `arguments`, so do the arguments.
-    """
-    noise = _noise(seed)
-
-    def moved(x: Array, relative: float, magnitude: Array, floor: float) -> Array:
-        """What is not finite stays as it is."""
-        by = relative * (magnitude if np.isfinite(magnitude).all() else np.where(np.isfinite(magnitude), magnitude, 0))
-        return x + (by + floor) * noise(x.size).reshape(x.shape)
-
-    def operation(x: Array, magnitude: Array) -> Array:
-        return moved(x, target.accumulator, magnitude, 0.0)
-
-    def passing(result: Result) -> Array:
-        x = np.asarray(result.value)
-        if result.kind == "cotangent" or (result.kind == "argument" and not arguments):
-            return wrapped(x, operation) if x.dtype.kind == "f" else x
-        return wrapped(moved(x, target.unit, np.abs(x), target.floor), operation) if x.dtype.kind == "f" else x
-
-    with hooked(passing):
-        yield
+def disturbed(target: Format, seed: int) -> Iterator[Disturbance]:
+    """Within the block, each operation errs at random as an honest kernel of this format may: see `Disturbance`."""
+    arithmetic = Disturbance(target, seed)
+    with hooked(arithmetic.passing), using(**stored_forms(arithmetic)):
+        yield arithmetic
 
 
-def _noise(seed: int) -> Callable[[int], Array]:
-    """As many numbers as asked for, the next of `Random.normal`: drawn many at a time, since a call of NumPy costs as much as hundreds."""
+def _even(random: Random, count: int) -> Array:
+    return random.uniform(-1, 1, count)
+
+
+def _noise(seed: int, draw: Callable[[Random, int], Array]) -> Callable[[int], Array]:
+    """As many numbers as asked for: drawn many at a time, since a call of NumPy costs as much as hundreds."""
     random, drawn, used = Random(seed), np.empty(0), 0
 
     def following(count: int) -> Array:
         nonlocal drawn, used
         if used + count > drawn.size:
-            drawn, used = np.concatenate([drawn[used:], random.normal(max(count, DRAWS))]), 0
+            drawn, used = np.concatenate([drawn[used:], draw(random, max(count, DRAWS))]), 0
         used += count
         return drawn[used - count : used]
 

@@ -12,12 +12,15 @@ from refattn._core import Array, Mechanism, tree
 from refattn._core.arrays import as_array
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level, cases
-from refattn.testing.budget import forward_budgets, gradient_budgets
+from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
+from refattn.testing.drift import drift, with_drift
 from refattn.testing.frameworks import NumPy
+from refattn.testing.handling import runs
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
+from refattn.testing.vacuous import VACUOUS, is_vacuous, largest_beside
 
 
 def check(
@@ -50,7 +53,8 @@ def check(
     layout : str or None, optional
         ``"bshd"`` for (batch, length, heads, head_dim) in attention, ``"nhwc"`` for channels last in convolution.
     dtype : str or dtype, optional
-        ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``; inputs are rounded to it before both sides see them.
+        ``"float64"``, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``; inputs are rounded to
+        it before both sides see them. What is returned may be wider.
     framework : {"numpy", "torch", "jax"}, optional
         Whose arrays the candidate takes.
     supports : collection of str or None, optional
@@ -75,7 +79,8 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
-    return Report([r for case in cases(mechanism, level) for r in compare_case(made, mechanism, case, named_format(dtype))])
+    target, work = named_format(dtype), runs(made, mechanism, cases(mechanism, level))
+    return Report([r for run, case in work for r in compare_case(run, mechanism, case, target)])
 
 
 def assert_matches(
@@ -141,6 +146,9 @@ def compare_case(
         yield Result(*about, "all", target.name, "skipped", reason=f"{', '.join(lacking)}: not supported")
         return
     rounded = _rounded(mechanism, given, target)
+    if not target.infinite and any(isinstance(x, np.ndarray) and np.isinf(x).any() for _, x in tree.leaves(rounded)):
+        yield Result(*about, "all", target.name, "skipped", reason=f"infinity: {target.name} has none")
+        return
     theirs = _map_arrays(lambda x: candidate.framework.make(x, target), rounded)
     reference = _map_arrays(lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" and target.name == "float64" else x, rounded)
     wanted = list(spec.facts.differentiable(spec.accept(reference)))
@@ -163,9 +171,11 @@ def compare_case(
         yield result("all", {"status": "fail", "reason": f"returned {len(values)} outputs, expected {len(exact)}"})
         return
     plain = {name: x.astype(float) for name, x in exact.items()}
-    budgets = forward_budgets(mechanism, rounded, plain, target, exact_scores=case.exact_scores)
+    key = None if ds is not None else case.arguments
+    known = {"exact_scores": case.exact_scores}
+    budgets = latest("forward", mechanism, key, target, lambda: forward_allowances(mechanism, rounded, plain, target, **known))
     for (name, x), got in zip(exact.items(), values, strict=True):
-        yield result(name, _judged(got, x, budgets[name]))
+        yield result(name, _judged(got, x, budgets[name], case, target))
     if pullback is None:
         return
     drawn = cotangents(exact_y) if ds is None else ds
@@ -188,11 +198,15 @@ def compare_case(
     exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
     plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
-    allowed = gradient_budgets(mechanism, rounded, plain_ds, plain_grads, target, exact_scores=case.exact_scores)
+    known |= {"independent": case.independent}
+    allowed = latest(
+        "backward", mechanism, key, target, lambda: gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **known)
+    )
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
         if path in got_grads:
-            yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path]))
+            beside = largest_beside(path, exact_grads)
+            yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path], case, target, beside))
         elif path.partition(".")[0] in declined:
             yield Result(*about, f"d_{path}", target.name, "skipped", reason=f"gradient of {path}: not supported")
         else:
@@ -209,11 +223,12 @@ def _as_cotangents(mechanism: Mechanism[..., Any], given: Any) -> tuple[Array, .
         raise TypeError(f"cotangents: {error}") from None
 
 
-def _judged(got: Array, exact: Array, budget: Array) -> dict[str, Any]:
-    fields = compare(got, exact, budget)
-    signal = np.abs(np.where(np.isfinite(exact), exact, 0))
-    if fields["status"] == "pass" and signal.any() and (budget > signal.max()).mean() > 0.5:
-        return {"status": "skipped", "reason": "the budget is larger than the signal: nothing can be told here"}
+def _judged(got: Array, exact: Array, allowed: Allowance, case: Case, target: Format, beside: float = 0.0) -> dict[str, Any]:
+    fields = compare(got, exact, allowed.budget)
+    if fields["status"] == "pass" and is_vacuous(allowed.budget, exact, beside):
+        return {"status": "skipped", "reason": VACUOUS}
+    if fields["status"] == "pass" and case.independent and allowed.spread is not None:
+        return with_drift(fields, drift(got, exact, allowed.spread, target))
     return fields
 
 

@@ -9,6 +9,10 @@ import numpy as np
 
 from refattn._core import Array
 
+NARROW = -100
+"""Exponents of the smallest normal numbers lie on two sides of it: -126 in float32 and bfloat16, -14 and -6 in narrow formats."""
+BY_ML_DTYPES = {"bfloat16", "float8_e4m3fn", "float8_e5m2"}
+
 
 @dataclass(frozen=True)
 class Format:
@@ -26,6 +30,10 @@ class Format:
         Largest finite number.
     accumulator : float
         Unit roundoff of sums: float32's for all formats up to float32.
+    saturates : bool
+        Whether what is larger than the largest number becomes that, and not infinity: so conversions to 8 bits do by default.
+    infinite : bool
+        Whether it has infinities.
     """
 
     name: str
@@ -33,6 +41,8 @@ class Format:
     lowest: int
     largest: float
     accumulator: float
+    saturates: bool = False
+    infinite: bool = True
 
     @property
     def unit(self) -> float:
@@ -41,8 +51,13 @@ class Format:
 
     @property
     def floor(self) -> float:
-        """An absolute error that underflow may cause: kernels may flush subnormal numbers, except in float16."""
-        return 2.0 ** (self.lowest - self.digits + 1) if self.name == "float16" else 2.0**self.lowest
+        """An absolute error that underflow may cause: kernels may flush subnormal numbers, except in formats of few exponents."""
+        return 2.0 ** (self.lowest - self.digits + 1) if self.is_narrow else 2.0**self.lowest
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether numbers of ordinary size are subnormal: in float16 and in formats of 8 bits."""
+        return self.lowest > NARROW
 
     def round(self, x: Any) -> Array:
         """The nearest numbers of this format, ties to even, as float64 (longdouble stays so)."""
@@ -51,22 +66,23 @@ class Format:
         step = np.ldexp(np.ones_like(x), np.maximum(exponent, self.lowest + 1) - self.digits)
         with np.errstate(over="ignore", invalid="ignore"):
             nearest = np.where(np.isfinite(x), np.round(x / step) * step, x)
-        return np.where(np.isfinite(nearest) & (np.abs(nearest) > self.largest), np.copysign(np.inf, nearest), nearest)
+        beyond = np.isfinite(nearest) & (np.abs(nearest) > self.largest)
+        return np.where(beyond, np.copysign(self.largest if self.saturates else np.inf, nearest), nearest)
 
     def array(self, x: Array) -> np.ndarray[Any, Any]:
-        """The same values in this format; bfloat16 needs ml_dtypes."""
+        """The same values in this format; bfloat16 and formats of 8 bits need ml_dtypes."""
         return x.astype(self.numpy_dtype)
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """NumPy's own type, or that of ml_dtypes."""
-        if self.name != "bfloat16":
+        if self.name not in BY_ML_DTYPES:
             return np.dtype(self.name)
         try:
             import ml_dtypes  # noqa: PLC0415  # an extra
         except ImportError:
-            raise TypeError("dtype='bfloat16' in NumPy arrays needs the package ml_dtypes: pip install 'refattn[test]'") from None
-        return np.dtype(ml_dtypes.bfloat16)
+            raise TypeError(f"dtype={self.name!r} in NumPy arrays needs the package ml_dtypes: pip install 'refattn[test]'") from None
+        return np.dtype(getattr(ml_dtypes, self.name))
 
 
 FORMATS = {
@@ -76,6 +92,8 @@ FORMATS = {
         Format("float32", 24, -126, float(np.finfo(np.float32).max), 2.0**-24),
         Format("float16", 11, -14, 65504.0, 2.0**-24),
         Format("bfloat16", 8, -126, (2 - 2.0**-7) * 2.0**127, 2.0**-24),
+        Format("float8_e4m3fn", 4, -6, 448.0, 2.0**-24, saturates=True, infinite=False),
+        Format("float8_e5m2", 3, -14, 57344.0, 2.0**-24, saturates=True),
     )
 }
 

@@ -16,8 +16,10 @@ from refattn.testing.battery import Case, cases
 from refattn.testing.candidates import Candidate
 from refattn.testing.checking import compare_case
 from refattn.testing.frameworks import FRAMEWORKS
+from refattn.testing.handling import runs
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
+from refattn.testing.vacuous import untold
 from refattn.view.table import Table, progress
 
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
@@ -38,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_check(args: Namespace) -> int:
-    """Check a target; the exit status is 0 where it is right, 1 where it is wrong."""
+    """Check a target; the exit status is 0 where it is right, 1 where it is wrong, 2 where nothing can be told of a mechanism."""
     sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     names = [args.target] if args.target else list(adapters.targets())
@@ -54,18 +56,20 @@ def run_check(args: Namespace) -> int:
     if not any(r.passed for r in every) and not any(report.failures for report in reports.values()):
         print("refattn: nothing was compared", file=sys.stderr)
         return 2
-    return 1 if any(report.failures for report in reports.values()) else 0
+    if any(report.failures for report in reports.values()):
+        return 1
+    return 2 if any(":" not in name for name in untold(every)) else 0
 
 
 def _checked(target: str, args: Namespace) -> Report:
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
-        (m, candidate, case, dtype)
+        (m, run, case, dtype)
         for m, candidate in adapters.resolve(
             target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument)
         )
         for dtype in dtypes
-        for case in cases(m, args.level)
+        for run, case in runs(candidate, m, cases(m, args.level))
     ]
     results: list[Result] = []
     with warnings.catch_warnings():
@@ -109,5 +113,10 @@ def _print(target: str, report: Report, verbose: bool) -> None:
         for reason, count in reasons.most_common():
             skipped.row(count, reason, style=STYLES["skipped"])
         skipped.print()
+    vain = untold(report.results)
+    if vain:
+        print(f"\nnothing could be told of {len(vain)}, whose budgets are larger than the signal in every case:")
+        print("\n".join(f"  {name}" for name in vain))
+    whole = [name for name in vain if ":" not in name]
     verdict = "wrong" if report.failures else "right" if report.passed else "not compared"
-    print(f"\n{target}: {verdict}\n")
+    print(f"\n{target}: {verdict}{f', but for {len(whole)} mechanisms of which nothing can be told' if whole and report.passed else ''}\n")

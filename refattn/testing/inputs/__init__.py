@@ -1,0 +1,1 @@
+"""Inputs under which a wrong kernel cannot pass, one kind of operation a file."""
