@@ -1,0 +1,192 @@
+"""Elementary functions of expansions: reduced by tables, then power series, in the arithmetic of expansions itself.
+
+Nothing here asks NumPy for an exponential or a logarithm, whose last bits differ between processors, not even for a first guess.
+The rest of a series that is cut off is added to the error bound, which the operations carry along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from refattn._core import Array
+from refattn.exact.constants import STEPS, inverse_factorials, inverses, log_two, logs, powers_of_two, step_of_exp
+from refattn.exact.expansion import Expansion, expansion_of, selected
+from refattn.exact.number import Number, lifted
+from refattn.exact.number import scaled as scaled_number
+
+PER_UNIT = 64 / 0.6931471805599453
+BOUND = 800.0
+"""Exponentials of more overflow, of less underflow, by far."""
+NEAR = 2.0**-7
+
+
+def head(x: Expansion) -> Array:
+    """The nearest float64, as a plain array."""
+    return x.view(np.ndarray)
+
+
+def series(x: Expansion, coefficients: Sequence[Expansion]) -> Expansion:
+    """The polynomial, by Horner's rule."""
+    total: Any = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        total = total * x + c
+    return total
+
+
+def terms_needed(largest: float, components: int, size: Callable[[int], float]) -> int:
+    """How many terms of a power series in ``largest`` reach past the last component; `size` is the logarithm of 1 / coefficient."""
+    wanted = 53 * components + 10
+    k = 1
+    while -k * math.log2(largest) + size(k) < wanted:
+        k += 1
+    return k
+
+
+def widened(x: Expansion, by: Array) -> Expansion:
+    """With more error."""
+    parts, error = x.number
+    return expansion_of(Number(parts, error + by))
+
+
+def replaced(x: Expansion, where: Any, value: Any) -> Expansion:
+    """With a plain value, which is exact, at some places."""
+    return selected(where, value, x) if np.any(where) else x
+
+
+def times_power_of_two(x: Expansion, exponents: Array) -> Expansion:
+    """``x * 2 ** exponents`` in two steps, since a single power might overflow where the product does not."""
+    first = exponents // 2
+    number = scaled_number(scaled_number(x.number, _power_of_two(first)), _power_of_two(exponents - first))
+    return expansion_of(number)
+
+
+def _power_of_two(exponents: Array) -> Array:
+    return np.asarray((np.clip(exponents, -1022, 1023).astype(np.int64) + 1023) << 52).view(np.float64)
+
+
+def _exp_parts(x: Expansion) -> tuple[Expansion, Expansion, Array]:
+    """``exp(x) = 2**k (t + t p)`` for x within `BOUND`, t from the table, and p between -1/100 and 1/100."""
+    n = x.components
+    steps = np.rint(head(x) * PER_UNIT)
+    rest = x - steps * step_of_exp(n)
+    largest = 0.75 * math.log(2) / STEPS  # half a step, and what rounding may add to it
+    count = terms_needed(largest, n, lambda k: math.lgamma(k + 1) / math.log(2))
+    p = rest * series(rest, inverse_factorials(n)[1 : count + 1])
+    p = widened(p, np.abs(head(p)) * 2.0 ** -(53 * n + 8))
+    whole = steps.astype(np.int64)
+    t = powers_of_two(n)[whole % STEPS]
+    return t, t * p, whole // STEPS
+
+
+def _within(x: Expansion) -> Expansion:
+    """Numbers within `BOUND`, so that all steps are whole numbers; the others come out right without their values."""
+    large = ~(np.abs(head(x)) <= BOUND)
+    return replaced(x, large, np.where(head(x) > 0, BOUND, np.where(head(x) < 0, -BOUND, 0)))
+
+
+def exp(x: Expansion) -> Expansion:
+    """The exponential."""
+    t, more, k = _exp_parts(_within(x))
+    y = times_power_of_two(t + more, k)
+    return replaced(replaced(y, np.isneginf(head(x)), 0.0), np.isnan(head(x)), np.nan)
+
+
+def expm1(x: Expansion) -> Expansion:
+    """The exponential less 1: near 0, where table and power are 1, it is the series alone."""
+    t, more, k = _exp_parts(_within(x))
+    y = times_power_of_two(more, k) + (times_power_of_two(t, k) - 1)
+    y = selected(head(x) > BOUND, np.inf, y)
+    return replaced(replaced(y, np.isneginf(head(x)), -1.0), np.isnan(head(x)), np.nan)
+
+
+def _twice_arctanh(s: Expansion) -> Expansion:
+    """For ``|s|`` below `NEAR`."""
+    n = s.components
+    count = terms_needed(NEAR**2, n, lambda _: 0.0)
+    y = s * series(s * s, inverses(n)[1 : 2 * count : 2])
+    return widened(y + y, np.abs(head(y)) * 2.0 ** -(53 * n + 7))
+
+
+def log(x: Expansion) -> Expansion:
+    """The natural logarithm: of the power of 2, of a table's fraction, and of the quotient, which is near 1."""
+    n = x.components
+    usual = np.isfinite(head(x)) & (head(x) > 0)
+    x_usual = replaced(x, ~usual, 1.0)
+    mantissa, exponent = np.frexp(head(x_usual))
+    k = (exponent - (mantissa < math.sqrt(0.5))).astype(np.int64)
+    m = times_power_of_two(x_usual, -k)
+    j = np.rint(head(m) * STEPS)
+    c = j / STEPS
+    y = _twice_arctanh((m - c) / (m + c)) + (logs(n)[j.astype(np.int64) - STEPS // 2] + k.astype(np.float64) * log_two(n))
+    beside = np.where(head(x) == 0, -np.inf, np.where(head(x) > 0, np.inf, np.nan))
+    return replaced(y, ~usual, beside)
+
+
+def log1p(x: Expansion) -> Expansion:
+    """The logarithm of 1 + x; near 0 of the quotient, which keeps what the sum would lose."""
+    near = np.abs(head(x)) < NEAR
+    x_near = replaced(x, ~near, 0.0)
+    return selected(near, _twice_arctanh(x_near / (x_near + 2)), log(replaced(x, near, 1.0) + 1))
+
+
+def tanh(x: Expansion) -> Expansion:
+    """From the exponential of -2 |x|, which neither overflows nor cancels."""
+    size = absolute(x)
+    e = expm1(size * -2)
+    y = -e / (e + 2)
+    return selected(head(x) < 0, -y, y)
+
+
+def absolute(x: Expansion) -> Expansion:
+    """The number or its opposite; the sign of an expansion is that of its first component."""
+    return selected(np.signbit(head(x)), -x, x)
+
+
+def power(x: Expansion, y: Any) -> Expansion:
+    """Whole powers up to 64 by multiplication, others as ``exp(y log x)``."""
+    if isinstance(y, (int, float, np.number)) or (isinstance(y, np.ndarray) and not isinstance(y, Expansion) and y.ndim == 0):
+        exponent = float(y)
+        if abs(exponent) <= 64 and exponent == int(exponent):
+            return _whole_power(x, int(exponent))
+        if abs(exponent) == 0.5:
+            return np.sqrt(x) if exponent > 0 else 1 / np.sqrt(x)
+    plain_y = head(y) if isinstance(y, Expansion) else np.asarray(y, np.float64)
+    made = exp(log(absolute(x)) * y)
+    whole = plain_y == np.floor(plain_y)
+    odd = whole & (np.floor(plain_y / 2) * 2 != plain_y)
+    made = selected((head(x) < 0) & odd, -made, made)
+    made = replaced(made, (head(x) < 0) & ~whole, np.nan)
+    return replaced(made, np.broadcast_to(plain_y == 0, made.shape), 1.0)
+
+
+def _whole_power(x: Expansion, exponent: int) -> Expansion:
+    if exponent < 0:
+        return 1 / _whole_power(x, -exponent)
+    made: Any = None
+    while exponent:
+        if exponent & 1:
+            made = x if made is None else made * x
+        exponent >>= 1
+        x = x * x if exponent else x
+    if made is None:
+        return expansion_of(lifted(np.ones(x.shape), x.components))
+    return made
+
+
+def sign(x: Expansion) -> Expansion:
+    """-1, 0 or 1: that of the first component."""
+    return expansion_of(lifted(np.sign(head(x)), x.components))
+
+
+def floor(x: Expansion) -> Expansion:
+    """The whole number at or below: where one component is whole, the next decides."""
+    made = expansion_of(lifted(np.zeros(x.shape), x.components))
+    whole = np.ones(x.shape, bool)
+    for part in x.number.parts:
+        made = made + np.where(whole, np.floor(part), 0)
+        whole = whole & (np.floor(part) == part)
+    return made
