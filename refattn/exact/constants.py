@@ -65,12 +65,12 @@ def constants(values: Sequence[Fraction], components: int) -> Expansion:
     """
     parts, errors = [], []
     for value in values:
-        found = []
+        left, found = value, []
         for _ in range(components):
-            found.append(value.numerator / value.denominator)  # correctly rounded, as all divisions of whole numbers in Python
-            value -= Fraction(found[-1])
+            found.append(left.numerator / left.denominator)  # correctly rounded, as all divisions of whole numbers in Python
+            left -= Fraction(found[-1])
         parts.append(found)
-        errors.append(abs(value.numerator / value.denominator) * SLACK)
+        errors.append(abs(left.numerator / left.denominator) * SLACK)
     columns = np.array(parts).reshape(len(values), components).T
     return expansion_of(Number(tuple(columns.copy()), np.array(errors)))
 

@@ -123,7 +123,7 @@ class Expansion(np.ndarray):
     def mean(self, axis: Any = None, **options: Any) -> Any:
         """The sum, divided by how many there are."""
         total = self.sum(axis=axis, **options)
-        return total / (self.size / total.size)
+        return total / (self.size // max(total.size, 1))
 
     def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
         """The first of the largest."""

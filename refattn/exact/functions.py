@@ -109,7 +109,9 @@ def _einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
         raise TypeError(f"refattn.exact has no numpy.einsum of {subscripts!r}")
     components = next(x.components for x in operands if isinstance(x, Expansion))
     letters = [c for c in dict.fromkeys("".join(names).replace(".", "")) if c not in result]
-    spread = max(np.ndim(x) - len(n.replace("...", "")) for x, n in zip(operands, names, strict=True) if "..." in n) if "..." in inputs else 0
+    spread = (
+        max(np.ndim(x) - len(n.replace("...", "")) for x, n in zip(operands, names, strict=True) if "..." in n) if "..." in inputs else 0
+    )
     outer = result.replace("...", "*" * spread)
     wanted = outer + "".join(letters)
     sizes: dict[str, int] = {}

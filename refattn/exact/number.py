@@ -58,13 +58,16 @@ def multiply(a: Number, b: Number) -> Number:
     count = len(a.parts)
     split_a, split_b = ([halves(p) for p in x.parts[: count - 1]] for x in (a, b))
     terms: list[Array] = []
+    places: list[int] = []
     behind: list[Array] = []
     for place in range(count - 1):
         pairs = [product_of_halves(a.parts[i], split_a[i], b.parts[place - i], split_b[place - i]) for i in range(place + 1)]
         terms += [*behind, *(p for p, _ in pairs)]
+        places += [place] * (len(terms) - len(places))
         behind = [e for _, e in pairs]
     last = [a.parts[i] * b.parts[count - 1 - i] for i in range(count)]
-    parts, dropped = distilled([*terms, *behind, *last], count)
+    terms += [*behind, *last]
+    parts, dropped = distilled(terms, count, places + [count - 1] * (len(terms) - len(places)))
     rounding = sum((np.abs(p) for p in last[1:]), np.abs(last[0])) * UNIT
     for i in range(1, count):  # what is behind the last place; places further back are 2**-52 of it and less
         rounding = rounding + np.abs(a.parts[i] * b.parts[count - i]) * (1 + 2.0**-50)

@@ -59,26 +59,41 @@ def product_of_halves(a: Array, a_halves: tuple[Array, Array], b: Array, b_halve
     return p, a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2)
 
 
-def distilled(terms: Sequence[Array], components: int) -> tuple[list[Array], Array]:
-    """The sum of the terms as so many components, each less than the last place of the one before; and a bound of what is dropped.
+def distilled(terms: Sequence[Array], components: int, places: Sequence[int] | None = None) -> tuple[list[Array], Array]:
+    """The sum of the terms as so many components, each the nearest float64 to what is left; and a bound of what is dropped.
 
     Terms should come with the largest first. Every pass from the last to the first leaves the rounded sum in front and the errors
-    behind, and their total as it was [1]_: what is dropped is known, and nothing else is lost.
+    behind, and their total as it was [1]_: what is dropped is known, and nothing else is lost. `places` says that term k is below
+    ``2 ** (-53 places[k])`` of the sum: errors of sums from there on are one place further, and are dropped behind the last.
 
     References
     ----------
     .. [1] Ogita, Rump, Oishi, "Accurate Sum and Dot Product", SIAM Journal on Scientific Computing 26, 2005: VecSum.
     """
-    left = list(terms)
-    for front in range(min(components, len(left) - 1)):
+    left, dropped = list(terms), []
+    place = [0] * len(left) if places is None else list(places)
+    for front in range(components):
+        if front >= len(left) - 1:
+            break
         _pass(left, front)
-    dropped = np.abs(left[components]) if len(left) > components else np.zeros_like(left[0])
-    for term in left[components + 1 :]:
-        dropped = dropped + np.abs(term)
+        place[front + 1 :] = [p + 1 for p in place[front:-1]] if places is not None else place[front + 1 :]
+        count = sum(p < components for p in place)
+        dropped += left[count:]
+        del left[count:], place[count:]
+    dropped += left[components:]
     kept = left[:components] + [np.zeros_like(left[0])] * (components - len(left))
-    for _ in range(components - 1):
-        _pass(kept, 0)
-    return kept, dropped
+    _normalise(kept)
+    bound = sum((np.abs(term) for term in dropped[1:]), np.abs(dropped[0])) if dropped else np.zeros_like(left[0])
+    return kept, bound
+
+
+def _normalise(terms: list[Array]) -> None:
+    """Passes until none changes a number, and so many that every number has come to rest: then each is rounded from what follows."""
+    for _ in range(len(terms) - 1):
+        before = list(terms)
+        _pass(terms, 0)
+        if len(terms) > 2 and all(np.array_equal(a, b) for a, b in zip(before, terms, strict=True)):
+            break
 
 
 def _pass(terms: list[Array], front: int) -> None:

@@ -80,7 +80,6 @@ def _long_pi() -> Fraction:
     return Fraction(16 * arctan(5) - 4 * arctan(239), one)
 
 
-
 def _sin_series(x: Expansion) -> Expansion:
     """For numbers up to an eighth of a turn."""
     n = x.components
