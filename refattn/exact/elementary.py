@@ -158,8 +158,8 @@ def power(x: Expansion, y: Any) -> Expansion:
     made = exp(log(absolute(x)) * y)
     whole = plain_y == np.floor(plain_y)
     odd = whole & (np.floor(plain_y / 2) * 2 != plain_y)
-    made = selected((head(x) < 0) & odd, -made, made)
-    made = replaced(made, (head(x) < 0) & ~whole, np.nan)
+    made = selected(np.signbit(head(x)) & odd, -made, made)
+    made = replaced(made, (head(x) < 0) & np.isfinite(head(x)) & ~whole, np.nan)
     return replaced(made, np.broadcast_to(plain_y == 0, made.shape), 1.0)
 
 

@@ -77,11 +77,15 @@ def multiply(a: Number, b: Number) -> Number:
 
 def scaled(a: Number, factor: Array) -> Number:
     """A times a power of two: exact above the subnormal numbers."""
-    return settled([p * factor for p in a.parts], a.error * factor + TINY, a.head * factor)
+    grown = np.all(factor >= 1)
+    return settled([p * factor for p in a.parts], a.error * factor + (0 if grown else TINY), a.head * factor)
 
 
 def divide(a: Number, b: Number) -> Number:
     """A / b, by long division; its error is what the rest says."""
+    factor = np.where(np.abs(b.head) < 2.0**-700, 2.0**500, 1)
+    if np.any(factor != 1):
+        a, b = scaled(a, factor), scaled(b, factor)
     count, rest, digits = len(a.parts), a, []
     for _ in range(count + 1):
         digits.append(rest.head / b.head)
@@ -97,6 +101,10 @@ def sqrt(a: Number) -> Number:
     """The root, by Newton's iteration from the float64 root; its error is what the square lacks."""
     count, head = len(a.parts), np.sqrt(a.head)
     usual = np.isfinite(a.head) & (a.head > 0)
+    small = usual & (a.head < 2.0**-500)
+    if np.any(small):  # the square of its root would lose components
+        factor = np.where(small, 2.0**600, 1)
+        return scaled(sqrt(scaled(a, factor)), np.where(small, 2.0**-300, 1))
     y = lifted(np.where(usual, head, 1), count)
     x = Number(tuple(np.where(usual, p, 1 if i == 0 else 0) for i, p in enumerate(a.parts)), np.where(usual, a.error, 0))
     digits = 1

@@ -16,6 +16,7 @@ ARITHMETIC: Mapping[Any, Callable[..., Number]] = {
     np.subtract: number.subtract,
     np.multiply: number.multiply,
     np.divide: number.divide,
+    np.reciprocal: lambda a: number.divide(number.lifted(np.ones(a.head.shape), len(a.parts)), a),
     np.negative: number.negative,
     np.positive: lambda a: a,
     np.square: lambda a: number.multiply(a, a),

@@ -17,6 +17,8 @@ TINY = 2.0**-1070
 """More than what one product loses to underflow: each of its six roundings errs by 2**-1075 at most, below the normal numbers."""
 SLACK = 1 + 2.0**-40
 """Error bounds are sums of some tens of rounded terms, each of relative error 2**-53."""
+MOST_PASSES = 64
+"""Far more than numbers take to come to rest; no accuracy depends on it, since passes keep the sum."""
 HALF = np.int64(1 << 26)
 UPPER = np.int64(-(1 << 27))
 
@@ -88,11 +90,11 @@ def distilled(terms: Sequence[Array], components: int, places: Sequence[int] | N
 
 
 def _normalise(terms: list[Array]) -> None:
-    """Passes until none changes a number, and so many that every number has come to rest: then each is rounded from what follows."""
-    for _ in range(len(terms) - 1):
+    """Passes until none changes a number: then each is rounded from what follows. Of two, one pass is enough."""
+    for _ in range(1 if len(terms) == 2 else MOST_PASSES):
         before = list(terms)
         _pass(terms, 0)
-        if len(terms) > 2 and all(np.array_equal(a, b) for a, b in zip(before, terms, strict=True)):
+        if len(terms) > 2 and all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, terms, strict=True)):
             break
 
 

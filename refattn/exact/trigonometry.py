@@ -12,7 +12,7 @@ from refattn.exact.constants import constant, constants, inverse_factorials, pi
 from refattn.exact.elementary import head, replaced, series, terms_needed, widened
 from refattn.exact.expansion import Expansion, expansion_of, selected
 from refattn.exact.number import Number
-from refattn.exact.transforms import TINY, distilled, two_product
+from refattn.exact.transforms import SLACK, TINY, distilled, two_product
 
 FEW = 2.0**30
 """Quarters of a turn that are counted in float64; where there are more, whole numbers of Python do it."""
@@ -45,9 +45,10 @@ def _reduced(x: Expansion) -> tuple[Expansion, np.ndarray]:
     quarter = constant(pi() / 2, n + 2).number
     products = [two_product(-count, np.broadcast_to(p, count.shape)) for p in quarter.parts]
     pairs = [p for pair in products for p in pair]
-    parts, dropped = distilled([*x.number.parts, *pairs], n)
-    error = (x.error + np.abs(count) * quarter.error + dropped + len(pairs) * TINY * (count != 0)) * 1.001
-    rest, quarters = expansion_of(Number(tuple(parts), error)), count.astype(np.int64)
+    parts, dropped = distilled([*x.number.parts, *pairs], n + 2)  # beside a whole quarter, the first ones cancel
+    error = x.error + np.abs(count) * quarter.error + dropped + np.abs(parts[n]) + np.abs(parts[n + 1])
+    error = (error + len(pairs) * TINY * (count != 0)) * SLACK
+    rest, quarters = expansion_of(Number(tuple(parts[:n]), error)), count.astype(np.int64)
     for at in zip(*np.nonzero(np.atleast_1d(far)), strict=True):
         key = at if x.ndim else ()
         rest[key], quarters[key] = _by_fractions(x[key])
