@@ -35,7 +35,7 @@ def results(mechanism, sample):
 
 def digests(names, count):
     """By mechanism and sample."""
-    chosen = [m for m in refattn.mechanisms() if not names or m.__name__ in names]
+    chosen = [getattr(refattn, name) for name in names] or refattn.mechanisms()
     return {f"{m.__name__}: {s.name}": digest(results(m, s)) for m in chosen for s in list(samples(m))[:count]}
 
 

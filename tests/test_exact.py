@@ -138,7 +138,6 @@ def far_off(mechanism, sample):
             yield name, float((off / may).max())
 
 
-
 needs_longdouble = pytest.mark.skipif(not EXTENDED, reason="longdouble is float64 here")
 
 
@@ -259,7 +258,9 @@ def test_lower_precisions_are_exact():
 
 def test_errors_are_those_of_the_mechanism():
     with pytest.raises(refattn.ShapeError, match="head_dim"):
-        refattn.exact.evaluate(refattn.scaled_dot_product_attention, query=np.ones((1, 2, 3)), key=np.ones((1, 2, 4)), value=np.ones((1, 2, 4)))
+        refattn.exact.evaluate(
+            refattn.scaled_dot_product_attention, query=np.ones((1, 2, 3)), key=np.ones((1, 2, 4)), value=np.ones((1, 2, 4))
+        )
     _, pullback = refattn.exact.vjp(refattn.softmax, x=np.ones(3))
     with pytest.raises(ValueError, match="d_output has shape"):
         pullback(np.ones(2))
@@ -280,7 +281,12 @@ def test_arguments_are_left_alone():
 
 def test_components_are_never_lost_in_silence():
     x = expansion(np.ones((2, 3)), 2) / 3
-    for operation in (lambda: np.cbrt(x), lambda: np.var(x), lambda: x.astype(np.longdouble), lambda: np.add(np.ones((2, 3)), x, out=np.ones((2, 3)))):
+    for operation in (
+        lambda: np.cbrt(x),
+        lambda: np.var(x),
+        lambda: x.astype(np.longdouble),
+        lambda: np.add(np.ones((2, 3)), x, out=np.ones((2, 3))),
+    ):
         with pytest.raises(TypeError):
             operation()
     dropped = x.view(Expansion)

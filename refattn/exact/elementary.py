@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array
+from refattn._core import Array, Integers
 from refattn.exact.constants import STEPS, inverse_factorials, inverses, log_two, logs, powers_of_two, step_of_exp
-from refattn.exact.expansion import Expansion, expansion_of, selected
+from refattn.exact.expansion import Expanded, expansion_of, selected
 from refattn.exact.number import Number, lifted
 from refattn.exact.number import scaled as scaled_number
 
@@ -24,12 +24,12 @@ BOUND = 800.0
 NEAR = 2.0**-7
 
 
-def head(x: Expansion) -> Array:
+def head(x: Expanded) -> Array:
     """The nearest float64, as a plain array."""
     return x.view(np.ndarray)
 
 
-def series(x: Expansion, coefficients: Sequence[Expansion]) -> Expansion:
+def series(x: Expanded, coefficients: Sequence[Expanded]) -> Expanded:
     """The polynomial, by Horner's rule."""
     total: Any = coefficients[-1]
     for c in coefficients[-2::-1]:
@@ -46,29 +46,29 @@ def terms_needed(largest: float, components: int, size: Callable[[int], float]) 
     return k
 
 
-def widened(x: Expansion, by: Array) -> Expansion:
+def widened(x: Expanded, by: Array) -> Expanded:
     """With more error."""
     parts, error = x.number
     return expansion_of(Number(parts, error + by))
 
 
-def replaced(x: Expansion, where: Any, value: Any) -> Expansion:
+def replaced(x: Expanded, where: Any, value: Any) -> Expanded:
     """With a plain value, which is exact, at some places."""
     return selected(where, value, x) if np.any(where) else x
 
 
-def times_power_of_two(x: Expansion, exponents: Array) -> Expansion:
+def times_power_of_two(x: Expanded, exponents: Integers) -> Expanded:
     """``x * 2 ** exponents`` in two steps, since a single power might overflow where the product does not."""
     first = exponents // 2
     number = scaled_number(scaled_number(x.number, _power_of_two(first)), _power_of_two(exponents - first))
     return expansion_of(number)
 
 
-def _power_of_two(exponents: Array) -> Array:
+def _power_of_two(exponents: Integers) -> Array:
     return np.asarray((np.clip(exponents, -1022, 1023).astype(np.int64) + 1023) << 52).view(np.float64)
 
 
-def _exp_parts(x: Expansion) -> tuple[Expansion, Expansion, Array]:
+def _exp_parts(x: Expanded) -> tuple[Expanded, Expanded, Integers]:
     """``exp(x) = 2**k (t + t p)`` for x within `BOUND`, t from the table, and p between -1/100 and 1/100."""
     n = x.components
     steps = np.rint(head(x) * PER_UNIT)
@@ -82,20 +82,20 @@ def _exp_parts(x: Expansion) -> tuple[Expansion, Expansion, Array]:
     return t, t * p, whole // STEPS
 
 
-def _within(x: Expansion) -> Expansion:
+def _within(x: Expanded) -> Expanded:
     """Numbers within `BOUND`, so that all steps are whole numbers; the others come out right without their values."""
     large = ~(np.abs(head(x)) <= BOUND)
     return replaced(x, large, np.where(head(x) > 0, BOUND, np.where(head(x) < 0, -BOUND, 0)))
 
 
-def exp(x: Expansion) -> Expansion:
+def exp(x: Expanded) -> Expanded:
     """The exponential."""
     t, more, k = _exp_parts(_within(x))
     y = times_power_of_two(t + more, k)
     return replaced(replaced(y, np.isneginf(head(x)), 0.0), np.isnan(head(x)), np.nan)
 
 
-def expm1(x: Expansion) -> Expansion:
+def expm1(x: Expanded) -> Expanded:
     """The exponential less 1: near 0, where table and power are 1, it is the series alone."""
     t, more, k = _exp_parts(_within(x))
     y = times_power_of_two(more, k) + (times_power_of_two(t, k) - 1)
@@ -103,7 +103,7 @@ def expm1(x: Expansion) -> Expansion:
     return replaced(replaced(y, np.isneginf(head(x)), -1.0), np.isnan(head(x)), np.nan)
 
 
-def _twice_arctanh(s: Expansion) -> Expansion:
+def _twice_arctanh(s: Expanded) -> Expanded:
     """For ``|s|`` below `NEAR`."""
     n = s.components
     count = terms_needed(NEAR**2, n, lambda _: 0.0)
@@ -111,7 +111,7 @@ def _twice_arctanh(s: Expansion) -> Expansion:
     return widened(y + y, np.abs(head(y)) * 2.0 ** -(53 * n + 7))
 
 
-def log(x: Expansion) -> Expansion:
+def log(x: Expanded) -> Expanded:
     """The natural logarithm: of the power of 2, of a table's fraction, and of the quotient, which is near 1."""
     n = x.components
     usual = np.isfinite(head(x)) & (head(x) > 0)
@@ -126,14 +126,14 @@ def log(x: Expansion) -> Expansion:
     return replaced(y, ~usual, beside)
 
 
-def log1p(x: Expansion) -> Expansion:
+def log1p(x: Expanded) -> Expanded:
     """The logarithm of 1 + x; near 0 of the quotient, which keeps what the sum would lose."""
     near = np.abs(head(x)) < NEAR
     x_near = replaced(x, ~near, 0.0)
     return selected(near, _twice_arctanh(x_near / (x_near + 2)), log(replaced(x, near, 1.0) + 1))
 
 
-def tanh(x: Expansion) -> Expansion:
+def tanh(x: Expanded) -> Expanded:
     """From the exponential of -2 |x|, which neither overflows nor cancels."""
     size = absolute(x)
     e = expm1(size * -2)
@@ -141,20 +141,20 @@ def tanh(x: Expansion) -> Expansion:
     return selected(head(x) < 0, -y, y)
 
 
-def absolute(x: Expansion) -> Expansion:
+def absolute(x: Expanded) -> Expanded:
     """The number or its opposite; the sign of an expansion is that of its first component."""
     return selected(np.signbit(head(x)), -x, x)
 
 
-def power(x: Expansion, y: Any) -> Expansion:
+def power(x: Expanded, y: Any) -> Expanded:
     """Whole powers up to 64 by multiplication, others as ``exp(y log x)``."""
-    if isinstance(y, (int, float, np.number)) or (isinstance(y, np.ndarray) and not isinstance(y, Expansion) and y.ndim == 0):
+    if isinstance(y, (int, float, np.number)) or (isinstance(y, np.ndarray) and not isinstance(y, Expanded) and y.ndim == 0):
         exponent = float(y)
         if abs(exponent) <= 64 and exponent == int(exponent):
             return _whole_power(x, int(exponent))
         if abs(exponent) == 0.5:
             return np.sqrt(x) if exponent > 0 else 1 / np.sqrt(x)
-    plain_y = head(y) if isinstance(y, Expansion) else np.asarray(y, np.float64)
+    plain_y = head(y) if isinstance(y, Expanded) else np.asarray(y, np.float64)
     made = exp(log(absolute(x)) * y)
     whole = plain_y == np.floor(plain_y)
     odd = whole & (np.floor(plain_y / 2) * 2 != plain_y)
@@ -163,7 +163,7 @@ def power(x: Expansion, y: Any) -> Expansion:
     return replaced(made, np.broadcast_to(plain_y == 0, made.shape), 1.0)
 
 
-def _whole_power(x: Expansion, exponent: int) -> Expansion:
+def _whole_power(x: Expanded, exponent: int) -> Expanded:
     if exponent < 0:
         return 1 / _whole_power(x, -exponent)
     made: Any = None
@@ -177,12 +177,12 @@ def _whole_power(x: Expansion, exponent: int) -> Expansion:
     return made
 
 
-def sign(x: Expansion) -> Expansion:
+def sign(x: Expanded) -> Expanded:
     """-1, 0 or 1: that of the first component."""
     return expansion_of(lifted(np.sign(head(x)), x.components))
 
 
-def floor(x: Expansion) -> Expansion:
+def floor(x: Expanded) -> Expanded:
     """The whole number at or below: where one component is whole, the next decides."""
     made = expansion_of(lifted(np.zeros(x.shape), x.components))
     whole = np.ones(x.shape, bool)

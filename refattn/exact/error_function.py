@@ -12,7 +12,7 @@ import numpy as np
 from refattn.exact import sums
 from refattn.exact.constants import constant, constants, exp_of, pi
 from refattn.exact.elementary import absolute, head, replaced, series, terms_needed, widened
-from refattn.exact.expansion import Expansion, expansion_of, selected
+from refattn.exact.expansion import Expanded, expansion_of, selected
 
 NEAR = 0.5
 FAR = 30.0
@@ -26,7 +26,7 @@ def _step(components: int) -> Fraction:
 
 
 @functools.cache
-def _nodes(components: int) -> tuple[Expansion, Expansion]:
+def _nodes(components: int) -> tuple[Expanded, Expanded]:
     """The squares of the rule's places, and exp(-square), down to what the last component does not hold."""
     step = _step(components)
     count = math.ceil(math.sqrt((53 * components + 8) * math.log(2)) / step)
@@ -35,25 +35,25 @@ def _nodes(components: int) -> tuple[Expansion, Expansion]:
 
 
 @functools.cache
-def _coefficients(components: int) -> tuple[Expansion, ...]:
+def _coefficients(components: int) -> tuple[Expanded, ...]:
     """Of the power series of ``sqrt(pi) / 2 erf(x) / x`` in x ** 2."""
     count = terms_needed(NEAR**2, components, lambda k: math.lgamma(k + 1) / math.log(2))
     return tuple(constant(Fraction((-1) ** k, math.factorial(k) * (2 * k + 1)), components) for k in range(count + 1))
 
 
 @functools.cache
-def _twice_over_root_pi(components: int) -> Expansion:
+def _twice_over_root_pi(components: int) -> Expanded:
     return 2 / np.sqrt(constant(pi(), components))
 
 
-def _series(x: Expansion) -> Expansion:
+def _series(x: Expanded) -> Expanded:
     """Erf for ``|x| < NEAR``."""
     n = x.components
     y = _twice_over_root_pi(n) * x * series(x * x, _coefficients(n))
     return widened(y, np.abs(head(y)) * 2.0 ** -(53 * n + 6))
 
 
-def _trapezoid(x: Expansion) -> Expansion:
+def _trapezoid(x: Expanded) -> Expanded:
     """Erfc for ``x >= NEAR``: the rule, less the residue of its poles where they are near."""
     n, step = x.components, constant(_step(x.components), x.components)
     squares, weights = (c.reshape(-1, *(1,) * x.ndim) for c in _nodes(n))
@@ -68,7 +68,7 @@ def _trapezoid(x: Expansion) -> Expansion:
     return widened(y, np.abs(head(value)) * 2.0 ** -(53 * n + 4))
 
 
-def erf_and_complement(x: Expansion) -> tuple[Expansion, Expansion]:
+def erf_and_complement(x: Expanded) -> tuple[Expanded, Expanded]:
     """Erf and erfc, neither as 1 less the other where that would cancel."""
     size = absolute(x)
     size = replaced(size, head(size) > FAR, FAR)
@@ -79,6 +79,6 @@ def erf_and_complement(x: Expansion) -> tuple[Expansion, Expansion]:
     return selected(negative, -erf_size, erf_size), selected(negative, 1 + erf_size, erfc_size)
 
 
-def slope(x: Expansion) -> Expansion:
+def slope(x: Expanded) -> Expanded:
     """The derivative of erf."""
     return _twice_over_root_pi(x.components) * np.exp(-(x * x))

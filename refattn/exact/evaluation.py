@@ -94,10 +94,6 @@ class _Rounding:
         return head
 
 
-def _refused(mechanism: Mechanism[..., Any], unsure: list[str]) -> ArithmeticError:
-    return ArithmeticError(f"{mechanism.__name__}: {', '.join(unsure)} cancels further than {COMPONENTS[-1]} components of float64 reach")
-
-
 def evaluate(mechanism: Mechanism[..., Any], /, **arguments: Any) -> Any:
     """The outputs of a mechanism to 0.51 units in the last place, the same bits on every machine.
 
@@ -155,25 +151,34 @@ def vjp(mechanism: Mechanism[..., Any], /, **arguments: Any) -> tuple[Any, Pullb
     """
     forward: dict[int, Any] = {}
 
-    def run(components: int) -> tuple[Any, _Rounding]:
+    def in_components(components: int) -> list[str]:
+        """Run it, and return which outputs are unsure."""
         rounding = _Rounding(components)
-        forward[components] = made = rounding(lambda: mechanism.vjp(**arguments))
-        return made, rounding
+        forward[components] = rounding(lambda: mechanism.vjp(**arguments))
+        return rounding.unsure
 
-    for components in COMPONENTS:
-        (y, _), rounding = run(components)
-        if not rounding.unsure:
-            break
-    else:
-        raise _refused(mechanism, rounding.unsure)
+    y, _ = forward[_sufficient(mechanism, in_components)]
 
     def pullback(*cotangents: Any, **by_name: Any) -> Any:
-        for components in COMPONENTS:
-            _, back = forward[components] if components in forward else run(components)[0]
+        grads: dict[int, Any] = {}
+
+        def back(components: int) -> list[str]:
+            if components not in forward:
+                in_components(components)
             rounding = _Rounding(components)
-            grads = rounding(lambda: back(*cotangents, **by_name))  # noqa: B023  # called at once
-            if not rounding.unsure:
-                return grads
-        raise _refused(mechanism, rounding.unsure)
+            grads[components] = rounding(lambda: forward[components][1](*cotangents, **by_name))
+            return rounding.unsure
+
+        return grads[_sufficient(mechanism, back)]
 
     return y, pullback
+
+
+def _sufficient(mechanism: Mechanism[..., Any], unsure: Callable[[int], list[str]]) -> int:
+    """The least number of components with which nothing is unsure."""
+    names: list[str] = []
+    for components in COMPONENTS:
+        names = unsure(components)
+        if not names:
+            return components
+    raise ArithmeticError(f"{mechanism.__name__}: {', '.join(names)} cancels further than {COMPONENTS[-1]} components of float64 reach")

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from refattn._core import Array
 from refattn.exact.number import Number, chosen, lifted
+
+Expanded: TypeAlias = Any
+"""An `Expansion`, for type checkers: NumPy's stubs say of its operators that they return plain arrays."""
+
+
+def _moving(name: str) -> Any:
+    """The method of that name, of each component alike."""
+
+    def method(self: Expansion, *args: Any, **kwargs: Any) -> Expansion:
+        return self.moved(lambda p: getattr(p, name)(*args, **kwargs))
+
+    return method
+
+
+def _function(name: str) -> Any:
+    """The method that the function of that name is."""
+
+    def method(self: Expansion, *args: Any, **kwargs: Any) -> Any:
+        return getattr(np, name)(self, *args, **kwargs)
+
+    return method
+
+
+def _astype(self: Expansion, dtype: Any, **options: Any) -> Any:
+    """An expansion stays one, as no wider format is asked for; booleans and integers come from the nearest float64."""
+    if np.dtype(dtype) == np.float64:
+        return self.copy() if options.get("copy", True) else self
+    if np.dtype(dtype).kind == "f":
+        raise TypeError(f"an expansion cannot become {np.dtype(dtype)}: refattn.exact computes in sums of float64 alone")
+    return self.view(np.ndarray).astype(dtype, **options)
 
 
 class Expansion(np.ndarray):
@@ -84,56 +114,21 @@ class Expansion(np.ndarray):
         """All axes in reverse order."""
         return self.moved(lambda p: p.T)
 
-    def reshape(self, *shape: Any, **options: Any) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.reshape(*shape, **options))
-
-    def swapaxes(self, a: Any, b: Any) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.swapaxes(a, b))
-
-    def transpose(self, *axes: Any) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.transpose(*axes))
-
-    def repeat(self, repeats: Any, axis: Any = None) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.repeat(repeats, axis))
-
-    def ravel(self, *order: Any) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.ravel(*order))
-
-    def squeeze(self, axis: Any = None) -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.squeeze(axis))
-
-    def copy(self, order: Any = "C") -> Any:
-        """As of `numpy.ndarray`."""
-        return self.moved(lambda p: p.copy(order))
-
-    def astype(self, dtype: Any, **options: Any) -> Any:
-        """An expansion stays one, as no wider format is asked for; booleans and integers come from the nearest float64."""
-        if np.dtype(dtype) == np.float64:
-            return self.copy() if options.get("copy", True) else self
-        if np.dtype(dtype).kind == "f":
-            raise TypeError(f"an expansion cannot become {np.dtype(dtype)}: refattn.exact computes in sums of float64 alone")
-        return self.view(np.ndarray).astype(dtype, **options)
-
-    def mean(self, axis: Any = None, **options: Any) -> Any:
-        """The sum, divided by how many there are."""
-        total = self.sum(axis=axis, **options)
-        return total / (self.size // max(total.size, 1))
-
-    def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
-        """The first of the largest."""
-        from refattn.exact.functions import FUNCTIONS  # noqa: PLC0415
-
-        return FUNCTIONS[np.argmax](self, axis, keepdims=keepdims)
-
-    def cumsum(self, axis: Any = None, dtype: Any = None, out: Any = None) -> Any:
-        """Running sums, one after the other."""
-        return np.cumsum(self, axis)
+    reshape: Any = _moving("reshape")
+    swapaxes: Any = _moving("swapaxes")
+    transpose: Any = _moving("transpose")
+    repeat: Any = _moving("repeat")
+    ravel: Any = _moving("ravel")
+    flatten: Any = _moving("flatten")
+    squeeze: Any = _moving("squeeze")
+    take: Any = _moving("take")
+    copy: Any = _moving("copy")
+    argmax: Any = _function("argmax")
+    argmin: Any = _function("argmin")
+    argsort: Any = _function("argsort")
+    cumsum: Any = _function("cumsum")
+    mean: Any = _function("mean")
+    astype: Any = _astype
 
 
 def expansion_of(number: Number) -> Expansion:

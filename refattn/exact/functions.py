@@ -101,6 +101,11 @@ def _sum(x: Any, axis: Any = None, **options: Any) -> Any:
     return x.sum(axis=axis, **options)
 
 
+def _mean(x: Any, axis: Any = None, **options: Any) -> Any:
+    total = x.sum(axis=axis, **options)
+    return total / (x.size // max(total.size, 1))
+
+
 def _einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
     """Of two operands, each letter once in each; letters that the result lacks are summed over, in their order."""
     inputs, _, result = subscripts.replace(" ", "").partition("->")
@@ -175,5 +180,6 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     np.argmin: _argmin,
     np.cumsum: _cumsum,
     np.sum: _sum,
+    np.mean: _mean,
     np.einsum: _einsum,
 }

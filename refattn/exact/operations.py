@@ -26,7 +26,7 @@ ARITHMETIC: Mapping[Any, Callable[..., Number]] = {
     np.matmul: sums.matrix_product,
 }
 
-ELEMENTARY: Mapping[Any, Callable[[Expansion], Expansion]] = {
+ELEMENTARY: Mapping[Any, Callable[[Any], Any]] = {
     np.absolute: elementary.absolute,
     np.exp: elementary.exp,
     np.expm1: elementary.expm1,
@@ -45,7 +45,7 @@ COMPARISONS: Mapping[Any, Callable[[Number, Number], Any]] = {
     np.greater: lambda a, b: number.less(b, a),
     np.greater_equal: lambda a, b: number.less(b, a, or_equal=True),
     np.equal: number.equal,
-    np.not_equal: lambda a, b: ~np.asarray(number.equal(a, b)),
+    np.not_equal: lambda a, b: np.logical_not(number.equal(a, b)),
 }
 
 HEADS = frozenset({np.isfinite, np.isnan, np.isinf, np.signbit, np.logical_and, np.logical_or, np.logical_not})

@@ -85,7 +85,9 @@ def distilled(terms: Sequence[Array], components: int, places: Sequence[int] | N
     dropped += left[components:]
     kept = left[:components] + [np.zeros_like(left[0])] * (components - len(left))
     _normalise(kept)
-    bound = sum((np.abs(term) for term in dropped[1:]), np.abs(dropped[0])) if dropped else np.zeros_like(left[0])
+    bound = np.zeros_like(kept[0])
+    for term in dropped:
+        bound = bound + np.abs(term)
     return kept, bound
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.exact.constants import constant, constants, inverse_factorials, pi
 from refattn.exact.elementary import head, replaced, series, terms_needed, widened
-from refattn.exact.expansion import Expansion, expansion_of, selected
+from refattn.exact.expansion import Expanded, expansion_of, selected
 from refattn.exact.number import Number
 from refattn.exact.transforms import SLACK, TINY, distilled, two_product
 
@@ -18,17 +18,17 @@ FEW = 2.0**30
 """Quarters of a turn that are counted in float64; where there are more, whole numbers of Python do it."""
 
 
-def sin(x: Expansion) -> Expansion:
+def sin(x: Expanded) -> Expanded:
     """The sine; NaN of infinity."""
     return _turned(x, 0)
 
 
-def cos(x: Expansion) -> Expansion:
+def cos(x: Expanded) -> Expanded:
     """The cosine: the sine of a quarter more."""
     return _turned(x, 1)
 
 
-def _turned(x: Expansion, more: int) -> Expansion:
+def _turned(x: Expanded, more: int) -> Expanded:
     usual = np.isfinite(head(x))
     rest, quarters = _reduced(replaced(x, ~usual, 0.0))
     place = (quarters + more) % 4
@@ -36,7 +36,7 @@ def _turned(x: Expansion, more: int) -> Expansion:
     return replaced(selected(place < 2, y, -y), ~usual, np.nan)
 
 
-def _reduced(x: Expansion) -> tuple[Expansion, np.ndarray]:
+def _reduced(x: Expanded) -> tuple[Expanded, np.ndarray]:
     """Less a multiple of a quarter of a turn; and the multiple, up to whole turns."""
     n = x.components
     count = np.rint(head(x) * (2 / math.pi))
@@ -55,7 +55,7 @@ def _reduced(x: Expansion) -> tuple[Expansion, np.ndarray]:
     return rest, quarters
 
 
-def _by_fractions(x: Expansion) -> tuple[Expansion, int]:
+def _by_fractions(x: Expanded) -> tuple[Expanded, int]:
     parts, error = x.number
     exact = sum((Fraction(float(p)) for p in parts), Fraction(0))
     quarter = _long_pi() / 2
@@ -81,7 +81,7 @@ def _long_pi() -> Fraction:
     return Fraction(16 * arctan(5) - 4 * arctan(239), one)
 
 
-def _sin_series(x: Expansion) -> Expansion:
+def _sin_series(x: Expanded) -> Expanded:
     """For numbers up to an eighth of a turn."""
     n = x.components
     count = terms_needed(0.8, n, lambda k: math.lgamma(k + 1) / math.log(2)) // 2 + 1
@@ -90,7 +90,7 @@ def _sin_series(x: Expansion) -> Expansion:
     return widened(y, np.abs(head(y)) * 2.0 ** -(53 * n + 7))
 
 
-def _cos_series(x: Expansion) -> Expansion:
+def _cos_series(x: Expanded) -> Expanded:
     """For numbers up to an eighth of a turn."""
     n = x.components
     count = terms_needed(0.8, n, lambda k: math.lgamma(k + 1) / math.log(2)) // 2 + 1

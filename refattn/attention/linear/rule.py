@@ -10,7 +10,7 @@ Here queries have the shape (..., kv_heads * group, length, head_dim), and log d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def flat(x: Array) -> Array:
 
 def filled(
     query: Array, key: Array, value: Array, log_decay: Array | None, state: Array | None, scale: float | None
-) -> tuple[Array, Array, float]:
+) -> tuple[Array, Array, Any]:
     """No decay, an empty state and 1 / sqrt(head_dim) in place of what is None."""
     return (
         np.zeros_like(key[..., :1]) if log_decay is None else log_decay,
