@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import mpmath
 import numpy as np
@@ -108,15 +109,42 @@ def test_convolution_to_the_last_bit_on_many(spread):
     assert worst <= PROMISE
 
 
+PROCESSORS_OWN = ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos", "matmul", "einsum", "sum", "cumsum")
+"""Functions whose last bits depend on the processor, or whose order of summation does."""
+
+
+@contextmanager
+def nothing_plain():
+    """Within the block, these functions of NumPy refuse arrays of float64."""
+
+    def refusing(function):
+        def called(*args, **kwargs):
+            if not any(isinstance(x, Expansion) for x in args) and any(
+                np.asarray(x).dtype.kind == "f" for x in args if not isinstance(x, str)
+            ):
+                raise AssertionError(f"{function.__name__} of plain float64")
+            return function(*args, **kwargs)
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PROCESSORS_OWN:
+            patch.setattr(np, name, refusing(getattr(np, name)))
+        yield
+
+
 def far_off(mechanism, sample):
     """Where exact mode and the longdouble reference differ by more than they may.
 
     Float64 rounds the first by half a unit; the second errs 2**11 times less than float64 does on the same call, which is what the
     plain reference in float64 says, or no more than some units of its own of the largest element.
     """
-    y, pullback = refattn.exact.vjp(mechanism, **sample.arguments)
+    with nothing_plain():
+        y, pullback = refattn.exact.vjp(mechanism, **sample.arguments)
     ds = cotangents(y)
-    found = {**dict(zip(mechanism.spec.output_names, outputs(y), strict=True)), **gradient_leaves(pullback(*ds))}
+    with nothing_plain():
+        grads = gradient_leaves(pullback(*ds))
+    found = {**dict(zip(mechanism.spec.output_names, outputs(y), strict=True)), **grads}
     others = []
     for dtype in (np.float64, np.longdouble):
         made, back = mechanism.vjp(**in_precision(mechanism, sample.arguments, dtype))

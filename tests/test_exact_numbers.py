@@ -134,7 +134,7 @@ def test_special_values_of_two():
 
 
 def test_powers_are_those_of_numpy():
-    x = SPECIAL[:9]
+    x = np.delete(SPECIAL, 4)[:9]  # an expansion keeps no sign of 0
     for y in (0, 1, 2, -1, -3, 0.5, -0.5, 2.5, np.arange(9.0) - 4, np.array([0.5] * 9)):
         with np.errstate(all="ignore"):
             np.testing.assert_allclose(np.asarray(expansion(x, 2) ** y), x**y, rtol=1e-15)

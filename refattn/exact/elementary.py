@@ -6,15 +6,17 @@ The rest of a series that is cut off is added to the error bound, which the oper
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from refattn._core import Array, Integers
 from refattn.exact.constants import STEPS, inverse_factorials, inverses, log_two, logs, powers_of_two, step_of_exp
-from refattn.exact.expansion import Expanded, expansion_of, selected
+from refattn.exact.expansion import Expanded, Expansion, expansion_of, selected
 from refattn.exact.number import Number, lifted
 from refattn.exact.number import scaled as scaled_number
 
@@ -22,6 +24,8 @@ PER_UNIT = 64 / 0.6931471805599453
 BOUND = 800.0
 """Exponentials of more overflow, of less underflow, by far."""
 NEAR = 2.0**-7
+HALF_STEP = Fraction(13, 1600)
+"""Three quarters of log(2) / STEPS: half a step, and more than rounding adds to it."""
 
 
 def head(x: Expanded) -> Array:
@@ -37,13 +41,24 @@ def series(x: Expanded, coefficients: Sequence[Expanded]) -> Expanded:
     return total
 
 
-def terms_needed(largest: float, components: int, size: Callable[[int], float]) -> int:
-    """How many terms of a power series in ``largest`` reach past the last component; `size` is the logarithm of 1 / coefficient."""
-    wanted = 53 * components + 10
+@functools.cache
+def terms_needed(largest: Fraction, components: int, coefficient: Callable[[int], Fraction]) -> int:
+    """How many terms of a power series reach past the last component: in fractions, so that the count is the same everywhere."""
+    last = Fraction(1, 1 << (53 * components + 10))
     k = 1
-    while -k * math.log2(largest) + size(k) < wanted:
+    while largest**k * coefficient(k) >= last:
         k += 1
     return k
+
+
+def inverse_factorial(k: int) -> Fraction:
+    """1 / k!."""
+    return Fraction(1, math.factorial(k))
+
+
+def one(k: int) -> Fraction:
+    """1, of a series whose coefficients do not fall."""
+    return Fraction(1)
 
 
 def widened(x: Expanded, by: Array) -> Expanded:
@@ -73,8 +88,7 @@ def _exp_parts(x: Expanded) -> tuple[Expanded, Expanded, Integers]:
     n = x.components
     steps = np.rint(head(x) * PER_UNIT)
     rest = x - steps * step_of_exp(n)
-    largest = 0.75 * math.log(2) / STEPS  # half a step, and what rounding may add to it
-    count = terms_needed(largest, n, lambda k: math.lgamma(k + 1) / math.log(2))
+    count = terms_needed(HALF_STEP, n, inverse_factorial)
     p = rest * series(rest, inverse_factorials(n)[1 : count + 1])
     p = widened(p, np.abs(head(p)) * 2.0 ** -(53 * n + 8))
     whole = steps.astype(np.int64)
@@ -106,7 +120,7 @@ def expm1(x: Expanded) -> Expanded:
 def _twice_arctanh(s: Expanded) -> Expanded:
     """For ``|s|`` below `NEAR`."""
     n = s.components
-    count = terms_needed(NEAR**2, n, lambda _: 0.0)
+    count = terms_needed(Fraction(NEAR) ** 2, n, one)
     y = s * series(s * s, inverses(n)[1 : 2 * count : 2])
     return widened(y + y, np.abs(head(y)) * 2.0 ** -(53 * n + 7))
 
@@ -148,13 +162,13 @@ def absolute(x: Expanded) -> Expanded:
 
 def power(x: Expanded, y: Any) -> Expanded:
     """Whole powers up to 64 by multiplication, others as ``exp(y log x)``."""
-    if isinstance(y, (int, float, np.number)) or (isinstance(y, np.ndarray) and not isinstance(y, Expanded) and y.ndim == 0):
+    if isinstance(y, (int, float, np.number)) or (isinstance(y, np.ndarray) and not isinstance(y, Expansion) and y.ndim == 0):
         exponent = float(y)
         if abs(exponent) <= 64 and exponent == int(exponent):
             return _whole_power(x, int(exponent))
         if abs(exponent) == 0.5:
             return np.sqrt(x) if exponent > 0 else 1 / np.sqrt(x)
-    plain_y = head(y) if isinstance(y, Expanded) else np.asarray(y, np.float64)
+    plain_y = head(y) if isinstance(y, Expansion) else np.asarray(y, np.float64)
     made = exp(log(absolute(x)) * y)
     whole = plain_y == np.floor(plain_y)
     odd = whole & (np.floor(plain_y / 2) * 2 != plain_y)

@@ -11,7 +11,7 @@ import numpy as np
 
 from refattn.exact import sums
 from refattn.exact.constants import constant, constants, exp_of, pi
-from refattn.exact.elementary import absolute, head, replaced, series, terms_needed, widened
+from refattn.exact.elementary import absolute, head, inverse_factorial, replaced, series, terms_needed, widened
 from refattn.exact.expansion import Expanded, expansion_of, selected
 
 NEAR = 0.5
@@ -22,14 +22,14 @@ FAR = 30.0
 @functools.cache
 def _step(components: int) -> Fraction:
     """Of the trapezoidal rule, whose relative error is exp(-pi**2 / step**2): less than the last component."""
-    return Fraction(math.floor(64 * math.pi / math.sqrt((53 * components + 8) * math.log(2))), 64)
+    return Fraction(math.isqrt(4096 * 1423 // (100 * (53 * components + 8))), 64)  # pi**2 / log(2) is 14.23...
 
 
 @functools.cache
 def _nodes(components: int) -> tuple[Expanded, Expanded]:
     """The squares of the rule's places, and exp(-square), down to what the last component does not hold."""
     step = _step(components)
-    count = math.ceil(math.sqrt((53 * components + 8) * math.log(2)) / step)
+    count = math.isqrt(math.ceil(Fraction(7 * (53 * components + 8), 10) / step**2)) + 1  # log(2) is below 7/10
     squares = [(k * step) ** 2 for k in range(1, count + 1)]
     return constants(squares, components), constants([exp_of(-s) for s in squares], components)
 
@@ -37,7 +37,7 @@ def _nodes(components: int) -> tuple[Expanded, Expanded]:
 @functools.cache
 def _coefficients(components: int) -> tuple[Expanded, ...]:
     """Of the power series of ``sqrt(pi) / 2 erf(x) / x`` in x ** 2."""
-    count = terms_needed(NEAR**2, components, lambda k: math.lgamma(k + 1) / math.log(2))
+    count = terms_needed(Fraction(NEAR) ** 2, components, inverse_factorial)
     return tuple(constant(Fraction((-1) ** k, math.factorial(k) * (2 * k + 1)), components) for k in range(count + 1))
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from refattn.exact.constants import constant, constants, inverse_factorials, pi
-from refattn.exact.elementary import head, replaced, series, terms_needed, widened
+from refattn.exact.elementary import head, inverse_factorial, replaced, series, terms_needed, widened
 from refattn.exact.expansion import Expanded, expansion_of, selected
 from refattn.exact.number import Number
 from refattn.exact.transforms import SLACK, TINY, distilled, two_product
@@ -84,7 +84,7 @@ def _long_pi() -> Fraction:
 def _sin_series(x: Expanded) -> Expanded:
     """For numbers up to an eighth of a turn."""
     n = x.components
-    count = terms_needed(0.8, n, lambda k: math.lgamma(k + 1) / math.log(2)) // 2 + 1
+    count = terms_needed(Fraction(4, 5), n, inverse_factorial) // 2 + 1
     signed = [c if k % 2 == 0 else -c for k, c in enumerate(inverse_factorials(n)[1 : 2 * count + 2 : 2])]
     y = x * series(x * x, signed)
     return widened(y, np.abs(head(y)) * 2.0 ** -(53 * n + 7))
@@ -93,7 +93,7 @@ def _sin_series(x: Expanded) -> Expanded:
 def _cos_series(x: Expanded) -> Expanded:
     """For numbers up to an eighth of a turn."""
     n = x.components
-    count = terms_needed(0.8, n, lambda k: math.lgamma(k + 1) / math.log(2)) // 2 + 1
+    count = terms_needed(Fraction(4, 5), n, inverse_factorial) // 2 + 1
     signed = [c if k % 2 == 0 else -c for k, c in enumerate(inverse_factorials(n)[0 : 2 * count + 2 : 2])]
     y = series(x * x, signed)
     return widened(y, np.asarray(2.0 ** -(53 * n + 7)))
