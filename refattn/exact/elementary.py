@@ -167,7 +167,8 @@ def power(x: Expanded, y: Any) -> Expanded:
         if abs(exponent) <= 64 and exponent == int(exponent):
             return _whole_power(x, int(exponent))
         if abs(exponent) == 0.5:
-            return np.sqrt(x) if exponent > 0 else 1 / np.sqrt(x)
+            root = replaced(np.sqrt(x), np.isneginf(head(x)), np.inf)  # as IEEE 754 has it of powers
+            return root if exponent > 0 else 1 / root
     plain_y = head(y) if isinstance(y, Expansion) else np.asarray(y, np.float64)
     made = exp(log(absolute(x)) * y)
     whole = plain_y == np.floor(plain_y)
