@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Mechanism, Pullback
+from refattn._core import Array, Mechanism, Pullback, tree
 from refattn._core.hook import Result, hooked
 from refattn._core.mechanism import using
 from refattn.exact.expansion import Expansion, expansion
@@ -20,7 +20,7 @@ CLOSE = 2.0**-7
 FLOOR = 2.0**-1022
 """The least normal number: an error that underflow may cause."""
 NOTHING = 2.0**-300
-"""A result within an error of so little, of the largest beside it, is 0: no float64 terms of a sum cancel so far otherwise."""
+"""A result within an error of so little, of the largest beside it or of 1, is 0: what mathematics makes 0 stays in no bound."""
 
 
 @contextmanager
@@ -149,12 +149,13 @@ def vjp(mechanism: Mechanism[..., Any], /, **arguments: Any) -> tuple[Any, Pullb
     >>> y, pullback(np.array([1.0, 0.0]))["x"]
     (array([0., 1.]), array([ 0., -0.]))
     """
+    held = tree.map_leaves(_copied, arguments)  # a pullback may have to go back to them
     forward: dict[int, Any] = {}
 
     def in_components(components: int) -> list[str]:
         """Run it, and return which outputs are unsure."""
         rounding = _Rounding(components)
-        forward[components] = rounding(lambda: mechanism.vjp(**arguments))
+        forward[components] = rounding(lambda: mechanism.vjp(**held))
         return rounding.unsure
 
     y, _ = forward[_sufficient(mechanism, in_components)]
@@ -172,6 +173,10 @@ def vjp(mechanism: Mechanism[..., Any], /, **arguments: Any) -> tuple[Any, Pullb
         return grads[_sufficient(mechanism, back)]
 
     return y, pullback
+
+
+def _copied(x: Any) -> Any:
+    return x.copy() if isinstance(x, np.ndarray) else x
 
 
 def _sufficient(mechanism: Mechanism[..., Any], unsure: Callable[[int], list[str]]) -> int:
