@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,9 @@ from refattn.exact import sums
 from refattn.exact.constants import constant
 from refattn.exact.expansion import Expansion, expansion, expansion_of, number_of, selected
 from refattn.exact.number import Number
+
+ELLIPSIS = "ABCDEFGH"
+"""Names of the axes that three dots stand for."""
 
 
 def _moving(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,40 +117,26 @@ def _einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
     if len(operands) != 2 or len(names) != 2 or not result or options:
         raise TypeError(f"refattn.exact has no numpy.einsum of {subscripts!r}")
     components = next(x.components for x in operands if isinstance(x, Expansion))
-    letters = [c for c in dict.fromkeys("".join(names).replace(".", "")) if c not in result]
-    spread = (
-        max(np.ndim(x) - len(n.replace("...", "")) for x, n in zip(operands, names, strict=True) if "..." in n) if "..." in inputs else 0
-    )
-    outer = result.replace("...", "*" * spread)
-    wanted = outer + "".join(letters)
-    sizes: dict[str, int] = {}
-    for x, n in zip(operands, names, strict=True):
-        for letter, size in zip(n.replace("...", "*" * (np.ndim(x) - len(n.replace("...", "")))), np.shape(x), strict=True):
-            sizes[letter] = size if letter != "*" else 1
+    unnamed = [np.ndim(x) - len(n.replace("...", "")) for x, n in zip(operands, names, strict=True)]
+    first, second = (n.replace("...", ELLIPSIS[max(unnamed) - k : max(unnamed)]) for n, k in zip(names, unnamed, strict=True))
+    result = result.replace("...", ELLIPSIS[: max(unnamed)])
+    summed = "".join(c for c in dict.fromkeys(first + second) if c not in result)
+    sizes = {c: size for x, n in zip(operands, (first, second), strict=True) for c, size in zip(n, np.shape(x), strict=True)}
+    count = math.prod(sizes[c] for c in summed)
 
-    def placed(x: Any, n: str) -> Number:
-        own = np.ndim(x) - len(n.replace("...", ""))
-        before = [("*", i) for i in range(spread - own, spread)] if "..." in n else []
-        axes = _expanded(n, before)
-        targets = _expanded(wanted.replace("*" * spread, "...", 1) if spread else wanted, [("*", i) for i in range(spread)])
-        order = [axes.index(t) for t in targets if t in axes]
+    def placed(x: Any, name: str) -> Number:
+        """With the axes of the result, and one for all that is summed over; axes that it lacks have length 1."""
+        order = [name.index(c) for c in result + summed if c in name]
+        shape = [np.shape(x)[name.index(c)] if c in name else 1 for c in result + summed]
+        outer, inner = shape[: len(result)], [sizes[c] for c in summed]
 
         def move(p: Any) -> Any:
-            moved = p.transpose(order)
-            kept = iter(moved.shape)
-            shaped = moved.reshape([next(kept) if t in axes else 1 for t in targets])
-            summed = shaped.shape[: len(outer)], [sizes[c] for c in letters]
-            return np.broadcast_to(shaped, (*summed[0], *summed[1])).reshape(*summed[0], int(np.prod(summed[1], dtype=int)))
+            return np.broadcast_to(p.transpose(order).reshape(shape), (*outer, *inner)).reshape(*outer, count)
 
-        x = number_of(x, components)
-        return Number(tuple(move(p) for p in x.parts), move(x.error))
+        parts, error = number_of(x, components)
+        return Number(tuple(move(p) for p in parts), move(error))
 
-    return expansion_of(sums.inner(placed(operands[0], names[0]), placed(operands[1], names[1])))
-
-
-def _expanded(names: str, ellipsis: list[Any]) -> list[Any]:
-    before, dots, after = names.partition("...")
-    return [*before, *(ellipsis if dots else []), *after]
+    return expansion_of(sums.inner(placed(operands[0], first), placed(operands[1], second)))
 
 
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
