@@ -1,3 +1,4 @@
+from refattn import exact as exact
 from refattn import examples as examples
 from refattn import interop as interop
 from refattn import masks as masks

@@ -16,7 +16,7 @@ ROOT = Path(refattn.__file__).parent
 FILES = sorted(
     p
     for p in ROOT.rglob("*.py")
-    if not {"_core", "testing", "view", "interop"} & set(p.relative_to(ROOT).parts) and p.name != "__main__.py"
+    if not {"_core", "testing", "view", "interop", "exact"} & set(p.relative_to(ROOT).parts) and p.name != "__main__.py"
 )
 BODIES = [pytest.param(p, id=str(p.relative_to(ROOT))) for p in FILES]
 

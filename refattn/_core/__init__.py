@@ -1,6 +1,6 @@
 """What every mechanism file is written with."""
 
-from refattn._core.arrays import Array, Booleans, Grads, Integers, Pullback
+from refattn._core.arrays import Array, Booleans, Grads, Integers, Pullback, like
 from refattn._core.broadcasting import unbroadcast
 from refattn._core.mechanism import BadCall, Mechanism, Sample, mechanism
 from refattn._core.random import Random
@@ -15,6 +15,7 @@ __all__ = [
     "Pullback",
     "Random",
     "Sample",
+    "like",
     "mechanism",
     "unbroadcast",
 ]

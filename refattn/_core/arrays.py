@@ -37,6 +37,11 @@ def working_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return np.result_type(np.float64, *(d for d in dtypes if not is_low_precision(d)))
 
 
+def like(x: Array, value: Any) -> Array:
+    """A number, its digits, or an array of numbers in the precision, and the arithmetic, of `x`."""
+    return np.full_like(x, value, shape=np.shape(value))
+
+
 def as_array(x: Any, name: str = "argument") -> np.ndarray[Any, Any]:
     """Any array-like as a plain NumPy array, without importing the library that made it.
 

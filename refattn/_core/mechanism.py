@@ -519,7 +519,7 @@ def _array(name: str, leaf: Leaf, x: Any, stored: bool) -> Any:
     if leaf.kind == "float or" and is_scalar(x):
         if not ATOMS["float"](x):
             raise ValueError(f"{name} is {x}, but must be a number")
-        return float(x)
+        return x if getattr(x, "dtype", None) == np.longdouble else float(x)
     nested = len(hook.PATH.get()) > 1
     array = x if nested and isinstance(x, np.ndarray) else as_array(x, name)  # an inner call keeps the arithmetic of the outer one
     if leaf.kind == "bool" and array.dtype != bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.positional.maps import First, spread
 from refattn.primitives.arithmetic import add
 
@@ -70,7 +70,7 @@ def sinusoidal_encoding(positions: Array, *, model_dim: int, base: float = 10000
     """
     if model_dim % 2:
         raise ValueError(f"model_dim is {model_dim}, but must be even: each frequency has a sine and a cosine")
-    frequencies = positions.dtype.type(base) ** (-np.arange(0, model_dim, 2, dtype=positions.dtype) / model_dim)
+    frequencies = like(positions, base) ** (-like(positions, np.arange(0, model_dim, 2)) / model_dim)
     angles = positions[..., None] * frequencies
     sines, cosines = np.sin(angles), np.cos(angles)
     axis = -1 if order == "interleaved" else -2
@@ -137,7 +137,7 @@ def add_sinusoidal(x: Array, *, base: float = 10000.0, order: Order = "interleav
     array([[0.  , 1.  ],
            [0.84, 0.54]])
     """
-    positions = offset + np.arange(x.shape[-2], dtype=x.dtype)
+    positions = like(x, offset + np.arange(x.shape[-2]))
     encoding, _ = sinusoidal_encoding.vjp(positions, model_dim=x.shape[-1], base=base, order=order)
     output, add_pullback = add.vjp(x, encoding)
     return output, lambda dy: {"x": add_pullback(dy)["a"]}
@@ -158,8 +158,8 @@ def _map_benchmark(random: Random) -> dict[str, Any]:
     return {"x": random.normal((8, 256, 32, 32))}
 
 
-def _coordinates(count: int, extent: float | None, like: Array) -> Array:
-    steps = np.arange(count, dtype=like.dtype)
+def _coordinates(count: int, extent: float | None, x: Array) -> Array:
+    steps = like(x, np.arange(count))
     return steps if extent is None else (steps + 1) * extent / count
 
 

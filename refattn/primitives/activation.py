@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.primitives.erf import PI, erfc
 
 Approximation: TypeAlias = Literal["none", "tanh"]
@@ -286,10 +286,10 @@ def gelu(x: Array, *, approximate: Approximation = "none") -> tuple[Array, Pullb
     array([   0.,    0., 1000.])
     """
     if approximate == "none":
-        root = np.sqrt(x.dtype.type(0.5))
+        root = np.sqrt(like(x, 0.5))
         tail, tail_pullback = erfc.vjp(-root * x)
         return _gated(x, tail / 2, lambda d_gate: -root * tail_pullback(d_gate / 2)["x"])
-    slope = np.sqrt(8 / x.dtype.type(PI))
+    slope = np.sqrt(8 / like(x, PI))
     gate, gate_pullback = sigmoid.vjp(slope * (x + CUBIC * x**3))
     finite = np.where(np.isfinite(x), x, 0)
     return _gated(x, gate, lambda d_gate: slope * (1 + 3 * CUBIC * finite**2) * gate_pullback(d_gate)["x"])

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, mechanism, unbroadcast
+from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, like, mechanism, unbroadcast
 
 MaskedRows: TypeAlias = Literal["zero", "nan", "uniform"]
 
@@ -172,7 +172,7 @@ def masked_softmax(
     divisor = np.where(empty, 1, total)
     attended, sink_weight = np.where(allowed, exp / divisor[..., None], 0), sink_exp / divisor  # 0 in rows that are NaN too
     lse = np.where(empty, -np.inf, shift + np.log(divisor))
-    fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(scores.shape[-1], 1)}[masked_rows]
+    fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / like(scores, max(scores.shape[-1], 1))}[masked_rows]
     weights = np.where(empty[..., None], fill, attended)
 
     def pullback(d_weights: Array, d_lse: Array) -> Grads:
@@ -229,7 +229,7 @@ def dropout(x: Array, *, keep: Booleans | None, rate: float = 0.0) -> tuple[Arra
     """
     if keep is None:
         return x, lambda dy: {"x": dy}
-    factor = keep.astype(x.dtype) / (1 - rate)
+    factor = like(x, keep) / (1 - like(x, rate))
     return x * factor, lambda dy: {"x": dy * factor}
 
 

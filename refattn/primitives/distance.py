@@ -56,7 +56,7 @@ def squared_distances(a: Array, b: Array, *, mask: Booleans | None = None) -> tu
     array([[25.],
            [16.]])
     """
-    y = np.zeros((*a.shape[:-1], b.shape[-2]), dtype=a.dtype)
+    y = np.zeros_like(a, shape=(*a.shape[:-1], b.shape[-2]))
     for k in range(a.shape[-1]):  # one feature at a time, so that no array has three axes of rows, columns and features
         y += (a[..., :, None, k] - b[..., None, :, k]) ** 2
     compared = np.broadcast_to(True if mask is None else mask, y.shape)

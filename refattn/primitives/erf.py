@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, Grads, Pullback, Random, Sample, like, mechanism
 
-PI = "3.14159265358979323846264338327950288"
+PI = "3.1415926535897932384626433832795028841971693993751058209749445923078164062862089986280348253421170679"
 STEP = 7 / 16  # of the trapezoidal rule: its error, exp(-pi**2 / STEP**2), is 4e-23
 NEAR = 0.5  # where the two formulas meet
 FAR = 110.0  # exp(-FAR**2) is 0 in every format of 64 or 80 bits
@@ -16,7 +16,7 @@ FAR = 110.0  # exp(-FAR**2) is 0 in every format of 64 or 80 bits
 
 def _series(x: Array) -> Array:
     """The Maclaurin series of erf, for ``|x| <= NEAR``."""
-    term = 2 * x / np.sqrt(x.dtype.type(PI))
+    term = 2 * x / np.sqrt(like(x, PI))
     total = term
     for n in range(1, 16):
         term = -term * x**2 / n
@@ -26,7 +26,7 @@ def _series(x: Array) -> Array:
 
 def _trapezoid(x: Array) -> Array:
     """Erfc for ``x >= NEAR``: the trapezoidal rule, less the residue of its poles at ``± i x`` where they are near."""
-    pi = x.dtype.type(PI)
+    pi = like(x, PI)
     total = 1 / x**2
     for n in range(1, 18):
         node = x.dtype.type((n * STEP) ** 2)
@@ -45,7 +45,7 @@ def _both(x: Array) -> tuple[Array, Array]:
 
 
 def _slope(x: Array) -> Array:
-    return 2 / np.sqrt(x.dtype.type(PI)) * np.exp(-(np.minimum(np.abs(x), FAR) ** 2))
+    return 2 / np.sqrt(like(x, PI)) * np.exp(-(np.minimum(np.abs(x), FAR) ** 2))
 
 
 def _samples(random: Random) -> Iterator[Sample]:

@@ -242,7 +242,7 @@ def segment_sum(x: Array, segments: Integers, *, num_segments: int) -> tuple[Arr
     >>> refattn.segment_sum(np.array([1.0, 2.0, 4.0]), np.array([1, 0, 1]), num_segments=3)
     array([2., 5., 0.])
     """
-    zeros = np.zeros((num_segments, *x.shape[1:]), dtype=x.dtype)
+    zeros = np.zeros_like(x, shape=(num_segments, *x.shape[1:]))
     total, scatter_pullback = scatter_add.vjp(zeros, x, segments)
     return total, lambda dy: {"x": scatter_pullback(dy)["updates"]}
 

@@ -81,7 +81,7 @@ def mean_over(x: Array, *, axes: Axes, keepdims: bool = False) -> tuple[Array, P
     def pullback(dy: Array) -> Grads:
         return {"x": np.broadcast_to(dy.reshape(_kept(x.shape, over)) / count, x.shape)}
 
-    return np.asarray(x.sum(axis=over, keepdims=keepdims)) / count, pullback
+    return x.sum(axis=over, keepdims=keepdims) / count, pullback
 
 
 @mechanism(samples=_samples, bad_calls=_bad_calls)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.primitives.indexing import gather
 from refattn.primitives.windows import PerAxis, Stage, in_turn, per_axis, weighted
 
@@ -93,7 +93,7 @@ def _between(size: int, out: int, align_corners: bool, x: Array) -> Stage:
     else:
         parts, part = np.maximum((2 * at + 1) * size - out, 0), 2 * out
     before = np.minimum(parts // part, size - 1)
-    beyond = (parts - before * part).astype(x.dtype) / x.dtype.type(part)
+    beyond = like(x, parts - before * part) / part
     after = np.minimum(before + 1, size - 1)
     return weighted(np.stack([before, after], axis=1), np.stack([1 - beyond, beyond], axis=1))
 

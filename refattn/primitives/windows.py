@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from refattn._core import Array, Booleans, Grads, Integers, Pullback
+from refattn._core import Array, Booleans, Grads, Integers, Pullback, like
 from refattn.primitives.indexing import gather
 from refattn.primitives.reductions import max_over
 
@@ -116,4 +116,4 @@ def largest(window: Window) -> Stage:
 
 def mean(window: Window, counted: Integers, x: Array) -> Stage:
     """The stage that sums what it reads and divides by a count (out), in the precision of `x`."""
-    return weighted(clipped(window), window.inside.astype(x.dtype) / counted.astype(x.dtype)[:, None])
+    return weighted(clipped(window), like(x, window.inside) / like(x, counted)[:, None])

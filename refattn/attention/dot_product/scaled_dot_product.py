@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn import masks
-from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, mechanism, unbroadcast
+from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, like, mechanism, unbroadcast
 from refattn.primitives.attention_stages import MaskedRows, dropout, masked_matmul, masked_softmax, scaled
 from refattn.primitives.attention_stages import softcap as softcapped
 
@@ -119,7 +119,7 @@ def attend(
 
     keys, values = (x if group == 1 else x.repeat(group, axis=-3) for x in (key, value))
     products = np.where(allowed, query @ keys.swapaxes(-1, -2), 0)
-    scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(head_dim) if scale is None else scale)
+    scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(like(query, head_dim)) if scale is None else scale)
     capped, softcap_pullback = softcapped.vjp(scores, cap=softcap)
     logits = capped if bias is None else np.where(allowed, capped + np.where(allowed, bias, 0), 0)
     (weights, lse), softmax_pullback = masked_softmax.vjp(logits, sinks, mask=allowed, masked_rows=masked_rows)

@@ -9,13 +9,12 @@ Here queries have the shape (..., kv_heads * group, length, head_dim), and log d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn._core import Array, Booleans, Grads, Pullback, unbroadcast
+from refattn._core import Array, Booleans, Grads, Pullback, like, unbroadcast
 from refattn.primitives.arithmetic import multiply
 from refattn.primitives.attention_stages import masked_matmul
 from refattn.primitives.cumsum import cumsum
@@ -42,12 +41,12 @@ def flat(x: Array) -> Array:
 
 def filled(
     query: Array, key: Array, value: Array, log_decay: Array | None, state: Array | None, scale: float | None
-) -> tuple[Array, Array, float]:
+) -> tuple[Array, Array, Any]:
     """No decay, an empty state and 1 / sqrt(head_dim) in place of what is None."""
     return (
         np.zeros_like(key[..., :1]) if log_decay is None else log_decay,
         np.zeros_like(key, shape=(*key.shape[:-2], key.shape[-1], value.shape[-1])) if state is None else state,
-        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        1 / np.sqrt(like(query, query.shape[-1])) if scale is None else scale,
     )
 
 

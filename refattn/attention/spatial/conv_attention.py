@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, like, mechanism
 from refattn._core.tree import pick
 from refattn.attention.dot_product.multi_head import merge_heads, split_heads
 from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
@@ -73,7 +73,7 @@ def _distances(
     if rows is None or columns is None:
         raise ValueError(f"weights.{'row' if rows is None else 'column'}_table is None, but the other table is given")
     logits, logits_pullback = relative_logits_2d.vjp(query.reshape(*query.shape[:-2], *size, query.shape[-1]), rows, columns)
-    bias, scale_pullback = scaled.vjp(logits, 1 / np.sqrt(query.shape[-1]))
+    bias, scale_pullback = scaled.vjp(logits, 1 / np.sqrt(like(query, query.shape[-1])))
 
     def pullback(d_bias: Array | None) -> dict[str, Any]:
         d = logits_pullback(scale_pullback(d_bias)["scores"])

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Booleans, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Booleans, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from refattn.convolution.unfold import unfold2d
 from refattn.primitives.arithmetic import add
@@ -127,7 +127,7 @@ def local_attention_2d(
     keys, key_pullback = unfold2d.vjp(key, **window, padding_mode=mode)
     values, value_pullback = unfold2d.vjp(value, **window, padding_mode=mode)
     out, answered = keys.shape[3:], (slice(None), slice(None), None, slice(None, None, stride), slice(None, None, stride))
-    offsets, inside = _neighbours((height, width), kernel_size, stride, key.dtype)
+    offsets, inside = _neighbours((height, width), kernel_size, stride, key)
     placed, place_pullback = _placed(_squares(keys, num_heads), w_position, offsets)
     mask = inside[:, None, None] if border == "masked" else None
     asked = _squares(query[answered], num_heads)
@@ -174,18 +174,18 @@ def _placed(keys: Array, w_position: Array | None, offsets: Array) -> tuple[Arra
     return placed, pullback
 
 
-def _neighbours(size: tuple[int, int], kernel: int, stride: int, dtype: Any) -> tuple[Array, Booleans]:
+def _neighbours(size: tuple[int, int], kernel: int, stride: int, x: Array) -> tuple[Array, Booleans]:
     """For each position and tap: the coordinates from neighbour to query, horizontal ones first, and whether it is in the map."""
-    (down, rows), (across, columns) = (_along(n, kernel, stride, dtype) for n in size)
+    (down, rows), (across, columns) = (_along(n, kernel, stride, x) for n in size)
     shape = (len(down), len(across), kernel, kernel)
-    both = [np.broadcast_to(x, shape) for x in (across[:, None], down[:, None, :, None])]
+    both = [np.broadcast_to(coordinates, shape) for coordinates in (across[:, None], down[:, None, :, None])]
     inside = rows[:, None, :, None] & columns[:, None]
     return np.stack(both, axis=-1).reshape(-1, kernel**2, 2), inside.reshape(-1, kernel**2)
 
 
-def _along(size: int, kernel: int, stride: int, dtype: Any) -> tuple[Array, Booleans]:
+def _along(size: int, kernel: int, stride: int, x: Array) -> tuple[Array, Booleans]:
     """The same along one axis (out, kernel), on which a position beyond the edge has the coordinate of its mirror image."""
     queries, last = np.arange(0, size, stride)[:, None], size - 1
     beside = queries + np.arange(kernel) - kernel // 2
     mirrored = last - np.abs(last - np.abs(beside))
-    return 2 * (queries - mirrored).astype(dtype) / max(last, 1), (beside >= 0) & (beside <= last)
+    return like(x, 2 * (queries - mirrored)) / max(last, 1), (beside >= 0) & (beside <= last)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, like, mechanism
 from refattn.attention.score.rule import average
 from refattn.primitives.arithmetic import multiply
 from refattn.primitives.attention_stages import scaled
@@ -124,7 +124,7 @@ def non_local_means(
         raise ValueError(f"h is {h}, but must not be 0, nor so near to it that 1 / h ** 2 is infinite")
     batch, channels, height, width = x.shape
     radius, pixels = patch_size // 2, height * width
-    bandwidth = h[..., None, None] if isinstance(h, np.ndarray) else h
+    bandwidth = h[..., None, None] if isinstance(h, np.ndarray) else like(x, h)
     taps = _tap_weights(patch_size, patch_std, x)
 
     padded, pad_pullback = pad.vjp(x, padding=((radius, radius),) * 2, mode=padding_mode)
@@ -156,7 +156,7 @@ def non_local_means(
 
 def _tap_weights(patch_size: int, patch_std: float | None, x: Array) -> Array:
     """How much each pixel of a patch counts, row after row; the sum is 1."""
-    away = (np.arange(patch_size) - patch_size // 2).astype(x.dtype) / (np.inf if patch_std is None else patch_std)
+    away = like(x, np.arange(patch_size) - patch_size // 2) / (np.inf if patch_std is None else patch_std)
     kernel = np.exp(-(away[:, None] ** 2 + away**2) / 2).reshape(patch_size**2)
     return kernel / kernel.sum()
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.primitives.activation import sigmoid
 from refattn.primitives.arithmetic import add, multiply
 from refattn.primitives.attention_stages import scaled
@@ -99,7 +99,7 @@ def _mixed(logits: Array, eps: float) -> tuple[Array, Pullback]:
 def _channel(logits: Array, eps: float) -> tuple[Array, Pullback]:
     """Length 1 is a mean square of 1 over as many channels as there are, times one over the root of their number."""
     unit, norm_pullback = rms_norm.vjp(np.moveaxis(logits, 1, -1), eps=eps)
-    mask, scale_pullback = scaled.vjp(unit, 1 / np.sqrt(logits.dtype.type(logits.shape[1])))
+    mask, scale_pullback = scaled.vjp(unit, 1 / np.sqrt(like(logits, logits.shape[1])))
 
     def pullback(d_mask: Array) -> Grads:
         d_unit = scale_pullback(np.moveaxis(d_mask, 1, -1))["scores"]

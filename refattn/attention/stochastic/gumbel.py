@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, mechanism
+from refattn._core import Array, Booleans, Grads, Pullback, Random, Sample, like, mechanism
 from refattn.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from refattn.attention.stochastic.straight_through import one_of
 from refattn.primitives.softmax import softmax
@@ -177,7 +177,8 @@ def gumbel_softmax_attention(
     >>> refattn.gumbel_softmax_attention(query, key, value, np.zeros((1, 1, 2)), temperature=0.5)
     array([[[0.9]]])
     """
-    factor = np.asarray((1 / np.sqrt(query.shape[-1]) if scale is None else scale) / temperature)
+    own = like(query, 1 / np.sqrt(like(query, query.shape[-1])) if scale is None else scale)
+    factor = like(query, own / temperature)  # an array, so that its gradient comes
     output, soft_pullback = scaled_dot_product_attention.vjp(query, key, value, noise / temperature, mask=mask, scale=factor)
 
     def pullback(dy: Array) -> Grads:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, mechanism
+from refattn._core import Array, BadCall, Booleans, Grads, Integers, Pullback, Random, Sample, like, mechanism
 from refattn.primitives.attention_stages import masked_matmul, masked_softmax, scaled
 
 
@@ -126,7 +126,7 @@ def hard_attention(
     allowed = np.broadcast_to(True if mask is None else mask, (*query.shape[:-1], key.shape[-2]))
     taken = _taken(chosen, allowed)
     products = np.where(allowed, query @ key.swapaxes(-1, -2), 0)
-    scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(query.shape[-1]) if scale is None else scale)
+    scores, scale_pullback = scaled.vjp(products, 1 / np.sqrt(like(query, query.shape[-1])) if scale is None else scale)
     (weights, lse), softmax_pullback = masked_softmax.vjp(scores, mask=allowed)
     log_weights = np.where(allowed, scores - lse[..., None], 0)
     one_hot = np.where(taken, np.ones_like(scores), 0)
