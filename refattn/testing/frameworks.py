@@ -26,9 +26,13 @@ class NumPy:
         """The same values in the format; integers and booleans as they are."""
         return target.array(x) if x.dtype.kind == "f" else x
 
+    def plain(self, x: Any, what: str = "argument") -> np.ndarray[Any, Any]:
+        """The same numbers as NumPy's, without a copy where that can be."""
+        return as_array(x, what)
+
     def value(self, x: Any) -> Array:
         """As NumPy, at least float64."""
-        array = as_array(x, "what was returned")
+        array = self.plain(x, "what was returned")
         if not is_real(array.dtype):
             raise TypeError(f"what was returned is {array.dtype}, but must be floating point")
         return array.astype(np.result_type(np.float64, np.float64 if is_low_precision(array.dtype) else array.dtype))
