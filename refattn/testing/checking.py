@@ -50,7 +50,7 @@ def check(
         ``"bshd"`` for (batch, length, heads, head_dim) in attention, ``"nhwc"`` for channels last in convolution.
     dtype : str or dtype, optional
         ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``; inputs are rounded to it before both sides see them.
-    framework : {"numpy", "torch", "jax"}, optional
+    framework : {"numpy", "torch", "jax", "cupy", "mlx"}, optional
         Whose arrays the candidate takes.
     supports : collection of str or None, optional
         Names of the optional arguments (ours) that the candidate takes. Default: those in its signature.

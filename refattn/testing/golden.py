@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from refattn._core.docstring import Leaf, walk
 from refattn.testing.battery import Case
 from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents
-from refattn.testing.manifest import MANIFEST, Item, Storage, inside, read_case, read_manifest, sha256, write_case, write_json
+from refattn.testing.manifest import FORMAT, MANIFEST, Item, Storage, inside, read_case, read_manifest, sha256, write_case, write_json
 from refattn.testing.precision import Format
 from refattn.testing.reference import reference_values, rounded
 from refattn.testing.stored import stored
@@ -135,6 +135,11 @@ def folder_name(case: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", case.lower().replace(" -", " minus ")).strip("-.") or "case"
 
 
+def distinct(name: str, taken: Collection[str]) -> str:
+    """The name, with a number where it is taken."""
+    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+
 def chosen_cases(every: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
     """The cases that a pattern names; LookupError for a pattern that names none."""
     if not patterns:
@@ -173,11 +178,8 @@ def verify(folder: str | Path) -> int:
         For the first file that is not what the manifest says.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} has no {MANIFEST}")
-    try:
-        manifest = read_manifest(folder, COLLECTION)
-    except ValueError:
+    manifest = read_manifest(folder, COLLECTION, FORMAT)
+    if manifest["format"] == FORMAT:
         case = read_case(folder)
         _verify_files(folder, case.manifest)
         return len(case.inputs) + len(case.expected)

@@ -183,17 +183,19 @@ def read_case(folder: str | Path) -> CaseFolder:
     return CaseFolder(manifest, found["inputs"], found["expected"])
 
 
-def read_manifest(folder: Path, form: str) -> dict[str, Any]:
-    """A manifest of this format; ValueError for anything else."""
+def read_manifest(folder: Path, *formats: str) -> dict[str, Any]:
+    """A manifest of one of these formats; ValueError for anything else."""
     path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {MANIFEST}")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise ValueError(f"{path} has more than {LARGEST_MANIFEST} bytes")
     try:
         manifest = strict_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != form:
-        raise ValueError(f"{path}: format is not {form}")
+    if not isinstance(manifest, dict) or manifest.get("format") not in formats:
+        raise ValueError(f"{path}: format is not {' or '.join(formats)}")
     if type(manifest.get("format_version")) is not int or manifest["format_version"] != VERSION:
         raise ValueError(f"{path}: format_version is {str(manifest.get('format_version'))[:40]}, but must be {VERSION}")
     return manifest
