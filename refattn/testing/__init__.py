@@ -7,6 +7,7 @@ element of every output and gradient with a budget of its own. `assert_matches` 
 
 from refattn.testing.arithmetic import rounding
 from refattn.testing.battery import Case, cases
+from refattn.testing.bits import Tensor
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
 from refattn.testing.candidates import Candidate, Unsupported
 from refattn.testing.checking import assert_matches, check
@@ -15,7 +16,6 @@ from refattn.testing.golden import verify
 from refattn.testing.manifest import CaseFolder, read_case
 from refattn.testing.report import RefattnAssertionError, Report, Result
 from refattn.testing.safetensors import read_safetensors, write_safetensors
-from refattn.testing.stored import Tensor
 
 __all__ = [
     "Candidate",

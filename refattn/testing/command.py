@@ -18,13 +18,13 @@ import numpy as np
 from refattn._core import Array, Mechanism, tree
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case
+from refattn.testing.bits import Tensor, named_kind, stored
 from refattn.testing.candidates import Candidate, Unsupported, refuse_unknown_options, refuse_what_is_no_mechanism
 from refattn.testing.frameworks import NumPy
 from refattn.testing.golden import about, drawn_cotangents, folder_name, input_items, wanted
 from refattn.testing.manifest import STORAGES, Storage, write_case
 from refattn.testing.precision import Format, named_format
 from refattn.testing.results import CommandError, Results, read_results
-from refattn.testing.stored import Tensor, named_kind, stored
 
 NOT_SUPPORTED = 77
 """The exit status by which a program says that it does not offer this; that of skipped tests in Automake."""

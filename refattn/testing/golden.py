@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 import refattn
-from refattn._core import Array, Mechanism, tree
-from refattn._core.docstring import Leaf, walk
+from refattn._core import Array, Mechanism
+from refattn._core.docstring import walk
 from refattn.testing.battery import Case
+from refattn.testing.bits import stored
 from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents
 from refattn.testing.manifest import FORMAT, MANIFEST, Item, Storage, inside, read_case, read_manifest, sha256, write_case, write_json
 from refattn.testing.precision import Format
 from refattn.testing.reference import reference_values, rounded
-from refattn.testing.stored import stored
 
 COLLECTION, LIST = "refattn-golden", "cases.txt"
 BUDGET = ".budget"
@@ -72,10 +72,9 @@ def input_items(
     mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], ds: tuple[Array, ...] | None, target: Format
 ) -> Iterator[Item]:
     """Arguments, which the format holds already, and cotangents."""
-    for path, leaf, x in mechanism.spec.facts.leaves(arguments):
-        if is_array(x):
-            x = np.asarray(x)
-            facts = {"shape_in_words": list(leaf.dims)} if leaf.exact else {}
+    for path, leaf, given in mechanism.spec.facts.leaves(arguments):
+        if is_array(given):
+            x, facts = np.asarray(given), {"shape_in_words": list(leaf.dims)} if leaf.exact else {}
             yield Item("argument", path, stored(x, target.name if leaf.is_real and x.dtype.kind == "f" else None), facts)
     for name, d in zip(mechanism.spec.output_names, ds or (), strict=ds is not None):
         yield Item("cotangent", f"d_{name}", stored(d, target.name), {"of": name})

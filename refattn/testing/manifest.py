@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from refattn.testing.bits import Tensor, from_bytes, named_kind, size_in_bytes
 from refattn.testing.npz import read_npz, write_npz
 from refattn.testing.safetensors import read_safetensors, strict_json, write_safetensors
-from refattn.testing.stored import Tensor, from_bytes, named_kind, size_in_bytes
 
 FORMAT, VERSION = "refattn-case", 1
 MANIFEST, INDEX = "manifest.json", "index.txt"

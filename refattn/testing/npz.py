@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn.testing.stored import KINDS, Tensor, from_bytes, named_kind, size_in_bytes, stored
+from refattn.testing.bits import KINDS, Tensor, from_bytes, named_kind, size_in_bytes, stored
 
 LARGEST_HEADER = 10_000
 DEFLATE = 1032

@@ -15,12 +15,12 @@ import numpy as np
 from refattn._core import Mechanism
 from refattn.attention.dot_product.scaled_dot_product import allowed_pairs
 from refattn.testing.battery import Case
+from refattn.testing.bits import Tensor, stored
 from refattn.testing.golden import write_golden_case
 from refattn.testing.manifest import MANIFEST, Item, sha256, write_json
 from refattn.testing.precision import Format
 from refattn.testing.reference import rounded
 from refattn.testing.safetensors import strict_json
-from refattn.testing.stored import Tensor, stored
 
 OPSET = 24
 """The first with Attention whose rows may see no key, bfloat16 and grouped heads."""

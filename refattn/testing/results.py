@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refattn.testing.bits import Tensor, from_bytes, size_in_bytes, stored
 from refattn.testing.manifest import INDEX, inside
 from refattn.testing.npz import read_npy, read_npz
 from refattn.testing.safetensors import read_safetensors
-from refattn.testing.stored import Tensor, from_bytes, size_in_bytes, stored
 
 SPACE = 1 << 20
 """Bytes that headers and an index may have."""

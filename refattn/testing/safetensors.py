@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refattn.testing.stored import NAMED_BY_TAG, Tensor, from_bytes, named_kind, size_in_bytes
+from refattn.testing.bits import NAMED_BY_TAG, Tensor, from_bytes, named_kind, size_in_bytes
 
 LARGEST_HEADER = 100_000_000
 """As in the format's own implementation."""
@@ -113,7 +113,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     path : str or Path
         Where to.
     tensors : mapping of str to Tensor
-        What; see `refattn.testing.stored.stored`.
+        What; see `refattn.testing.bits.stored`.
     metadata : mapping of str to str or None, optional
         Text that goes into the header.
 

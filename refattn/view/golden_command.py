@@ -20,7 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="a name that `refattn list` prints")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to: a folder that is empty or does not exist")
     parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32")
-    parser.add_argument("--case", metavar="PATTERN", action="append", default=[], help="only these, as a shell's pattern; may be given again")
+    parser.add_argument(
+        "--case", metavar="PATTERN", action="append", default=[], help="only these, as a shell's pattern; may be given again"
+    )
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many cases there are to choose from")
     parser.add_argument("--format", choices=[*STORAGES, "onnx"], default="safetensors", help="how numbers are stored; default: safetensors")
     parser.add_argument("--seed", metavar="N", type=int, default=2, help="of the cotangents; default: 2, as refattn check has it")

@@ -135,7 +135,7 @@ def stored(x: Any, dtype: str | None = None) -> Tensor:
     with np.errstate(all="ignore"):
         made = Tensor(kind.name, np.ascontiguousarray(_bits(values, kind)).reshape(values.shape))
         back = made.values()
-        same = (back == values) | ((back != back) & (values != values)) if kind.is_real else back == values
+        same = (back == values) | (np.isnan(back) & np.isnan(values)) if kind.is_real and values.dtype.kind == "f" else back == values
     if not np.all(same):
         raise ValueError(f"{values[~same].flat[0]!r} is no number of {kind.name}")
     return made
