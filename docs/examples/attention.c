@@ -47,6 +47,7 @@ static void read_tensor(Case *c, const char *line) {
     Tensor t = {.count = 1};
     if (sscanf(line, "tensor %15s %63s %31s %255s %ld %d%n", role, name, dtype, file, &offset, &t.ndim, &used) != 6)
         stop(1, "index.txt", line);
+    if (strcmp(role, "argument") && strcmp(role, "cotangent")) return; /* golden files hold what is expected too */
     if (strcmp(dtype, "float32")) stop(NOT_SUPPORTED, dtype, "not supported");
     if (t.ndim > MOST_DIMENSIONS) stop(NOT_SUPPORTED, name, "too many dimensions");
     for (int i = 0; i < t.ndim; i++, used += more) {

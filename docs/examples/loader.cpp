@@ -99,9 +99,6 @@ static std::vector<float> softmax(const std::vector<float> &x, size_t classes) {
         for (size_t j = row; j < row + classes; j++) total += y[j] = std::exp(x[j] - largest);
         for (size_t j = row; j < row + classes; j++) y[j] /= total;
     }
-#ifdef FAULT
-    y[0] *= 1.001f;
-#endif
     return y;
 }
 

@@ -71,9 +71,6 @@ fn softmax(x: &[f32], classes: usize) -> Vec<f32> {
         let total: f32 = row.iter().map(|v| (v - largest).exp()).sum();
         y.extend(row.iter().map(|v| (v - largest).exp() / total));
     }
-    if cfg!(fault) {
-        y[0] *= 1.001;
-    }
     y
 }
 

@@ -112,13 +112,10 @@ def write_golden_case(
 
 def _expected(role: str, prefix: str, exact: Mapping[str, Array], budgets: Mapping[str, Array]) -> Iterator[Item]:
     for path, x in exact.items():
-        name, budget = prefix + path, np.broadcast_to(budgets[path], x.shape).astype(float)
-        tolerance = {
-            "budget": name + BUDGET,
-            "smallest": float(budget.min(initial=np.inf)) if budget.size else 0.0,
-            "largest": float(budget.max(initial=0.0)),
-            "decides": decides(x, budget),
-        }
+        name, budget = prefix + path, np.where(np.isfinite(x), budgets[path], 0.0)
+        summary = {"smallest": budget.min() if budget.size else 0.0, "largest": budget.max(initial=0.0)}
+        numbers = {n: float(b) if np.isfinite(b) else None for n, b in summary.items()}
+        tolerance = {"budget": name + BUDGET, **numbers, "decides": decides(x, budget)}
         yield Item(role, name, stored(x, "float64"), {"tolerance": tolerance, **({"of": path} if prefix else {})})
         yield Item("budget", name + BUDGET, stored(budget, "float64"), {"of": name})
 
