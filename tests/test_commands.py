@@ -99,7 +99,9 @@ def test_a_type_that_a_program_has_not_is_skipped(attention, capsys):
 
 
 def test_the_kernel_in_c_reads_golden_files_too(attention, tmp_path):
-    assert main(["golden", "scaled_dot_product_attention", "--case", "causal", "--format", "safetensors", "--out", str(tmp_path / "g")]) == 0
+    assert (
+        main(["golden", "scaled_dot_product_attention", "--case", "causal", "--format", "safetensors", "--out", str(tmp_path / "g")]) == 0
+    )
     case, out = tmp_path / "g" / "float32" / "causal", tmp_path / "out"
     out.mkdir()
     program = attention().split(" {")[0].strip("'")
@@ -268,6 +270,13 @@ def test_bfloat16_results_need_no_library(tmp_path):
     write_safetensors(tmp_path / "r.safetensors", {"output": stored([1.5, -2.0], "bfloat16")})
     found = read_results(tmp_path, [{"name": "output", "dtype": "bfloat16", "shape": [2]}])
     np.testing.assert_array_equal(found.needed("output").values(), [1.5, -2.0])
+
+
+def test_what_a_callable_supports_can_be_said(capsys):
+    assert main(["check", "refattn:linear", "--supports", " ", "--verbose"]) == 0
+    assert "bias: not supported" in capsys.readouterr().out
+    assert main(["check", "refattn:linear", "--supports", "bias,mask"]) == 2
+    assert capsys.readouterr().err == "refattn: supports names ['mask'], which linear does not have\n"
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import refattn
 from refattn import testing
-from refattn.__main__ import main
+from refattn.__main__ import main, parser
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case
 from refattn.testing.bits import stored
 from refattn.testing.golden import folder_name, input_items, write_golden_case
-from refattn.testing.manifest import INDEX, MANIFEST, STORAGES, Item, index_text, read_case, write_case
+from refattn.testing.manifest import INDEX, MANIFEST, STORAGES, Item, index_text, inside, read_case, write_case
 from refattn.testing.precision import named_format
 from refattn.testing.reference import rounded
 from tests.enumeration import EACH
@@ -97,8 +104,8 @@ def test_golden_values_are_those_of_the_check(name, tmp_path):
 
         def vjp(found=found, gradients=gradients, seen=seen, **arguments):
             def pullback(*ds):
-                for d, name in zip(ds, m.spec.output_names, strict=True):
-                    np.testing.assert_array_equal(d, found.inputs[f"d_{name}"].values())
+                for d, what in zip(ds, m.spec.output_names, strict=True):
+                    np.testing.assert_array_equal(d, found.inputs[f"d_{what}"].values())
                 seen.append(ds)
                 return gradients
 
@@ -117,11 +124,11 @@ def test_every_mechanism_has_names_and_types_that_files_take(m, tmp_path):
     names = [folder_name(case.name) for case in testing.cases(m)]
     assert len(set(names)) == len(names)
     case = next(iter(testing.cases(m)))
-    given = rounded(m, case.arguments, FLOAT32)
-    y = outputs(m(**given))
-    items = list(input_items(m, given, tuple(FLOAT32.round(x) for x in y), FLOAT32))
+    call = rounded(m, case.arguments, FLOAT32)
+    y = outputs(m(**call))
+    items = list(input_items(m, call, tuple(FLOAT32.round(x) for x in y), FLOAT32))
     items += [Item("output", n, stored(np.asarray(x))) for n, x in zip(m.spec.output_names, y, strict=True)]
-    items += [Item("gradient", f"d_{n}", stored(np.asarray(x))) for n, x in m.spec.facts.differentiable(given).items()]
+    items += [Item("gradient", f"d_{n}", stored(np.asarray(x))) for n, x in m.spec.facts.differentiable(call).items()]
     assert len({(i.role in {"argument", "cotangent"}, i.name) for i in items}) == len(items)
     facts = testing.golden.about(m, case, FLOAT32)
     write_case(tmp_path, facts, items, "bin")
@@ -197,6 +204,33 @@ def test_a_hostile_manifest_is_one_error(changes, said, tmp_path):
         read_case(folder)
 
 
+JSON = st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.text(max_size=300) | st.lists(st.integers(-1, 9), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_manifests_drawn_at_random(data):
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "case"
+        storage = data.draw(st.sampled_from(STORAGES))
+        write_case(folder, {}, [Item("argument", "x", stored(np.ones((2, 3)), "float16")), Item("output", "y", stored(True))], storage)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        place = data.draw(st.sampled_from([manifest, *manifest["tensors"]]))
+        for key in data.draw(st.lists(st.sampled_from(sorted(place)), min_size=1, max_size=2)):
+            place[key] = data.draw(JSON | st.just([place[key]]))
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        for read in (read_case, testing.verify):
+            with contextlib.suppress(ValueError):
+                read(folder)
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "a.bin").symlink_to("a.bin")
+    for name in ("a.bin", "b" * 5000 + ".bin", "\ud800.bin"):
+        with pytest.raises(ValueError, match=r"is not within|is no file"):
+            inside(tmp_path, name)
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"3", b"\xff", b"[" * 10**5, b'{"format": "refattn-case"}'])
 def test_what_is_no_manifest(text, tmp_path):
     (tmp_path / MANIFEST).write_bytes(text)
@@ -257,3 +291,30 @@ def test_onnx_says_that_it_is_needed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace())
     assert main(["golden", "gated_delta_rule", "--format", "onnx", "--out", str(tmp_path / "y")]) == 2
     assert "gated_delta_rule is no operator of ONNX: those that are, are " in capsys.readouterr().err
+
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "golden.md").read_text(encoding="utf-8")
+
+
+def test_the_document_shows_what_is_written(tmp_path):
+    out = tmp_path / "golden"
+    assert main(["golden", "scaled_dot_product_attention", "--case", "causal window", "--format", "bin", "--out", str(out)]) == 0
+    folder = out / "float32" / "causal-window"
+    block = DOCUMENT.partition("    refattn-case 1\n")[2].partition("\n\n")[0]
+    shown, written = [line.strip() for line in block.splitlines()], (folder / INDEX).read_text().splitlines()
+    assert len(shown) == 12
+    assert [line for line in written if line in shown] == shown  # all of them, in this order
+    manifest = json.loads((folder / MANIFEST).read_text())
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in DOCUMENT.splitlines() if line.startswith("| `")]
+    assert {key for row in rows for key in row} == manifest.keys()
+    told = {key for t in manifest["tensors"] for key in t}
+    assert told - {"shape_in_words"} == {"role", "name", "dtype", "shape", "file", "offset", "bytes", "sha256", "of", "tolerance"}
+    assert {key for t in manifest["tensors"] for key in t.get("tolerance", ())} == {"budget", "smallest", "largest", "decides"}
+    assert all(f"`{key}`" in DOCUMENT for key in told)
+
+
+def test_commands_of_the_document_are_commands():
+    lines = [line.strip() for line in DOCUMENT.splitlines() if line.startswith("      refattn ")]
+    assert len(lines) == 3
+    for line in lines:
+        parser().parse_args(shlex.split(line)[1:])

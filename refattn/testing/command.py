@@ -38,7 +38,7 @@ class Stored(NumPy):
 
     def make(self, x: Array, target: Format) -> Any:
         """The same values in the format; integers and booleans as they are."""
-        return stored(x, target.name if x.dtype.kind == "f" else None)
+        return stored(target.round(x), target.name) if x.dtype.kind == "f" else stored(x)
 
     def value(self, x: Any) -> Array:
         """As float64."""
@@ -117,7 +117,8 @@ class Program:
     """One program and the mechanism that it should compute."""
 
     def __init__(self, command: list[str], mechanism: Mechanism[..., Any], timeout: float, storage: Storage, keep: Path | None) -> None:
-        self.command, self.mechanism, self.timeout, self.storage, self.keep = command, mechanism, timeout, storage, keep
+        self.command, self.mechanism, self.timeout, self.keep = command, mechanism, timeout, keep
+        self.storage: Storage = storage
         self.case, self.runs = "case", 0
 
     def begin(self, case: Case) -> None:
@@ -135,7 +136,7 @@ class Program:
         made = outputs(self.mechanism(**given))  # for their shapes, and those of cotangents
         exact = dict(zip(self.mechanism.spec.output_names, made, strict=True))
         moving = self.mechanism.spec.facts.differentiable(self.mechanism.spec.accept(given))
-        ds = drawn_cotangents(self.mechanism, exact, target) if moving else None
+        ds = drawn_cotangents(made, target) if moving else None
         results = self.run(given, exact, moving, ds, target)
 
         def pullback(*cotangents: Tensor) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class Mlx(NumPy):
         if not hasattr(self.mlx, target.name):
             raise TypeError(f"MLX has no {target.name}")
         if target.name == "float64":
+            if self.mlx.default_device() != self.mlx.Device(self.mlx.cpu):
+                raise TypeError("MLX has float64 on its CPU device alone: mlx.core.set_default_device(mlx.core.cpu)")
             return self.mlx.array(x.astype(np.float64), dtype=self.mlx.float64)
         return self.mlx.array(x.astype(np.float32)).astype(getattr(self.mlx, target.name))
 

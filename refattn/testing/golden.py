@@ -13,6 +13,7 @@ import numpy as np
 import refattn
 from refattn._core import Array, Mechanism
 from refattn._core.docstring import walk
+from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case
 from refattn.testing.bits import stored
 from refattn.testing.budget import forward_budgets, gradient_budgets
@@ -80,15 +81,15 @@ def input_items(
         yield Item("cotangent", f"d_{name}", stored(d, target.name), {"of": name})
 
 
-def wanted(outputs: Mapping[str, Any], gradients: Mapping[str, Any], target: Format) -> list[dict[str, Any]]:
+def wanted(made: Mapping[str, Any], gradients: Mapping[str, Any], target: Format) -> list[dict[str, Any]]:
     """What a program should compute: names, types and shapes."""
-    named = [("output", n, x) for n, x in outputs.items()] + [("gradient", f"d_{n}", x) for n, x in gradients.items()]
+    named = [("output", n, x) for n, x in made.items()] + [("gradient", f"d_{n}", x) for n, x in gradients.items()]
     return [{"role": role, "name": name, "dtype": target.name, "shape": list(x.shape)} for role, name, x in named]
 
 
-def drawn_cotangents(mechanism: Mechanism[..., Any], y: Mapping[str, Array], target: Format, seed: int = 2) -> tuple[Array, ...]:
-    """Those which `refattn.testing.check` draws, as the format holds them."""
-    return tuple(target.round(d) for d in cotangents(tuple(x.astype(float) for x in y.values()), seed))
+def drawn_cotangents(y: tuple[Array, ...], target: Format, seed: int = 2) -> tuple[Array, ...]:
+    """Those which `refattn.testing.check` draws for these outputs, as the format holds them."""
+    return tuple(target.round(d) for d in cotangents(y, seed))
 
 
 def write_golden_case(
@@ -96,8 +97,8 @@ def write_golden_case(
 ) -> list[Item]:
     """Write one call with its results, gradients and budgets; what was written."""
     given = rounded(mechanism, case.arguments, target)
-    outputs, _ = reference_values(mechanism, given, None)
-    ds = drawn_cotangents(mechanism, outputs, target, seed) if mechanism.spec.facts.differentiable(mechanism.spec.accept(given)) else None
+    moving = mechanism.spec.facts.differentiable(mechanism.spec.accept(given))
+    ds = drawn_cotangents(outputs(mechanism(**given)), target, seed) if moving else None
     values = reference_values(mechanism, given, ds)
     allowed = forward_budgets(mechanism, given, values.outputs, target, exact_scores=case.exact_scores)
     items = [*input_items(mechanism, given, ds, target)]

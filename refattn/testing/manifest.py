@@ -218,10 +218,14 @@ def _tensor_entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def inside(folder: Path, file: str) -> Path:
     """A file within a folder; ValueError where its name or a link leads out."""
     path = folder / file
-    if not file or "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        within, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, names that no file can have
+        raise ValueError(f"{file[:80]!r} is not within {folder}: {error}") from None
+    if not within:
         raise ValueError(f"{file[:80]!r} is not within {folder}")
-    if not path.is_file():
-        raise ValueError(f"{path} is no file")
+    if not there:
+        raise ValueError(f"{file[:80]!r} in {folder} is no file")
     return path
 
 

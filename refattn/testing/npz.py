@@ -13,6 +13,8 @@ import numpy as np
 from refattn.testing.bits import KINDS, Tensor, from_bytes, named_kind, size_in_bytes, stored
 
 LARGEST_HEADER = 10_000
+UNIX = 3
+"""The system that an archive names as its own: the same everywhere."""
 DEFLATE = 1032
 """How many bytes one byte of a compressed archive can stand for, by the format: 258 for two bits."""
 ENDING, TYPE = ".npy", ".dtype"
@@ -40,7 +42,9 @@ def write_npz(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 def _write(archive: zipfile.ZipFile, name: str, x: np.ndarray[Any, Any]) -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, x, allow_pickle=False)
-    archive.writestr(zipfile.ZipInfo(name + ENDING, EPOCH), buffer.getvalue())
+    info = zipfile.ZipInfo(name + ENDING, EPOCH)
+    info.create_system = UNIX
+    archive.writestr(info, buffer.getvalue())
 
 
 def read_npz(path: str | Path, *, most_bytes: int | None = None) -> dict[str, Tensor]:
