@@ -24,7 +24,7 @@ from refattn.testing.battery import Case
 from refattn.testing.bits import stored
 from refattn.testing.golden import folder_name, input_items, write_golden_case
 from refattn.testing.manifest import INDEX, MANIFEST, STORAGES, Item, index_text, inside, read_case, write_case
-from refattn.testing.precision import named_format
+from refattn.testing.precision import FORMATS, Format, named_format
 from refattn.testing.reference import rounded
 from tests.enumeration import EACH
 
@@ -158,6 +158,16 @@ def test_what_a_row_without_keys_gives_stays_what_it_is(tmp_path):
         np.testing.assert_array_equal(found.expected["output"].values(), np.full((1, 2, 3), expected))
         assert np.isneginf(found.expected["lse"].values()).all()
         json.loads((tmp_path / policy / MANIFEST).read_text(), parse_constant=pytest.fail)  # JSON has no infinity
+
+
+def test_a_number_that_a_type_has_not_is_left_out(tmp_path, monkeypatch, capsys):
+    """Minus infinity, as a bias that masks has it, in a type without infinities."""
+    monkeypatch.setitem(FORMATS, "float64", Format("float8_e4m3fn", 4, -6, 448.0, 2.0**-24))
+    patterns = ["--case", "bias that masks", "--case", "bias per head"]
+    assert main(["golden", "scaled_dot_product_attention", *patterns, "--dtype", "float64", "--out", str(tmp_path / "g")]) == 0
+    assert "float8_e4m3fn/bias-that-masks: left out: -inf is no number of float8_e4m3fn" in capsys.readouterr().out
+    assert read_case(tmp_path / "g" / "float8_e4m3fn" / "bias-per-head").inputs["bias"].dtype == "float8_e4m3fn"
+    assert [p.name for p in (tmp_path / "g" / "float8_e4m3fn").iterdir()] == ["bias-per-head"]
 
 
 def edited(folder, **changes):

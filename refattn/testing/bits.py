@@ -69,6 +69,12 @@ KINDS = {
         Kind("float64", "F64", "<f8"),
     )
 }
+
+
+class NotHeldError(ValueError):
+    """A type has no such number."""
+
+
 NAMED_BY_TAG = {k.tag: k.name for k in KINDS.values()}
 
 
@@ -128,7 +134,9 @@ def stored(x: Any, dtype: str | None = None) -> Tensor:
     Raises
     ------
     ValueError
-        Where the type is unknown, or cannot hold one of the numbers exactly.
+        Where the type is unknown.
+    NotHeldError
+        Where it cannot hold one of the numbers exactly.
     """
     values = np.asarray(x)
     kind = named_kind(values.dtype.name if dtype is None else dtype)
@@ -137,7 +145,7 @@ def stored(x: Any, dtype: str | None = None) -> Tensor:
         back = made.values()
         same = (back == values) | (np.isnan(back) & np.isnan(values)) if kind.is_real and values.dtype.kind == "f" else back == values
     if not np.all(same):
-        raise ValueError(f"{values[~same].flat[0]!r} is no number of {kind.name}")
+        raise NotHeldError(f"{values[~same].flat[0]} is no number of {kind.name}")
     return made
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from refattn._core import Mechanism
 from refattn.testing.battery import Case, cases
+from refattn.testing.bits import NotHeldError
 from refattn.testing.golden import chosen_cases, distinct, folder_name, verify, write_collection, write_golden_case
 from refattn.testing.manifest import MANIFEST, STORAGES
+from refattn.testing.onnx_files import Unsuited, write_onnx_case
 from refattn.testing.precision import FORMATS, Format, named_format
 from refattn.view.catalogue import find
 from refattn.view.table import progress
@@ -70,21 +72,19 @@ def _write(args: Namespace, mechanism: Mechanism[..., Any], every: list[Case], t
     folders, left_out = [], {}
     for target, case in progress(work, len(work), f"writing {args.name}"):
         folder = distinct(f"{target.name}/{folder_name(case.name)}", [*folders, *left_out])
-        if args.format == "onnx":
-            from refattn.testing.onnx_files import Unsuited, write_onnx_case  # noqa: PLC0415  # an extra
-
-            try:
+        try:
+            if args.format == "onnx":
                 write_onnx_case(out / folder, mechanism, case, target, seed=args.seed)
-            except Unsuited as error:
-                left_out[folder] = str(error)
-                continue
-        else:
-            write_golden_case(out / folder, mechanism, case, target, args.format, seed=args.seed)
+            else:
+                write_golden_case(out / folder, mechanism, case, target, args.format, seed=args.seed)
+        except (Unsuited, NotHeldError) as error:  # the operator has not this option, or the type not this number
+            left_out[folder] = str(error)
+            continue
         folders.append(folder)
     for folder, why in left_out.items():
         print(f"{folder}: left out: {why}")
     if not folders:
-        raise ValueError(f"nothing was written: no case of {args.name} is one that the operator has")
+        raise ValueError(f"nothing was written: no case of {args.name} can be")
     write_collection(out, mechanism, folders)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(f"{out / MANIFEST}: {len(folders)} cases, {size / 1e6:.1f} MB")
