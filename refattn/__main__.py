@@ -1,4 +1,4 @@
-"""The command ``refattn``: list the mechanisms, show one, check somebody's kernel, train a model, look at what it attends to."""
+"""The command ``refattn``: list the mechanisms, show one, check somebody's kernel, write golden files, train a model, look at what it attends to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import refattn
-from refattn.view import catalogue, check_command, train_command, view_command
+from refattn.view import catalogue, check_command, golden_command, train_command, view_command
 
 EXAMPLES = """\
 examples:
@@ -18,6 +18,8 @@ examples:
   refattn show scaled_dot_product_attention    its signature, shapes, equation, paper and source
   refattn check torch                          is the installed PyTorch right?
   refattn check my_module:my_kernel softmax    is this function a softmax?
+  refattn check --command './kernel {case} {out}' softmax    and is this program?
+  refattn golden softmax --out golden          calls and results as files, for tests in any language
   refattn train digits-transformer             a model that learns to read digits, in seconds
   refattn view --model transformer --open      what do the heads look at?
 
@@ -46,6 +48,12 @@ def parser() -> ArgumentParser:
         ("list", "what there is", catalogue.add_list_arguments, catalogue.run_list),
         ("show", "everything about one mechanism", catalogue.add_show_arguments, catalogue.run_show),
         ("check", "compare kernels with the reference", check_command.add_arguments, check_command.run_check),
+        (
+            "golden",
+            "write calls, results and tolerances as files, for tests in any language",
+            golden_command.add_arguments,
+            golden_command.run_golden,
+        ),
         ("train", "train a small model with the gradients of this package", train_command.add_arguments, train_command.run_train),
         ("view", "a page that shows what a model attends to", view_command.add_arguments, view_command.run_view),
     ):

@@ -23,6 +23,10 @@ def none_known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
     return ""
 
 
+def ignore(case: Any) -> None:
+    """Nothing need be known of a case."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A kernel to check.
@@ -40,6 +44,8 @@ class Candidate:
     known_difference : callable
         Takes what is compared, the arguments and the dtype's name; returns the name of a convention where it is known to
         differ, else "".
+    begin : callable
+        Told of each case before it is run.
     """
 
     call: Callable[..., Any]
@@ -47,6 +53,7 @@ class Candidate:
     vjp: Callable[..., Any] | None = None
     supports: Collection[str] | None = None
     known_difference: Callable[[str, Mapping[str, Any], str], str] = none_known
+    begin: Callable[[Any], None] = ignore
 
 
 def as_candidate(
@@ -68,12 +75,9 @@ def as_candidate(
             raise TypeError(f"{what} is a {type(given).__name__}, but must be callable")
     if not isinstance(arguments, (Mapping, type(None))):
         raise TypeError(f"arguments is a {type(arguments).__name__}, but must be a mapping from theirs to ours")
-    if isinstance(supports, str) or not isinstance(supports, (Collection, type(None))):
-        raise TypeError(f"supports is a {type(supports).__name__}, but must be a collection of names")
+    refuse_unknown_options(mechanism, supports)
     theirs = {ours: name for name, ours in (arguments or {}).items()}
-    for what, names in (("arguments", theirs), ("supports", supports or ())):
-        if unknown := set(names) - mechanism.spec.signature.parameters.keys():
-            raise ValueError(f"{what} names {sorted(unknown, key=str)}, which {mechanism.spec.name} does not have")
+    _refuse_unknown(mechanism, "arguments", theirs)
     if len(theirs) < len(arguments or ()):
         raise ValueError(f"arguments names one of {sorted(theirs)} twice")
     to, back = _layouts(mechanism, layout)
@@ -107,6 +111,18 @@ def refuse_what_is_no_mechanism(mechanism: Any) -> None:
     """TypeError for anything but a mechanism, such as its name."""
     if not hasattr(mechanism, "spec"):
         raise TypeError(f"mechanism is a {type(mechanism).__name__}, but must be a function of refattn.mechanisms()")
+
+
+def refuse_unknown_options(mechanism: Mechanism[..., Any], supports: Any) -> None:
+    """TypeError or ValueError for what are no names of arguments; None is all of them."""
+    if isinstance(supports, str) or not isinstance(supports, (Collection, type(None))):
+        raise TypeError(f"supports is a {type(supports).__name__}, but must be a collection of names")
+    _refuse_unknown(mechanism, "supports", supports or ())
+
+
+def _refuse_unknown(mechanism: Mechanism[..., Any], what: str, names: Collection[Any]) -> None:
+    if unknown := set(names) - mechanism.spec.signature.parameters.keys():
+        raise ValueError(f"{what} names {sorted(unknown, key=str)}, which {mechanism.spec.name} does not have")
 
 
 def _with_arguments(gradients: Callable[..., Mapping[str, Any]], arguments: Mapping[str, Any], *ds: Any) -> Mapping[str, Any]:

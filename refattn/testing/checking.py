@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Mechanism, tree
-from refattn._core.arrays import as_array
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level, cases
 from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
@@ -55,7 +54,7 @@ def check(
     dtype : str or dtype, optional
         ``"float64"``, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``; inputs are rounded to
         it before both sides see them. What is returned may be wider.
-    framework : {"numpy", "torch", "jax"}, optional
+    framework : {"numpy", "torch", "jax", "cupy", "mlx"}, optional
         Whose arrays the candidate takes.
     supports : collection of str or None, optional
         Names of the optional arguments (ours) that the candidate takes. Default: those in its signature.
@@ -153,6 +152,7 @@ def compare_case(
     reference = _map_arrays(lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" and target.name == "float64" else x, rounded)
     wanted = list(spec.facts.differentiable(spec.accept(reference)))
     vjp = candidate.vjp or candidate.framework.vjp(candidate.call, wanted)
+    candidate.begin(case)
     try:
         y, pullback = vjp(**theirs) if vjp else (candidate.call(**theirs), None)
         values = [candidate.framework.value(x) for x in ordered(mechanism, y)]
@@ -207,7 +207,7 @@ def compare_case(
         if path in got_grads:
             beside = largest_beside(path, exact_grads)
             yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path], case, target, beside))
-        elif path.partition(".")[0] in declined:
+        elif {path, path.partition(".")[0]} & declined:
             yield Result(*about, f"d_{path}", target.name, "skipped", reason=f"gradient of {path}: not supported")
         else:
             yield result(f"d_{path}", {"status": "fail", "reason": "no such gradient was returned"})
@@ -250,10 +250,11 @@ def _map_arrays(function: Callable[[Any], Any], given: Mapping[str, Any]) -> dic
 
 def _changed(candidate: Candidate, theirs: Mapping[str, Any], rounded: Mapping[str, Any], target: Format) -> list[str]:
     """The arguments that a kernel has written to."""
+    plain = candidate.framework.plain
     fresh = dict(tree.leaves(_map_arrays(lambda x: candidate.framework.make(x, target), rounded)))
     given = dict(tree.leaves(theirs))
     arrays = [path for path, x in tree.leaves(rounded) if isinstance(x, np.ndarray)]
-    return [path for path in arrays if as_array(given[path]).tobytes() != as_array(fresh[path]).tobytes()]
+    return [path for path in arrays if plain(given[path]).tobytes() != plain(fresh[path]).tobytes()]
 
 
 def _is_default(x: Any, default: Any) -> bool:

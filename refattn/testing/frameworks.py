@@ -26,9 +26,13 @@ class NumPy:
         """The same values in the format; integers and booleans as they are."""
         return target.array(x) if x.dtype.kind == "f" else x
 
+    def plain(self, x: Any, what: str = "argument") -> np.ndarray[Any, Any]:
+        """The same numbers as NumPy's, without a copy where that can be."""
+        return as_array(x, what)
+
     def value(self, x: Any) -> Array:
         """As NumPy, at least float64."""
-        array = as_array(x, "what was returned")
+        array = self.plain(x, "what was returned")
         if not is_real(array.dtype):
             raise TypeError(f"what was returned is {array.dtype}, but must be floating point")
         return array.astype(np.result_type(np.float64, np.float64 if is_low_precision(array.dtype) else array.dtype))
@@ -105,7 +109,72 @@ class Jax(NumPy):
         return vjp
 
 
-FRAMEWORKS: dict[str, type[NumPy]] = {"numpy": NumPy, "torch": Torch, "jax": Jax}
+class CuPy(NumPy):
+    """Arrays of CuPy on its current GPU; bfloat16 by ml_dtypes, which CuPy 14 knows."""
+
+    name = "cupy"
+
+    def __init__(self) -> None:
+        self.cupy = importlib.import_module("cupy")
+
+    def make(self, x: Array, target: Format) -> Any:
+        """An array of the format."""
+        return self.cupy.asarray(super().make(x, target))
+
+    def plain(self, x: Any, what: str = "argument") -> np.ndarray[Any, Any]:
+        """A copy in main memory, which CuPy makes only where it is asked to."""
+        return x.get() if isinstance(x, self.cupy.ndarray) else super().plain(x, what)
+
+
+class Mlx(NumPy):
+    """Arrays of MLX on its default device; float64 where that is a CPU."""
+
+    name = "mlx"
+
+    def __init__(self) -> None:
+        self.mlx = importlib.import_module("mlx.core")
+
+    def make(self, x: Array, target: Format) -> Any:
+        """An array of the format; every format but float64 by way of float32, which holds it exactly."""
+        if x.dtype.kind != "f":
+            return self.mlx.array(x)
+        if not hasattr(self.mlx, target.name):
+            raise TypeError(f"MLX has no {target.name}")
+        if target.name == "float64":
+            if self.mlx.default_device() != self.mlx.Device(self.mlx.cpu):
+                raise TypeError("MLX has float64 on its CPU device alone: mlx.core.set_default_device(mlx.core.cpu)")
+            return self.mlx.array(x.astype(np.float64), dtype=self.mlx.float64)
+        return self.mlx.array(x.astype(np.float32)).astype(getattr(self.mlx, target.name))
+
+    def plain(self, x: Any, what: str = "argument") -> np.ndarray[Any, Any]:
+        """Through Python's buffers, which have no bfloat16."""
+        low = isinstance(x, self.mlx.array) and x.dtype == self.mlx.bfloat16
+        return super().plain(x.astype(self.mlx.float32) if low else x, what)
+
+    def vjp(self, call: Call, wanted: list[str]) -> Vjp | None:
+        """By `mlx.core.vjp`, which calls the candidate again for the gradients."""
+
+        def vjp(**arguments: Any) -> tuple[Any, Callable[..., Mapping[str, Any]]]:
+            moving = {n: x for n, x in tree.leaves(arguments) if n in wanted}
+
+            def of(*moved: Any) -> list[Any]:
+                given = arguments
+                for path, leaf in zip(moving, moved, strict=True):
+                    given = tree.replace(given, path, leaf)
+                return [*outputs(call(**given))]
+
+            def pullback(*ds: Any) -> Mapping[str, Any]:
+                cotangents = [d.astype(x.dtype) for x, d in zip(outputs(y), ds, strict=True)]
+                _, found = self.mlx.vjp(of, [*moving.values()], cotangents)
+                return dict(zip(moving, found, strict=True))
+
+            y = call(**arguments)
+            return y, pullback
+
+        return vjp
+
+
+FRAMEWORKS: dict[str, type[NumPy]] = {"numpy": NumPy, "torch": Torch, "jax": Jax, "cupy": CuPy, "mlx": Mlx}
 
 
 def framework(name: str) -> NumPy:

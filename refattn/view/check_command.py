@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -13,13 +14,16 @@ from typing import Any
 from refattn._core import Mechanism
 from refattn.testing import adapters
 from refattn.testing.battery import Case, cases
-from refattn.testing.candidates import Candidate
+from refattn.testing.candidates import Candidate, refuse_unknown_options
 from refattn.testing.checking import compare_case
+from refattn.testing.command import command_candidate
 from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.handling import runs
+from refattn.testing.manifest import STORAGES
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
 from refattn.testing.vacuous import untold
+from refattn.view.catalogue import find
 from refattn.view.table import Table, progress
 
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
@@ -35,6 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")
     parser.add_argument("--layout", help="bshd for (batch, length, heads, head_dim), nhwc for channels last")
     parser.add_argument("--argument", metavar="THEIRS=OURS", action="append", default=[], help="a callable's own name of an argument")
+    parser.add_argument("--command", metavar="COMMAND", help="check a program: './kernel {case} {out}'; then NAME alone follows")
+    parser.add_argument("--supports", metavar="A,B", help="the optional arguments that a program or callable takes; default: all")
+    parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one run of a program; default: 60")
+    parser.add_argument("--format", choices=STORAGES, default="bin", help="how a program is given numbers; default: bin")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="leave the folders that a program reads and writes here")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
@@ -43,7 +52,7 @@ def run_check(args: Namespace) -> int:
     """Check a target; the exit status is 0 where it is right, 1 where it is wrong, 2 where nothing can be told of a mechanism."""
     sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    names = [args.target] if args.target else list(adapters.targets())
+    names = [args.command or args.target] if args.command or args.target else list(adapters.targets())
     if not names:
         raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
     reports = {name: _checked(name, args) for name in names}
@@ -65,9 +74,7 @@ def _checked(target: str, args: Namespace) -> Report:
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, run, case, dtype)
-        for m, candidate in adapters.resolve(
-            target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument)
-        )
+        for m, candidate in (_program(args) if args.command else _resolved(target, args))
         for dtype in dtypes
         for run, case in runs(candidate, m, cases(m, args.level))
     ]
@@ -77,6 +84,31 @@ def _checked(target: str, args: Namespace) -> Report:
         for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
             results += compare_case(candidate, m, case, dtype)
     return Report(results)
+
+
+def _resolved(target: str, args: Namespace) -> list[tuple[Mechanism[..., Any], Candidate]]:
+    found = adapters.resolve(target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument))
+    if args.supports is None:
+        return found
+    for m, _ in found:
+        refuse_unknown_options(m, _supports(args))
+    return [(m, dataclasses.replace(candidate, supports=_supports(args))) for m, candidate in found]
+
+
+def _program(args: Namespace) -> list[tuple[Mechanism[..., Any], Candidate]]:
+    """A command line, and the mechanism that is named in place of a target."""
+    if args.target is None or args.name is not None:
+        raise ValueError("--command needs one NAME after it: what the program should compute")
+    if args.framework != "numpy" or args.layout or args.argument:
+        raise ValueError("--command takes no --framework, --layout or --argument: a program reads files")
+    m = find(args.target)
+    supports = None if args.supports is None else _supports(args)
+    program = command_candidate(args.command, m, supports=supports, timeout=args.timeout, storage=args.format, keep=args.keep)
+    return [(m, program)]
+
+
+def _supports(args: Namespace) -> list[str]:
+    return [name.strip() for name in args.supports.split(",") if name.strip()]
 
 
 def _names(pairs: list[str]) -> dict[str, str]:
