@@ -2,6 +2,7 @@
 
 `check` runs a callable on a mechanism's samples and on inputs under which wrong kernels cannot pass, and compares every
 element of every output and gradient with a budget of its own. `assert_matches` does so for arrays that you have already.
+`sweep` does many checks, on any executor; `parametrize_cases` and the fixture ``refattn_check`` make them tests of pytest.
 """
 
 from refattn.testing.arithmetic import rounding
@@ -9,7 +10,9 @@ from refattn.testing.battery import Case, cases
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
 from refattn.testing.candidates import Candidate, Unsupported
 from refattn.testing.checking import assert_matches, check
+from refattn.testing.pytest_cases import parametrize_cases
 from refattn.testing.report import RefattnAssertionError, Report, Result
+from refattn.testing.sweeping import sweep
 
 __all__ = [
     "Candidate",
@@ -26,6 +29,8 @@ __all__ = [
     "gradient_leaves",
     "in_precision",
     "numerical_gradients",
+    "parametrize_cases",
     "rounding",
     "samples",
+    "sweep",
 ]

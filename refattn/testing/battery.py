@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -42,7 +42,7 @@ class Case:
     exact_scores: bool = False
 
 
-def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Case]:
+def cases(mechanism: Mechanism[..., Any], level: Level = "quick", seed: int = 0) -> Iterator[Case]:
     """The mechanism's samples, then the adversarial inputs for it.
 
     Parameters
@@ -51,6 +51,8 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
         Any function of `refattn.mechanisms`.
     level : {"quick", "full", "torture"}, optional
         Quick is one size of each, full has three, torture ten seeds of these.
+    seed : int, optional
+        Another seed gives other numbers in cases of the same shapes, and stands in their names.
 
     Yields
     ------
@@ -59,16 +61,24 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
     """
     if level not in {"quick", "full", "torture"}:
         raise ValueError(f'level is {level!r}, but must be one of "quick", "full", "torture"')
-    for sample in samples(mechanism):
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, but must not be negative")
+    for case in _cases(mechanism, level, seed):
+        yield case if seed == 0 else replace(case, name=f"{case.name} (seed {seed})")
+
+
+def _cases(mechanism: Mechanism[..., Any], level: Level, seed: int) -> Iterator[Case]:
+    apart = 10_000 * seed  # more than the numbers below lie apart, so that no two seeds share draws
+    for sample in samples(mechanism, seed):
         yield Case(sample.name, dict(sample.arguments))
     if mechanism.spec.name in ATTENTION:
         sizes = [(131, 200), (131, 131)] if level == "quick" else [(131, 200), (200, 200), (67, 321)]
-        for seed, (query_len, key_len) in itertools.product(range(10 if level == "torture" else 1), sizes):
-            label = f", {query_len}x{key_len}" + f", seed {seed}" * (level == "torture")
-            for case in attention(Random(1000 + seed), query_len, key_len):
+        for again, (query_len, key_len) in itertools.product(range(10 if level == "torture" else 1), sizes):
+            label = f", {query_len}x{key_len}" + f", seed {again}" * (level == "torture")
+            for case in attention(Random(1000 + again + apart), query_len, key_len):
                 if level != "quick" or query_len != key_len or case.arguments.get("causal"):
                     yield Case(case.name + label, case.arguments, case.exact_scores)
-        yield from lengths(Random(7))
+        yield from lengths(Random(7 + apart))
 
 
 def attention(random: Random, query_len: int, key_len: int) -> Iterator[Case]:
