@@ -7,14 +7,13 @@ the reports of tests: from processes of pytest-xdist too, and from one that cras
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 LEVELS = ("quick", "full", "torture")
-RESULTS = pytest.StashKey[dict[str, list[dict[str, Any]]]]()
 RECORDED = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -37,10 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot be meant, before any test runs."""
     config.addinivalue_line("markers", "refattn_cases(mechanism, ...): what refattn.testing.parametrize_cases makes")
-    config.stash[RESULTS] = {}
     _level(config)
     _seed(config)
     _report(config)
+    if not hasattr(config, "workerinput"):  # where a person is told; workers of pytest-xdist send their reports there
+        config.pluginmanager.register(_Gatherer(config), "refattn-results")
 
 
 def _level(config: pytest.Config) -> str:
@@ -97,7 +97,7 @@ def refattn_check(request: pytest.FixtureRequest) -> Any:
 def refattn_case(request: pytest.FixtureRequest) -> Any:
     """One case of a mechanism, which `refattn.testing.parametrize_cases` has named."""
     if not hasattr(request, "param"):
-        raise pytest.UsageError("refattn_case needs @refattn.testing.parametrize_cases(mechanism) above the test")
+        pytest.fail("refattn_case needs @refattn.testing.parametrize_cases(mechanism) above the test", pytrace=False)
     case = _testing("pytest_cases").PytestCase(request.param, _recorder(request))
     if request.param.lacking:
         pytest.skip(case.skipped(request.param.lacking))
@@ -105,27 +105,21 @@ def refattn_case(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Send with each report of a test what it has recorded since the last."""
-    report: Any = yield
+    report = yield
     if recorded := item.stash.get(RECORDED, None):
         report.refattn = list(recorded)
         recorded.clear()
     return report
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Where tests are reported to a person, gather their results."""
-    if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(_Gatherer(session.config), "refattn-results")
-
-
 class _Gatherer:
     """Results of all tests, in the process that starts and ends the session."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config, self.tests = config, config.stash[RESULTS]
+        self.config = config
+        self.tests: dict[str, list[dict[str, Any]]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test that is run again begins anew."""
@@ -144,7 +138,7 @@ class _Gatherer:
         """One line for each mechanism and format; nothing where nothing was checked."""
         if self.tests:
             terminalreporter.section("refattn")
-            for line in _testing("pytest_session").summary([r for results in self.tests.values() for r in results]):
+            for line in _testing("pytest_session").summary(self.tests):
                 terminalreporter.write_line(line)
         if path := _report(self.config):
             terminalreporter.write_line(f"refattn: {sum(map(len, self.tests.values()))} results are in {path}")

@@ -107,7 +107,7 @@ class _Run:
             self.pool.close()
 
     def _greet(self) -> None:
-        """Before anything is handed in: can the workers make the candidate?"""
+        """Before anything is handed in, see that a worker can make the candidate."""
         for attempt in range(ATTEMPTS):
             try:
                 why = self.pool.submit(greeting, self.job, self.work[0].mechanism, attempt).result()

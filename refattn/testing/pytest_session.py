@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def _append(stated: Stated, results: Sequence[Result]) -> None:
     stated += [r.as_dict() for r in results]
 
 
-def summary(results: Iterable[Mapping[str, Any]]) -> list[str]:
+def summary(tests: Mapping[str, Stated]) -> list[str]:
     """Lines of a table: for each mechanism and format how many results were right, wrong or skipped, and the worst of them."""
-    found = Report([result_of(stated) for stated in results])
+    found = Report([result_of(stated) for _, stated in _in_order(tests)])
     table = Table("mechanism", "dtype", "right", "wrong", "skipped", "worst error/budget", "where")
     for mechanism, dtype in sorted({(r.mechanism, r.dtype) for r in found.results}):
         part = Report([r for r in found.results if (r.mechanism, r.dtype) == (mechanism, dtype)])
@@ -97,12 +97,17 @@ def write(path: Path, tests: Mapping[str, Stated]) -> None:
         Results by the name of the test.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = [(test, stated) for test, results in sorted(tests.items()) for stated in results]
+    ordered = _in_order(tests)
     if path.suffix == ".html":
         text = as_html()(Report([result_of(stated) for _, stated in ordered]))
     else:
         text = json.dumps([{"test": test, **stated} for test, stated in ordered], indent=1) + "\n"
     path.write_text(text, encoding="utf-8")
+
+
+def _in_order(tests: Mapping[str, Stated]) -> list[tuple[str, dict[str, Any]]]:
+    """Results do not come in the order of tests where several processes run them."""
+    return [(test, stated) for test, results in sorted(tests.items()) for stated in results]
 
 
 def as_html() -> Callable[[Report], str]:

@@ -18,6 +18,7 @@ from refattn.testing.checking import compare_case
 from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
+from refattn.view import sweep_command
 from refattn.view.table import Table, progress
 
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
@@ -33,6 +34,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")
     parser.add_argument("--layout", help="bshd for (batch, length, heads, head_dim), nhwc for channels last")
     parser.add_argument("--argument", metavar="THEIRS=OURS", action="append", default=[], help="a callable's own name of an argument")
+    parser.add_argument("--seed", type=int, default=0, help="other numbers in all cases; default: 0")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="work in this many processes; default: in this one")
+    parser.add_argument("--ledger", metavar="FILE", help="write each finished case here; what it holds already is not done again")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
@@ -41,6 +45,8 @@ def run_check(args: Namespace) -> int:
     """Check a target; the exit status is 0 where it is right, 1 where it is wrong."""
     sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.ledger and not args.target:
+        raise ValueError("--ledger needs a TARGET: it belongs to one")
     names = [args.target] if args.target else list(adapters.targets())
     if not names:
         raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
@@ -58,6 +64,8 @@ def run_check(args: Namespace) -> int:
 
 
 def _checked(target: str, args: Namespace) -> Report:
+    if args.jobs != 1 or args.ledger:
+        return sweep_command.swept_with(target, args, _names(args.argument))
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, candidate, case, dtype)
@@ -65,7 +73,7 @@ def _checked(target: str, args: Namespace) -> Report:
             target, args.name, framework=args.framework, layout=args.layout, arguments=_names(args.argument)
         )
         for dtype in dtypes
-        for case in cases(m, args.level)
+        for case in cases(m, args.level, args.seed)
     ]
     results: list[Result] = []
     with warnings.catch_warnings():
