@@ -1,9 +1,9 @@
 """Units worked through by any `concurrent.futures.Executor`, with no unit lost where a worker is.
 
-A kernel may end the process that runs it. An engine that answers for each task by itself, such as dask, then fails one task,
-which is handed in again. A pool of processes breaks as a whole, and any task in flight may have been the cause: the pool is made
-anew, half as many tasks go in at once, and again, until one task alone breaks it; that one is handed in a few times more. After
-each task that no suspicion falls on, twice as many go in.
+A kernel may end the process that runs it, and take others' work with it: a pool of processes breaks as a whole, and a cluster
+blames all tasks of the worker. So what has failed together is handed in again by halves, and counts against a unit only where it
+fails alone. After each unit that no suspicion falls on, twice as many go in. Where nothing is heard for long, what is outstanding
+is handed in once more, and the first answer taken: engines have been seen to lose one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
-from refattn.testing.jobs import Job, brief, done, failed, greeting
+from refattn.testing.jobs import Job, brief, done, failed_unit, greeting
 from refattn.testing.report import Result
 from refattn.testing.units import Unit
 
 ATTEMPTS = 3
 """How often a unit is handed in before it counts as failed."""
+PATIENCE = 60.0
+"""Seconds without any answer, after which what is outstanding is handed in again; twice as many the next time."""
 MOST = 4096
 """Units handed in at once: more than a large cluster has workers, few enough to be forgotten when interrupted."""
 
@@ -84,9 +86,11 @@ class _Run:
 
     def __init__(self, pool: _Pool, job: Job, work: deque[Unit]) -> None:
         self.pool, self.job, self.work = pool, job, work
-        self.tries: Counter[Unit] = Counter()
-        self.flying: dict[Future[Any], Unit] = {}
-        self.landed: SimpleQueue[Future[Any]] = SimpleQueue()
+        self.tries: Counter[Unit] = Counter()  # failures of a unit alone
+        self.calls: Counter[Unit] = Counter()
+        self.flying: dict[Unit, list[Future[Any]]] = {}
+        self.landed: SimpleQueue[tuple[Unit, Future[Any]]] = SimpleQueue()
+        self.failed: list[tuple[Unit, BaseException]] = []
         self.suspects: set[Unit] = set()
         self.at_once = MOST
 
@@ -94,16 +98,15 @@ class _Run:
         try:
             self._greet()
             while self.work or self.flying:
-                broken: list[tuple[Unit, BaseException]] = []
-                while self.work and len(self.flying) < self.at_once and not broken:
-                    self._hand_in(broken)
-                while self.flying and (broken or not self.work or len(self.flying) >= self.at_once):
-                    yield from self._landed(broken)
-                if broken:
-                    yield from self._repair(broken)
+                while self.work and len(self.flying) < self.at_once and not self.failed:
+                    self._hand_in(self.work.popleft())
+                while self.flying and (self.failed or not self.work or len(self.flying) >= self.at_once):
+                    yield from self._landed()
+                if self.failed:
+                    yield from self._again()
         finally:
-            for future in self.flying:
-                future.cancel()
+            for futures in self.flying.values():
+                self._cancel(futures)
             self.pool.close()
 
     def _greet(self) -> None:
@@ -125,50 +128,65 @@ class _Run:
                     raise ValueError(f"executor: its workers cannot make the candidate: {why}")
                 return
 
-    def _hand_in(self, broken: list[tuple[Unit, BaseException]]) -> None:
-        unit = self.work.popleft()
+    def _hand_in(self, unit: Unit) -> None:
         try:
-            future = self.pool.submit(done, self.job, unit, self.tries[unit])
+            future = self.pool.submit(done, self.job, unit, self.calls[unit])
         except Exception as error:  # broken while nobody looked
-            broken.append((unit, error))
+            self.flying.pop(unit, None)
+            self.failed.append((unit, error))
             return
-        self.flying[future] = unit
-        future.add_done_callback(self.landed.put)
+        self.calls[unit] += 1
+        self.flying.setdefault(unit, []).append(future)
+        future.add_done_callback(lambda future: self.landed.put((unit, future)))
 
-    def _landed(self, broken: list[tuple[Unit, BaseException]]) -> Iterator[Finished]:
+    def _landed(self) -> Iterator[Finished]:
         """Wait for one unit."""
-        future = self.landed.get()
-        unit = self.flying.pop(future)
+        unit, future = self._next()
+        if unit is None or future is None or future not in self.flying.get(unit, []):  # another call of it has answered
+            return
+        futures = self.flying.pop(unit)
         error = CancelledError("cancelled") if future.cancelled() else future.exception()
-        if error is None:
-            self.suspects.discard(unit)
-            if not self.suspects:
-                self.at_once = min(2 * self.at_once, MOST)
-            yield unit, future.result(), True
-        elif isinstance(error, BrokenExecutor):
-            broken.append((unit, error))
-        else:
-            yield from self._again(unit, error)
+        if error is not None:
+            self.failed.append((unit, error))
+            return
+        self._cancel(futures)
+        self.suspects.discard(unit)
+        if not self.suspects:
+            self.at_once = min(2 * self.at_once, MOST)
+        yield unit, future.result(), True
 
-    def _repair(self, broken: list[tuple[Unit, BaseException]]) -> Iterator[Finished]:
-        self.pool.close()
-        self.suspects = {unit for unit, _ in broken}
-        self.at_once = max(1, len(broken) // 2)
-        if len(broken) == 1 or self.pool.make is None:
-            for unit, error in broken:
-                yield from self._again(unit, error)
-        else:
-            self.work.extendleft(unit for unit, _ in reversed(broken))
+    def _next(self) -> tuple[Unit | None, Future[Any] | None]:
+        patience = PATIENCE
+        while self.flying:
+            try:
+                return self.landed.get(timeout=patience)
+            except Empty:
+                for unit in [u for u, futures in self.flying.items() if len(futures) < ATTEMPTS]:
+                    self._hand_in(unit)
+                patience *= 2
+        return None, None
 
-    def _again(self, unit: Unit, error: BaseException) -> Iterator[Finished]:
-        self.tries[unit] += 1
-        if self.tries[unit] < ATTEMPTS:
-            self.work.appendleft(unit)
-        else:
-            self.suspects.discard(unit)
-            stuck = isinstance(error, BrokenExecutor) and self.pool.make is None
-            hint = " (in place of an executor, a function that makes one is called again)" if stuck else ""
-            yield unit, [failed(unit, f"no result in {ATTEMPTS} attempts: {brief(error)}{hint}")], False
+    def _cancel(self, futures: Iterable[Future[Any]]) -> None:
+        for future in futures:
+            future.cancel()
+
+    def _again(self) -> Iterator[Finished]:
+        """Hand in what has failed: half of it at once, where it was more than one."""
+        failed, self.failed = self.failed, []
+        broken = any(isinstance(error, BrokenExecutor) for _, error in failed)
+        if broken:
+            self.pool.close()
+        stuck = broken and self.pool.make is None
+        self.suspects = {unit for unit, _ in failed}
+        self.at_once = max(1, len(failed) // 2)
+        for unit, error in reversed(failed):
+            self.tries[unit] += stuck or len(failed) == 1
+            if self.tries[unit] < ATTEMPTS:
+                self.work.appendleft(unit)
+            else:
+                self.suspects.discard(unit)
+                hint = " (in place of an executor, a function that makes one is called again)" if stuck else ""
+                yield unit, [failed_unit(unit, f"no result in {ATTEMPTS} attempts: {brief(error)}{hint}")], False
 
 
 def _not_sent(error: BaseException) -> TypeError:

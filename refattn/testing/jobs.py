@@ -119,7 +119,7 @@ def done(job: Job, unit: Unit, attempt: int = 0) -> list[Result]:
         case, mechanism = drawn(unit), named_mechanism(unit.mechanism)
         return list(compare_case(job.made(unit.mechanism), mechanism, case, named_format(unit.dtype)))
     except Exception as error:
-        return [failed(unit, f"could not be compared: {brief(error)}")]
+        return [failed_unit(unit, f"could not be compared: {brief(error)}")]
 
 
 def greeting(job: Job, mechanism: str, attempt: int = 0) -> str:
@@ -133,7 +133,7 @@ def greeting(job: Job, mechanism: str, attempt: int = 0) -> str:
     return ""
 
 
-def failed(unit: Unit, reason: str) -> Result:
+def failed_unit(unit: Unit, reason: str) -> Result:
     """The result of a unit without results."""
     return Result(unit.mechanism, unit.case, "all", unit.dtype, "fail", reason=reason)
 

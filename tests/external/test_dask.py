@@ -16,7 +16,7 @@ pytest.importorskip("distributed")
 SOFTMAX = {"mechanisms": "softmax", "dtypes": ["float32", "float64"], "seeds": range(8)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client():
     """Two workers in processes of their own; a task whose worker ends is not tried again by dask itself."""
     import dask
@@ -34,7 +34,8 @@ def client():
 @pytest.mark.filterwarnings("default")  # of sockets and loops that a killed process leaves
 def test_a_worker_is_killed_midway(client, tmp_path):
     ledger, killed = tmp_path / "ledger", []
-    units = len({(r.case, r.dtype) for r in (alone := testing.sweep("tests.kernels:slow", **SOFTMAX)).results})
+    alone = testing.sweep("tests.kernels:slow", **SOFTMAX)
+    units = len({(r.case, r.dtype) for r in alone.results})
 
     def kill():
         while not ledger.exists() or ledger.read_bytes().count(b"\n") < units // 4:
@@ -57,9 +58,10 @@ def test_a_worker_is_killed_midway(client, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_kernel_that_kills_every_worker_fails_its_own_case(client, tmp_path):
+def test_a_kernel_that_kills_every_worker_fails_its_own_case(client, tmp_path, monkeypatch):
     from tests.kernels import Fatal
 
+    monkeypatch.setattr("refattn.testing.engines.PATIENCE", 15.0)  # dask loses a result whose worker ends before it is fetched
     report = testing.sweep(Fatal(tmp_path / "once"), "softmax", executor=client.get_executor())
     lost = [r for r in report.results if r.what == "all"]
     assert [r.case for r in lost] == ["one class"]
