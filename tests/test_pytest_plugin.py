@@ -20,6 +20,7 @@ from refattn.testing.units import drawn
 pytest_plugins = ["pytester"]
 
 HERE = Path(__file__).parent
+SOFTMAX = len(list(testing.cases(refattn.softmax)))
 PACKAGE = Path(refattn.__file__).parent
 INI = """
 [pytest]
@@ -40,7 +41,7 @@ def gradients(d, x):
 
 def test_right(refattn_check):
     report = refattn_check(softmax, refattn.softmax, gradients=gradients, dtype="float64")
-    assert report.counts["pass"] == 6
+    assert report.counts["pass"] == 2 * len(list(refattn.testing.cases(refattn.softmax)))
 
 def test_wrong(refattn_check):
     refattn_check(lambda x: softmax(x) * 1.01, refattn.softmax)
@@ -98,17 +99,16 @@ def test_results_reach_the_terminal_and_the_file_from_one_process_and_from_two(r
     alone = run("--refattn-report=out/alone.json")
     shared = run("--refattn-report=out/shared.json", "-n2", plugins=("refattn.pytest_plugin", "xdist.plugin"))
     for result in (alone, shared):
-        # one and six right; one, three and three wrong; of linear's samples only those without a bias are compared
         counts = result.parseoutcomes()
-        assert {n: counts[n] for n in ("failed", "errors")} == {"failed": 7, "errors": 1}
+        assert {n: counts[n] for n in ("failed", "errors")} == {"failed": 1 + 2 * SOFTMAX, "errors": 1}
         assert counts["skipped"] == sum("bias" in s.arguments for s in testing.samples(refattn.linear))
     assert section(alone.outlines)[:-1] == section(shared.outlines)[:-1]
     table = section(alone.outlines)
     assert re.split("  +", table[0]) == ["mechanism", "dtype", "right", "wrong", "skipped", "worst error/budget", "where"]
     assert len({line.index(word) for line, word in zip(table[:2], ("dtype", "float32"), strict=True)}) == 1
     assert [re.split("  +", line)[:5] for line in table if line.startswith("softmax")] == [
-        ["softmax", "float32", "9", "9", "0"],
-        ["softmax", "float64", "12", "0", "0"],
+        ["softmax", "float32", str(3 * SOFTMAX), str(3 * SOFTMAX), "0"],
+        ["softmax", "float64", str(4 * SOFTMAX), "0", "0"],
     ]
     alone_json, shared_json = ((pytester.path / "out" / name).read_text() for name in ("alone.json", "shared.json"))
     assert alone_json == shared_json
@@ -125,7 +125,7 @@ def test_results_reach_the_terminal_and_the_file_from_one_process_and_from_two(r
 
     out = alone.stdout.str()
     assert "test_wrong_gradient[softmax-float32-far_from_zero]" in out
-    assert "E       refattn.testing.report.RefattnAssertionError: 3 of 3 comparisons are wrong" in out
+    assert f"E       refattn.testing.report.RefattnAssertionError: {SOFTMAX} of {SOFTMAX} comparisons are wrong" in out
     assert re.search(r"E +softmax, plain, float32: output differs at 30 of 30 elements: .* times its budget", out)
     assert "changed in place: x" in out
     assert "refattn_case needs @refattn.testing.parametrize_cases(mechanism) above the test" in out
@@ -213,7 +213,7 @@ def test_html_is_written_where_reports_have_it(monkeypatch, tmp_path):
     pytest_session.recorder(stated)(testing.check(refattn.softmax, refattn.softmax).results)
     monkeypatch.setattr(testing.Report, "to_html", lambda self: f"<html>{len(self.results)} results", raising=False)
     pytest_session.write(tmp_path / "r.html", {"test_b": stated, "test_a": stated})
-    assert (tmp_path / "r.html").read_text() == "<html>12 results"
+    assert (tmp_path / "r.html").read_text() == f"<html>{4 * SOFTMAX} results"
     monkeypatch.delattr(testing.Report, "to_html")
     with pytest.raises(ValueError, match=r"name a file that ends in \.json"):
         pytest_session.as_html()

@@ -66,7 +66,8 @@ def test_a_kernel_that_kills_every_worker_fails_its_own_case(client, tmp_path, m
     lost = [r for r in report.results if r.what == "all"]
     assert [r.case for r in lost] == ["one class"]
     assert lost[0].reason.startswith("no result in 3 attempts: KilledWorker")
-    assert len([r for r in report.results if r.passed]) == 2
+    assert report.counts["fail"] == 1
+    assert report.counts["pass"] >= 2
 
 
 @pytest.mark.filterwarnings("default")
