@@ -60,7 +60,7 @@ def _seed(config: pytest.Config) -> int:
 
 def _report(config: pytest.Config) -> Path | None:
     option, stated = config.getoption("--refattn-report"), config.getini("refattn_report")
-    if not option and not stated:
+    if config.option.collectonly or not (option or stated):
         return None
     path = config.invocation_params.dir / option if option else config.rootpath / stated
     if path.suffix not in {".json", ".html"} or path.is_dir():

@@ -134,6 +134,13 @@ def test_results_reach_the_terminal_and_the_file_from_one_process_and_from_two(r
     assert "Warning" not in out
 
 
+def test_collecting_alone_overwrites_no_report(run, pytester):
+    pytester.makepyfile("def test_it(refattn_check):\n    pass\n")
+    (pytester.path / "r.json").write_text("earlier")
+    assert "results are in" not in run("--collect-only", "--refattn-report=r.json").stdout.str()
+    assert (pytester.path / "r.json").read_text() == "earlier"
+
+
 def test_a_worker_that_crashes_takes_no_results_with_it(run, pytester):
     pytester.makepyfile("""
         import os, refattn

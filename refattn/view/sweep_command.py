@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 
 from refattn.testing import adapters
+from refattn.testing.engines import Engine
 from refattn.testing.jobs import Job
 from refattn.testing.precision import named_format
 from refattn.testing.report import Report
@@ -33,8 +32,11 @@ def swept_with(target: str, args: Namespace, arguments: Mapping[str, str]) -> Re
     return Report([r for _, results in sorted(progress(done, len(work), f"checking {target}")) for r in results])
 
 
-def _processes(count: int) -> functools.partial[ProcessPoolExecutor]:
+def _processes(count: int) -> Engine:
     """Processes that share nothing with this one, and the cores with each other."""
+    import multiprocessing  # noqa: PLC0415  # it renames __main__, which nobody who imports this has asked for
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
     for name in THREADS:
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // count)))
     return functools.partial(ProcessPoolExecutor, count, multiprocessing.get_context("spawn"))
