@@ -15,6 +15,7 @@ from typing import Any
 from refattn.testing import adapters
 from refattn.testing.candidates import Candidate, as_candidate
 from refattn.testing.checking import compare_case
+from refattn.testing.ledger import result_of
 from refattn.testing.precision import named_format
 from refattn.testing.report import Result
 from refattn.testing.units import Unit, drawn, fingerprint, named_mechanism, sources
@@ -117,7 +118,8 @@ def done(job: Job, unit: Unit, attempt: int = 0) -> list[Result]:
         raise RuntimeError(f"refattn is {fingerprint()} in this worker, but {job.version} where the work was given out")
     try:
         case, mechanism = drawn(unit), named_mechanism(unit.mechanism)
-        return list(compare_case(job.made(unit.mechanism), mechanism, case, named_format(unit.dtype)))
+        found = compare_case(job.made(unit.mechanism), mechanism, case, named_format(unit.dtype))
+        return [result_of(r.as_dict()) for r in found]  # what JSON holds of them, wherever they were made
     except Exception as error:
         return [failed_unit(unit, f"could not be compared: {brief(error)}")]
 

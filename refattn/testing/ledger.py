@@ -35,13 +35,13 @@ def result_of(stated: Mapping[str, Any]) -> Result:
         Equal to the one that was stated.
     """
     names = [f.name for f in dataclasses.fields(Result) if f.name in stated]
-    return Result(**{n: stated[n] if n in TEXTS else _value(stated[n]) for n in names})
+    return Result(**{n: _value(stated[n], text=n in TEXTS) for n in names})
 
 
-def _value(x: Any) -> Any:
-    if isinstance(x, list):
-        return tuple(map(_value, x))
-    return float(x) if isinstance(x, str) and x in NOT_FINITE else x
+def _value(x: Any, *, text: bool) -> Any:
+    if isinstance(x, (list, tuple)):
+        return tuple(_value(part, text=text) for part in x)
+    return float(x) if isinstance(x, str) and not text and x in NOT_FINITE else x
 
 
 class Ledger:
