@@ -6,6 +6,7 @@ Every function has a ``.vjp`` that returns the output together with its pullback
     grads = pullback(d_output)  # {"query": ..., "key": ..., "value": ...}
 
 The public names and their types are listed in ``__init__.pyi``; they are imported on first use.
+(PYTEST_DONT_REWRITE: pytest finds its plugin in this package, which may have been imported before.)
 """
 
 from refattn._lazy import lazy_exports

@@ -4,6 +4,7 @@ Arguments are computed in float64 where one of them has it, in float32 otherwise
 all arguments are stored so, and multiplies bfloat16 by the processor's own instruction where it has one; its sums are float32. Caches
 are read in the types in which they are stored, float8 and int8 included. What is made of others is the reference's own body over fast
 parts. All take tensors of PyTorch in main memory too, and then return tensors, without a copy.
+(PYTEST_DONT_REWRITE: pytest finds its plugin beside this package, which may have been imported before.)
 """
 
 from refattn_numba._twin import twins, using

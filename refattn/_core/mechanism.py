@@ -238,7 +238,7 @@ def mechanisms(family: str | None = None, tag: str | None = None) -> tuple[Mecha
     """
     package = importlib.import_module("refattn")
     for module in pkgutil.walk_packages(package.__path__, "refattn."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "pytest_plugin")):  # which need a command line and pytest
             importlib.import_module(module.name)
     found = (m for _, m in sorted(_REGISTRY.items()))
     return tuple(m for m in found if family in {None, m.spec.family} and (tag is None or tag in m.spec.tags))

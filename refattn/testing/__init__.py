@@ -2,7 +2,8 @@
 
 `check` runs a callable on a mechanism's samples and on inputs under which wrong kernels cannot pass, and compares every
 element of every output and gradient with a budget of its own. `assert_matches` does so for arrays that you have already,
-`command_candidate` makes a program in any language one to check, and `read_case` reads golden files.
+`command_candidate` makes a program in any language one to check, and `read_case` reads golden files. `sweep` does many checks, on any
+executor; `parametrize_cases` and the fixture ``refattn_check`` make them tests of pytest.
 """
 
 from refattn.testing.arithmetic import rounding
@@ -14,8 +15,10 @@ from refattn.testing.checking import assert_matches, check
 from refattn.testing.command import command_candidate
 from refattn.testing.golden import verify
 from refattn.testing.manifest import CaseFolder, read_case
+from refattn.testing.pytest_cases import parametrize_cases
 from refattn.testing.report import RefattnAssertionError, Report, Result
 from refattn.testing.safetensors import read_safetensors, write_safetensors
+from refattn.testing.sweeping import sweep
 
 __all__ = [
     "Candidate",
@@ -35,10 +38,12 @@ __all__ = [
     "gradient_leaves",
     "in_precision",
     "numerical_gradients",
+    "parametrize_cases",
     "read_case",
     "read_safetensors",
     "rounding",
     "samples",
+    "sweep",
     "verify",
     "write_safetensors",
 ]

@@ -25,7 +25,7 @@ ATTENTION = {"scaled_dot_product_attention", "scaled_dot_product_attention_with_
 SEEDS = 10
 
 
-def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Case]:
+def cases(mechanism: Mechanism[..., Any], level: Level = "quick", seed: int = 0) -> Iterator[Case]:
     """The mechanism's samples, then the adversarial inputs for it.
 
     Parameters
@@ -34,6 +34,8 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
         Any function of `refattn.mechanisms`.
     level : {"quick", "full", "torture"}, optional
         Quick is one size of each, full has three and inputs of extreme size, torture ten seeds of these.
+    seed : int, optional
+        Another seed gives other numbers in cases of the same shapes, and stands in their names.
 
     Yields
     ------
@@ -42,11 +44,18 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
     """
     if level not in {"quick", "full", "torture"}:
         raise ValueError(f'level is {level!r}, but must be one of "quick", "full", "torture"')
-    for sample in samples(mechanism):
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, but must not be negative")
+    for case in _cases(mechanism, level, seed):
+        yield case if seed == 0 else dataclasses.replace(case, name=f"{case.name} (seed {seed})")
+
+
+def _cases(mechanism: Mechanism[..., Any], level: Level, seed: int) -> Iterator[Case]:
+    for sample in samples(mechanism, seed):
         yield Case(sample.name, dict(sample.arguments))
-    name = mechanism.spec.name
-    for seed in range(SEEDS if level == "torture" else 1):
-        random = Random(1000 + seed)
+    name, apart = mechanism.spec.name, 10_000 * seed  # more than the numbers below lie apart, so that no two seeds share draws
+    for again in range(SEEDS if level == "torture" else 1):
+        random = Random(1000 + again + apart)
         made = (
             _of_attention(random, level)
             if name in ATTENTION
@@ -55,7 +64,7 @@ def cases(mechanism: Mechanism[..., Any], level: Level = "quick") -> Iterator[Ca
             )
         )
         for case in made:
-            yield dataclasses.replace(case, name=f"{case.name}, seed {seed}") if level == "torture" else case
+            yield dataclasses.replace(case, name=f"{case.name}, seed {again}") if level == "torture" else case
 
 
 def _of_attention(random: Random, level: Level) -> Iterator[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ def check(
     framework: str = "numpy",
     supports: Collection[str] | None = None,
     level: Level = "quick",
+    seed: int = 0,
+    executor: Any = None,
 ) -> Report:
     """Compare a kernel with a mechanism: its samples, and inputs under which wrong kernels cannot pass.
 
@@ -60,6 +63,10 @@ def check(
         Names of the optional arguments (ours) that the candidate takes. Default: those in its signature.
     level : {"quick", "full", "torture"}, optional
         How many sizes and seeds.
+    seed : int, optional
+        Another seed gives the cases other numbers.
+    executor : concurrent.futures.Executor, callable or None, optional
+        Who works on the cases, as for `sweep`; None is this thread.
 
     Returns
     -------
@@ -78,7 +85,11 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
-    target, work = named_format(dtype), runs(made, mechanism, cases(mechanism, level))
+    if executor is not None:
+        sweep = importlib.import_module("refattn.testing.sweeping").sweep
+        how = {"gradients": gradients, "arguments": arguments, "layout": layout, "framework": framework, "supports": supports}
+        return sweep(candidate, mechanism, dtypes=[dtype], levels=[level], seeds=[seed], executor=executor, **how)
+    target, work = named_format(dtype), runs(made, mechanism, cases(mechanism, level, seed))
     return Report([r for run, case in work for r in compare_case(run, mechanism, case, target)])
 
 

@@ -23,6 +23,7 @@ from refattn.testing.manifest import STORAGES
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
 from refattn.testing.vacuous import untold
+from refattn.view import sweep_command
 from refattn.view.catalogue import find
 from refattn.view.table import Table, progress
 
@@ -44,6 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--timeout", metavar="S", type=float, default=60.0, help="seconds for one run of a program; default: 60")
     parser.add_argument("--format", choices=STORAGES, default="bin", help="how a program is given numbers; default: bin")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="leave the folders that a program reads and writes here")
+    parser.add_argument("--seed", type=int, default=0, help="other numbers in all cases; default: 0")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="work in this many processes; default: in this one")
+    parser.add_argument("--ledger", metavar="FILE", help="write each finished case here; what it holds already is not done again")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
@@ -52,6 +56,10 @@ def run_check(args: Namespace) -> int:
     """Check a target; the exit status is 0 where it is right, 1 where it is wrong, 2 where nothing can be told of a mechanism."""
     sys.path.insert(0, str(Path.cwd()))  # module:callable is looked for here first, as `python -m` does
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.ledger and not args.target:
+        raise ValueError("--ledger needs a TARGET: it belongs to one")
+    if args.command and (args.ledger or args.jobs != 1):
+        raise ValueError("--command takes no --jobs or --ledger: each case of a program is a process already")
     names = [args.command or args.target] if args.command or args.target else list(adapters.targets())
     if not names:
         raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
@@ -71,12 +79,14 @@ def run_check(args: Namespace) -> int:
 
 
 def _checked(target: str, args: Namespace) -> Report:
+    if args.jobs != 1 or args.ledger:
+        return sweep_command.swept_with(target, args, _names(args.argument))
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, run, case, dtype)
         for m, candidate in (_program(args) if args.command else _resolved(target, args))
         for dtype in dtypes
-        for run, case in runs(candidate, m, cases(m, args.level))
+        for run, case in runs(candidate, m, cases(m, args.level, args.seed))
     ]
     results: list[Result] = []
     with warnings.catch_warnings():

@@ -1,0 +1,42 @@
+"""``refattn check --jobs N --ledger FILE``: the same check in several processes, or where it was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+
+from refattn.testing import adapters
+from refattn.testing.engines import Engine
+from refattn.testing.jobs import Job
+from refattn.testing.precision import named_format
+from refattn.testing.report import Report
+from refattn.testing.sweeping import swept
+from refattn.testing.units import fingerprint, units
+from refattn.view.table import progress
+
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def swept_with(target: str, args: Namespace, arguments: Mapping[str, str]) -> Report:
+    """The report that one process would write."""
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}, but must be at least 1")
+    how = {"framework": args.framework, "layout": args.layout}
+    found = adapters.resolve(target, args.name, arguments=arguments, **how)
+    names = [m.spec.name for m, _ in found]
+    work = list(units(names, [named_format(d).name for d in args.dtype or ("float32",)], [args.level], [args.seed]))
+    job = Job(target, arguments=tuple(arguments.items()), version=fingerprint(), **how)
+    done = swept(job, work, None if args.jobs == 1 else _processes(args.jobs), args.ledger)
+    return Report([r for _, results in sorted(progress(done, len(work), f"checking {target}")) for r in results])
+
+
+def _processes(count: int) -> Engine:
+    """Processes that share nothing with this one, and the cores with each other."""
+    import multiprocessing  # noqa: PLC0415  # it renames __main__, which nobody who imports this has asked for
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
+    for name in THREADS:
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // count)))
+    return functools.partial(ProcessPoolExecutor, count, multiprocessing.get_context("spawn"))
