@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from refattn.testing import adapters
+from refattn.testing.battery import cases
 from refattn.testing.candidates import Candidate, as_candidate
 from refattn.testing.checking import compare_case
+from refattn.testing.handling import handled
 from refattn.testing.ledger import result_of
 from refattn.testing.precision import named_format
 from refattn.testing.report import Result
-from refattn.testing.units import Unit, drawn, fingerprint, named_mechanism, sources
+from refattn.testing.units import HANDED, Unit, drawn, fingerprint, named_mechanism, sources
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,11 @@ def done(job: Job, unit: Unit, attempt: int = 0) -> list[Result]:
     if job.version != fingerprint():
         raise RuntimeError(f"refattn is {fingerprint()} in this worker, but {job.version} where the work was given out")
     try:
-        case, mechanism = drawn(unit), named_mechanism(unit.mechanism)
-        found = compare_case(job.made(unit.mechanism), mechanism, case, named_format(unit.dtype))
+        candidate, mechanism, target = job.made(unit.mechanism), named_mechanism(unit.mechanism), named_format(unit.dtype)
+        calls = (
+            handled(candidate, mechanism, cases(mechanism, unit.level, unit.seed)) if unit.case == HANDED else [(candidate, drawn(unit))]
+        )
+        found = (r for run, case in calls for r in compare_case(run, mechanism, case, target))
         return [result_of(r.as_dict()) for r in found]  # what JSON holds of them, wherever they were made
     except Exception as error:
         return [failed_unit(unit, f"could not be compared: {brief(error)}")]

@@ -88,7 +88,7 @@ def sweep(
         raise ValueError(f"{given[0]} is given, but {candidate} is a known peer, whose own are known")
     formats = [named_format(d).name for d in _several("dtypes", dtypes)]
     numbers = [operator.index(seed) for seed in _several("seeds", seeds)]
-    work = list(units(_names(candidate, mechanisms), formats, _several("levels", levels), numbers))
+    work = list(units(_names(candidate, mechanisms), formats, _several("levels", levels), numbers, handed=True))
     return Report([r for _, results in sorted(swept(job, work, executor, ledger)) for r in results])
 
 

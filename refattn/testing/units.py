@@ -19,6 +19,9 @@ from refattn._core import Mechanism
 from refattn.testing.battery import Case, Level, cases
 from refattn.testing.checking import _is_default
 
+HANDED = "handed over in other ways"
+"""The case of a unit that stands for all of `handling.handled`: which these are depends on the candidate."""
+
 
 class Unit(NamedTuple):
     """One case in one format.
@@ -57,7 +60,12 @@ def named_mechanism(name: str) -> Mechanism[..., Any]:
 
 
 def units(
-    mechanisms: Sequence[str], dtypes: Sequence[str], levels: Sequence[Level] = ("quick",), seeds: Sequence[int] = (0,)
+    mechanisms: Sequence[str],
+    dtypes: Sequence[str],
+    levels: Sequence[Level] = ("quick",),
+    seeds: Sequence[int] = (0,),
+    *,
+    handed: bool = False,
 ) -> Iterator[Unit]:
     """All units, in an order that never changes: by mechanism, level, seed and format, then by case.
 
@@ -69,6 +77,8 @@ def units(
         As for `cases`.
     seeds : sequence of int, optional
         As for `cases`.
+    handed : bool, optional
+        Whether one more unit of each is what `HANDED` names.
 
     Yields
     ------
@@ -79,7 +89,8 @@ def units(
         for level in levels:
             for seed in seeds:
                 for dtype in dtypes:
-                    for place, (case, _) in enumerate(contents(mechanism, level, seed)):
+                    names = [case for case, _ in contents(mechanism, level, seed)] + [HANDED] * handed
+                    for place, case in enumerate(names):
                         yield Unit(mechanism, case, dtype, level, seed, place)
 
 
