@@ -9,11 +9,13 @@ from refattn.testing.battery import Case, cases
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
 from refattn.testing.candidates import Candidate, Unsupported
 from refattn.testing.checking import assert_matches, check
+from refattn.testing.explaining import Explanation, explain
 from refattn.testing.report import RefattnAssertionError, Report, Result
 
 __all__ = [
     "Candidate",
     "Case",
+    "Explanation",
     "RefattnAssertionError",
     "Report",
     "Result",
@@ -23,6 +25,7 @@ __all__ = [
     "check",
     "cotangents",
     "directional_errors",
+    "explain",
     "gradient_leaves",
     "in_precision",
     "numerical_gradients",

@@ -15,7 +15,9 @@ from refattn.testing.battery import Case, Level, cases
 from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
+from refattn.testing.evidence import Arrays, Evidence, few
 from refattn.testing.frameworks import NumPy
+from refattn.testing.patterns import patterns
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
 
@@ -75,7 +77,7 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
-    return Report([r for case in cases(mechanism, level) for r in compare_case(made, mechanism, case, named_format(dtype))])
+    return Report(few(r for case in cases(mechanism, level) for r in compare_case(made, mechanism, case, named_format(dtype))))
 
 
 def assert_matches(
@@ -109,6 +111,14 @@ def assert_matches(
     RefattnAssertionError
         With the worst element of each array that is wrong.
     """
+    results = compare_given(got, mechanism, inputs, gradients=gradients, cotangents=cotangents, dtype=dtype)
+    Report(results).raise_if_wrong()
+
+
+def compare_given(
+    got: Any, mechanism: Mechanism[..., Any], inputs: Mapping[str, Any], *, gradients: Mapping[str, Any] | None, cotangents: Any, dtype: Any
+) -> list[Result]:
+    """The results of arrays that somebody has computed already."""
     refuse_what_is_no_mechanism(mechanism)
     if gradients is not None and cotangents is None:
         raise ValueError("cotangents is None, but gradients are given: say what they were computed from")
@@ -121,7 +131,7 @@ def assert_matches(
         raise TypeError(f"gradients is a {type(gradients).__name__}, but must be a mapping by name")
     have = Candidate(lambda **_: got, vjp=None if gradients is None else lambda **_: (got, lambda *_: gradients))
     case = Case("given inputs", mechanism.spec.accept(dict(inputs)))
-    Report(list(compare_case(have, mechanism, case, named_format(dtype), ds=ds))).raise_if_wrong()
+    return list(compare_case(have, mechanism, case, named_format(dtype), ds=ds))
 
 
 def compare_case(
@@ -134,6 +144,13 @@ def compare_case(
         known = candidate.known_difference(what, case.arguments, target.name) if fields["status"] == "fail" else ""
         named = {"status": "known_difference", "reason": known} if known else {}
         return Result(*about, what, target.name, **{**fields, **named})
+
+    def judged(what: str, got: Array, exact: Array, budget: Array) -> Result:
+        evidence.arrays[what] = Arrays(got, exact, budget)
+        fields = _judged(got, exact, budget)
+        if fields["status"] == "fail":
+            fields |= {"evidence": evidence, "pattern": patterns(got, exact, budget, evidence.axes(what))}
+        return result(what, fields)
 
     given = {n: x for n, x in case.arguments.items() if not _is_default(x, spec.defaults.get(n, inspect.Parameter.empty))}
     lacking = sorted(given.keys() & spec.defaults.keys() - set(candidate.supports or ())) if candidate.supports is not None else []
@@ -164,8 +181,9 @@ def compare_case(
         return
     plain = {name: x.astype(float) for name, x in exact.items()}
     budgets = forward_budgets(mechanism, rounded, plain, target, exact_scores=case.exact_scores)
+    evidence = Evidence(*about, target.name, reference, exact_scores=case.exact_scores)
     for (name, x), got in zip(exact.items(), values, strict=True):
-        yield result(name, _judged(got, x, budgets[name]))
+        yield judged(name, got, x, budgets[name])
     if pullback is None:
         return
     drawn = cotangents(exact_y) if ds is None else ds
@@ -189,10 +207,11 @@ def compare_case(
     plain_ds = tuple(d.astype(float) for d in ds)
     plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
     allowed = gradient_budgets(mechanism, rounded, plain_ds, plain_grads, target, exact_scores=case.exact_scores)
+    evidence.cotangents = ds
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
         if path in got_grads:
-            yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path]))
+            yield judged(f"d_{path}", got_grads[path], x, allowed[path])
         elif path.partition(".")[0] in declined:
             yield Result(*about, f"d_{path}", target.name, "skipped", reason=f"gradient of {path}: not supported")
         else:
