@@ -11,7 +11,7 @@ import numpy as np
 from refattn._core import Array, Mechanism, tree
 from refattn._core.arrays import as_array
 from refattn._core.mechanism import outputs
-from refattn.testing.battery import Case, Level, cases
+from refattn.testing.battery import Case, Level
 from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
@@ -20,6 +20,7 @@ from refattn.testing.frameworks import NumPy
 from refattn.testing.patterns import patterns
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
+from refattn.testing.reproducing import chosen, python_line, with_lines
 
 
 def check(
@@ -33,6 +34,7 @@ def check(
     framework: str = "numpy",
     supports: Collection[str] | None = None,
     level: Level = "quick",
+    case: str | None = None,
 ) -> Report:
     """Compare a kernel with a mechanism: its samples, and inputs under which wrong kernels cannot pass.
 
@@ -59,6 +61,8 @@ def check(
         Names of the optional arguments (ours) that the candidate takes. Default: those in its signature.
     level : {"quick", "full", "torture"}, optional
         How many sizes and seeds.
+    case : str or None, optional
+        Only this case of the level, by the name that a report gives it.
 
     Returns
     -------
@@ -77,7 +81,11 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
-    return Report(few(r for case in cases(mechanism, level) for r in compare_case(made, mechanism, case, named_format(dtype))))
+    target = named_format(dtype)
+    compared = (r for c in chosen(mechanism, level, case) for r in compare_case(made, mechanism, c, target))
+    options = {"gradients": gradients, "arguments": arguments, "layout": layout, "supports": supports}
+    options |= {"framework": None if framework == "numpy" else framework, "level": None if level == "quick" else level}
+    return Report(few(with_lines(compared, python_line(candidate, mechanism, options))))
 
 
 def assert_matches(

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import refattn
-from refattn._core import Array, Mechanism
+from refattn._core import Array, Mechanism, tree
 from refattn._core.docstring import Leaf
 
 WORDS = {
@@ -78,7 +80,7 @@ class Evidence:
     @property
     def elements(self) -> int:
         """How much there is to compute."""
-        return sum(x.exact.size for x in self.arrays.values())
+        return sum(x.exact.size for x in self.arrays.values()) + sum(np.size(x) for _, x in tree.leaves(self.arguments))
 
     def axes(self, what: str) -> tuple[str, ...]:
         """What an index along each axis of an output or gradient is called."""

@@ -141,10 +141,10 @@ def _places_of(got: Array, exact: Array, budget: Array, name: str) -> str:
     if not _near(got[wrong], exact[source], np.maximum(budget[wrong], budget[source])) or not exact[source].any():
         return ""
     if len(wrong) == n and (source == n - 1 - np.arange(n)).all():
-        return f"the {name}s are in reverse order"
+        return f"the {plural(name)} are in reverse order"
     pairs = [f"{i} that of {j}" for i, j in zip(wrong, source, strict=True)]
     shown = ", ".join(pairs[:MOST_NAMED]) + (", ..." if len(pairs) > MOST_NAMED else "")
-    return f"the {name}s have changed places: {name} {shown}"
+    return f"the {plural(name)} have changed places: {name} {shown}"
 
 
 def _places(wrong: Booleans, axes: Sequence[str]) -> Iterator[str]:
@@ -168,6 +168,11 @@ def _diagonal(wrong: Booleans, axes: Sequence[str]) -> str:
     return f"only the diagonal where {axes[-1]} = {axes[-2]}{f' {by:+d}' if by else ''} is wrong"
 
 
+def plural(name: str) -> str:
+    """Several of them."""
+    return f"indices of {name}" if name.startswith("axis ") else "queries" if name == "query" else name + "s"
+
+
 def _indices(hit: Booleans, name: str) -> str:
     """The indices of an axis that are wrong, in words."""
     n, at = len(hit), np.nonzero(hit)[0]
@@ -175,13 +180,13 @@ def _indices(hit: Booleans, name: str) -> str:
     if len(at) == 1:
         return f"only {name} {first} of {n} is wrong{' (the last)' if last == n - 1 else ' (the first)' if first == 0 else ''}"
     if len(at) == last - first + 1:
-        return f"only {name}s {first} to {last} of {n} are wrong{_tile(first, last, n)}"
+        return f"only {plural(name)} {first} to {last} of {n} are wrong{_tile(first, last, n)}"
     for period in range(2, n // 2 + 1):
         if (hit[period:] == hit[:-period]).all():
-            return f"{name}s are wrong in stripes of period {period}: {_residues(np.nonzero(hit[:period])[0], name, period)}"
+            return f"{plural(name)} are wrong in stripes of period {period}: {_residues(np.nonzero(hit[:period])[0], name, period)}"
     if len(at) <= MOST_NAMED:
-        return f"only {name}s {', '.join(map(str, at))} of {n} are wrong"
-    return f"{len(at)} of {n} {name}s are wrong, from {first} to {last}"
+        return f"only {plural(name)} {', '.join(map(str, at))} of {n} are wrong"
+    return f"{len(at)} of {n} {plural(name)} are wrong, from {first} to {last}"
 
 
 def _tile(first: int, last: int, n: int) -> str:

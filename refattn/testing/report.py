@@ -167,7 +167,7 @@ class Report:
         if len(failures) > MOST_SHOWN:
             lines.append(f"... and {len(failures) - MOST_SHOWN} more")
         if again := next((r.reproduce for r in failures if r.reproduce), ""):
-            lines.append(f"to repeat the first of them: {again}")
+            lines += ["to repeat the first of them:", f"  {again}"]
         return "\n".join(lines)
 
     def explain(self) -> Mapping[str, Explanation]:

@@ -86,13 +86,13 @@ def _interleaved(length: int, groups: int) -> Any:
 
 def _input_groups(a: Arguments) -> dict[str, Map] | None:
     groups = a.get("groups", 1)
-    return {"x": reordered(_interleaved(a["x"].shape[1], groups), 1)} if groups > 1 else None
+    return {"x": reordered(_interleaved(a["x"].shape[1], a["x"].shape[1] // groups), 1)} if groups > 1 else None
 
 
 def _output_groups(a: Arguments) -> dict[str, Map] | None:
     groups = a.get("groups", 1)
     channels = a["weight"].shape[1] * groups if "output_padding" in a else a["weight"].shape[0]
-    return {"output": reordered(np.argsort(_interleaved(channels, groups)), 1)} if groups > 1 else None
+    return {"output": reordered(_interleaved(channels, groups), 1)} if groups > 1 else None
 
 
 def _weight_groups(a: Arguments) -> dict[str, Map] | None:
@@ -164,7 +164,7 @@ CONVOLUTION: tuple[Alternative, ...] = (
         "groups",
         [
             ("input channel c belongs to group c % groups", into(_input_groups)),
-            ("output channel o belongs to group o % groups", lambda call: out_of(_output_groups)(call)),
+            ("output channel o belongs to group o % groups", out_of(_output_groups)),
             ("the kernels of the groups are interleaved", into(_weight_groups)),
         ],
     ),

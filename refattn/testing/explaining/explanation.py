@@ -10,13 +10,13 @@ from typing import Any
 from refattn._core import Mechanism
 from refattn.testing.evidence import Evidence
 from refattn.testing.explaining.alternative import Alternative, both
-from refattn.testing.explaining.judging import BITS, Trial
+from refattn.testing.explaining.judging import BITS_OF_TWO, Trial
 from refattn.testing.explaining.tables import alternatives
 from refattn.testing.patterns import patterns
 
-MOST_CASES = 6
+MOST_CASES = 5
 MOST_CASES_OF_PAIRS = 2
-MOST_PAIRED = 40_000
+MOST_PAIRED = 10_000
 """Elements of a case in which combinations are tried: there are hundreds, and each is a call."""
 
 
@@ -176,7 +176,7 @@ def _pairs(trial: Trial) -> Found:
     found = []
     for a, b in itertools.combinations(useful, 2):
         if a.about != b.about and (made := trial.results(both(a.change, b.change))):
-            found.append((f"{a.said}, and {b.said}", *trial.matched(both(a.change, b.change), made, BITS + 8)))
+            found.append((f"{a.said}, and {b.said}", *trial.matched(both(a.change, b.change), made, BITS_OF_TWO)))
     return _best(found)
 
 

@@ -26,9 +26,11 @@ from refattn.testing.explaining.alternative import Arguments, Call, Change, Name
 from refattn.testing.patterns import ratios
 from refattn.testing.precision import named_format
 
-BITS = 24.0
-"""Evidence that an alternative needs: one in sixteen million random results would have it."""
-MOST_BITS = 12.0  # of one element, however far apart the two are
+BITS = 18.0
+"""Evidence that an alternative needs: one in 260,000 random results would have it."""
+BITS_OF_TWO = 28.0
+"""Evidence that a combination needs: there are hundreds of times as many."""
+MOST_BITS, BITS_OF_NONE = 20.0, 8.0  # of one element, however far apart the two are; where one of them is no number
 DRAWS = 4
 
 
@@ -176,7 +178,8 @@ def _evidence(arrays: Arrays, other: Array, budget: Array) -> float:
         return math.inf
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         distance = ratios(other, exact, budget + stated)
-        bits = np.where(distance > 1, np.minimum(np.log2(np.maximum(distance, 1)), MOST_BITS), 0.0)
+        most = np.where(np.isfinite(exact) & np.isfinite(other), MOST_BITS, BITS_OF_NONE)
+        bits = np.minimum(np.log2(np.maximum(distance, 1)), most)
     return float(bits.sum())
 
 

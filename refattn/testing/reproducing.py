@@ -1,0 +1,85 @@
+"""The line that repeats one failing case alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from refattn._core import Mechanism
+from refattn.testing.battery import Case, Level, cases
+from refattn.testing.report import Result
+
+
+def chosen(mechanism: Mechanism[..., Any], level: Level, case: str | None) -> Iterator[Case]:
+    """The cases of a level, or the one that is asked for; ValueError where there is none of this name."""
+    if case is None:
+        yield from cases(mechanism, level)
+        return
+    known = {c.name: c for c in cases(mechanism, level)}
+    if case not in known:
+        near = difflib.get_close_matches(case, known, n=3, cutoff=0.3)
+        raise ValueError(f"case is {case!r}, but {mechanism.spec.name} has no such case at level {level!r}; close to it: {near}")
+    yield known[case]
+
+
+def with_lines(results: Iterable[Result], line: Callable[[str, str], str]) -> Iterator[Result]:
+    """The results, with the line of its case and dtype in each that is wrong."""
+    for r in results:
+        yield dataclasses.replace(r, reproduce=line(r.case, r.dtype)) if r.status == "fail" else r
+
+
+def command_line(
+    target: str, mechanism: str, *, level: str = "quick", framework: str = "numpy", layout: str | None = None, arguments: Iterable[str] = ()
+) -> Callable[[str, str], str]:
+    """From a case and a dtype to the command ``refattn check`` for them."""
+    options = [f"--level={level}"] * (level != "quick") + [f"--framework={framework}"] * (framework != "numpy")
+    options += [f"--layout={layout}"] * (layout is not None) + [f"--argument={pair}" for pair in arguments]
+    return lambda case, dtype: shlex.join(["refattn", "check", target, mechanism, "--case", case, "--dtype", dtype, *options])
+
+
+def python_line(candidate: Any, mechanism: Mechanism[..., Any], options: Mapping[str, Any]) -> Callable[[str, str], str]:
+    """From a case and a dtype to a call of Python for them; what to add to the call at hand, where a new process has no such function."""
+    named = {n: x for n, x in options.items() if x is not None}
+    functions = [candidate, *(x for x in named.values() if callable(x))]
+    paths = [_importable(f) for f in functions]
+    if any(p is None for p in paths):
+        return lambda case, dtype: f"the same call of refattn.testing.check, with case={case!r}"
+    shown = {id(f): name for f, (_, name, _) in zip(functions, filter(None, paths), strict=True)}
+    imports = sorted({f"import {module}" for module, _, _ in filter(None, paths)} | {"import refattn"})
+    roots = dict.fromkeys(str(root) for _, _, root in filter(None, paths) if root is not None)
+    rest = "".join(f", {n}={shown.get(id(x)) or _literal(x)}" for n, x in named.items())
+
+    def line(case: str, dtype: str) -> str:
+        call = f"refattn.testing.check({shown[id(candidate)]}, refattn.{mechanism.spec.name}{rest}, dtype={dtype!r}, case={case!r})"
+        prefix = f"PYTHONPATH={shlex.quote(':'.join(roots))} " if roots else ""
+        program = "; ".join([*imports, f"{call}.raise_if_wrong()"])
+        return f"{prefix}python -c {shlex.quote(program)}"
+
+    return line
+
+
+def _literal(x: Any) -> str:
+    return repr(sorted(x) if isinstance(x, (set, frozenset)) else x)
+
+
+def _importable(function: Any) -> tuple[str, str, Path | None] | None:
+    """Module, full name, and the folder that Python must look in for it; None where another process cannot import it."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or not name or module == "__main__" or "<" in name:
+        return None
+    found: Any = sys.modules.get(module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    if found is not function and getattr(found, "__wrapped__", None) is not getattr(function, "__wrapped__", function):
+        return None
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        return module, f"{module}.{name}", None
+    root = Path(file).resolve().parents[module.count(".") + (Path(file).name == "__init__.py")]
+    installed = "site-packages" in root.parts or root == Path.cwd()
+    return module, f"{module}.{name}", None if installed else root
