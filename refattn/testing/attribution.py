@@ -1,8 +1,9 @@
 """Which keys an error in attention's output comes from: an estimate, since the output alone has no axis of keys.
 
-Where the weight of key j in row i is wrong by a factor, the output errs along ``v_j - o_i``. So the error of each row is fitted,
-by least squares, with one direction for each tile of keys: the sum of these over the tile, each with the weight that the scores
-give it. Keys that the mask hides have a direction of their own, with the weight that they would have had.
+The output is a mean of values, and where weights are wrong, its error is a sum of values by which the weights are off. So the error
+of each row is fitted, by least squares, with two vectors for each tile of keys: the mean of its values with the weights that the
+scores give them, for the keys that the row may attend to, and for those that the mask hides. What multiplies them is the
+weight that was lost to, or taken from, the tile.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from refattn.testing.evidence import Evidence
 
 LEAST_TILE, MOST_TILES = 16, 32
 LEAST_CHANNELS = 4  # of the values: with fewer, tiles cannot be told apart
-RIDGE = 1e-6  # relative: directions that cannot be told apart share the error
+RIDGE = 1e-4  # relative: tiles that cannot be told apart share the error
 
 
 class Tiles(NamedTuple):
@@ -90,20 +91,15 @@ def _shares(a: dict[str, Any], allowed: Booleans, error: Array, tile: int) -> Ar
             scores = scores + np.nan_to_num(np.where(np.isneginf(a["bias"]), 0, a["bias"]))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
     value, error = np.nan_to_num(value, posinf=0, neginf=0), np.nan_to_num(error, posinf=0, neginf=0)
-    seen = np.where(allowed, weights, 0)
-    output = seen @ value / np.maximum(seen.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
     starts = np.arange(0, key.shape[-2], tile)
-    parts = []
-    for here in (seen, weights - seen):
+    means = []
+    for here in (np.where(allowed, weights, 0), np.where(allowed, 0, weights)):
         total = np.add.reduceat(here, starts, axis=-1)
-        moved = np.stack([here[..., i : i + tile] @ value[..., i : i + tile, :] for i in starts], axis=-2)
-        parts.append(moved - total[..., None] * output[..., None, :])
-    directions = np.concatenate(parts, axis=-2)  # (..., query, 2 * tiles, channel)
-    length = np.sqrt((directions**2).sum(axis=-1))
-    unit = directions / np.where(length > 0, length, 1)[..., None]
-    products = unit @ unit.swapaxes(-1, -2)
-    ridge = RIDGE * np.eye(products.shape[-1]) + np.where(length > 0, 0, 1)[..., None] * np.eye(products.shape[-1])
-    fitted = np.linalg.solve(products + ridge, (unit @ error[..., None]))[..., 0]
-    size = np.abs(fitted)
+        sums = np.stack([here[..., i : i + tile] @ value[..., i : i + tile, :] for i in starts], axis=-2)
+        means.append(sums / np.where(total > 0, total, 1)[..., None])
+    vectors = np.concatenate(means, axis=-2)  # (..., query, 2 * tiles, channel)
+    products = vectors @ vectors.swapaxes(-1, -2)
+    ridge = RIDGE * np.maximum(np.trace(products, axis1=-2, axis2=-1), 1)[..., None, None] * np.eye(products.shape[-1])
+    size = np.abs(np.linalg.solve(products + ridge, vectors @ error[..., None])[..., 0])
     both = size[..., : len(starts)] + size[..., len(starts) :]
     return both / np.maximum(both.max(axis=-1, keepdims=True), np.finfo(float).tiny)

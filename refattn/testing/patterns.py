@@ -186,7 +186,7 @@ def _indices(hit: Booleans, name: str) -> str:
             return f"{plural(name)} are wrong in stripes of period {period}: {_residues(np.nonzero(hit[:period])[0], name, period)}"
     if len(at) <= MOST_NAMED:
         return f"only {plural(name)} {', '.join(map(str, at))} of {n} are wrong"
-    return f"{len(at)} of {n} {plural(name)} are wrong, from {first} to {last}"
+    return f"{len(at)} of {n} {plural(name)} are wrong, from {first} to {last}" if 2 * len(at) <= n else ""
 
 
 def _tile(first: int, last: int, n: int) -> str:

@@ -17,7 +17,7 @@ from refattn.view.page import asset, document
 
 MOST_PICTURES = 24
 MOST_PANELS = 12
-MOST_ROWS, MOST_COLUMNS = 64, 96
+MOST_ROWS, MOST_COLUMNS, MOST_LONG = 64, 96, 256
 
 ABOUT = (
     "Every number that a kernel returns is compared with the reference, and its error with a budget of its own: what an honest kernel of "
@@ -104,8 +104,8 @@ def _failure(number: int, r: Result, maps: Sequence[Any]) -> str:
     said = "".join(f"<li>{escape(line)}</li>" for line in lines if line)
     again = f'<p class="again"><span>To repeat it</span> <code tabindex="0">{escape(r.reproduce)}</code></p>' if r.reproduce else ""
     return (
-        f'<section class="failure wide" aria-labelledby="failure-{number}"><h2 id="failure-{number}">{escape(r.what)}</h2>'
-        f'<p class="chain"><code>{escape(r.mechanism)}</code> <span>›</span> {escape(r.case)} <span>›</span> {escape(r.dtype)}</p>'
+        f'<section class="failure wide" aria-labelledby="failure-{number}"><h2 id="failure-{number}">{escape(r.what)}: {escape(r.case)}</h2>'
+        f'<p class="chain"><code>{escape(r.mechanism)}</code> <span>›</span> {escape(r.dtype)}</p>'
         f'<ul class="said">{said}</ul>{again}<div class="drawn" id="drawn-{number}"></div></section>'
     )
 
@@ -155,14 +155,12 @@ def _maps(r: Result) -> list[dict[str, Any]]:
         )
     if ratio.ndim > 2:
         pixels = axes[-2:] == ["row", "column"]
-        wide = ratio.max(axis=(-2, -1)) if pixels else ratio.max(axis=-1)
-        flat, names = (wide, axes[:-2]) if pixels else (wide.reshape(-1, wide.shape[-1]), [_joined(axes[:-2], wide.shape[:-1]), axes[-2]])
-        while flat.ndim < 2:
-            flat, names = flat[None], ["", *names]
-        flat = flat.reshape(-1, flat.shape[-1])
-        names = [_joined(names[:-1], wide.shape[:-1]), names[-1]]
-        maps.append(_whole(f"By {names[0] or 'all'} and {names[-1]}", "The worst of each.", flat, names))
-    maps.append(_whole(f"By {axes[-2] or 'element'} and {axes[-1]}" if axes[-2] else f"By {axes[-1]}", "", ratio, axes, _pairs(r, ratio)))
+        worst, names = (ratio.max(axis=(-2, -1)), axes[:-2]) if pixels else (ratio.max(axis=-1), axes[:-1])
+        lead = _joined(names[:-1], worst.shape[:-1])
+        title = f"By {lead} and {names[-1]}" if lead else f"By {names[-1]}"
+        maps.append(_whole(title, "The worst of each.", worst.reshape(-1, worst.shape[-1]), [lead, names[-1]], most=(MOST_ROWS, MOST_LONG)))
+    title = f"By {axes[-2]} and {axes[-1]}" if axes[-2] else f"By {axes[-1]}"
+    maps.append(_whole(title, "", ratio, axes, _pairs(r, ratio)))
     return maps
 
 
@@ -179,10 +177,17 @@ def _joined(names: Sequence[str], sizes: Sequence[int]) -> str:
     return ", ".join(n for n, size in zip(names, sizes, strict=False) if size > 1 and n)
 
 
-def _whole(title: str, note: str, ratio: Array, axes: Sequence[str], allowed: Array | None = None) -> dict[str, Any]:
+def _whole(
+    title: str,
+    note: str,
+    ratio: Array,
+    axes: Sequence[str],
+    allowed: Array | None = None,
+    most: tuple[int, int] = (MOST_ROWS, MOST_COLUMNS),
+) -> dict[str, Any]:
     """A map of an array in cells that are few enough to be drawn."""
     height, width = ratio.shape[-2:]
-    tiles = tile_of(height, MOST_ROWS), tile_of(width, MOST_COLUMNS)
+    tiles = tile_of(height, most[0]), tile_of(width, most[1])
     shares = None if allowed is None else by_tiles(allowed, *tiles, mean=True)
     return _map(title, note, by_tiles(ratio, *tiles), axes, tiles, (height, width), allowed=shares)
 
