@@ -180,7 +180,10 @@ CONVOLUTIONS = {
         lambda x, weight: CONV(x, weight.reshape(3, 2, 3, 4).transpose(3, 2, 0, 1)),
     ),
     "height and width are swapped": (conv(CONV, (2, 3, 6, 7), (4, 3, 3, 3)), lambda x, weight: CONV(x, weight.swapaxes(-1, -2))),
-    "the dilation is missing": (conv(CONV, (2, 3, 6, 6), (4, 3, 3, 3), dilation=2, padding="same"), lambda x, weight, **_: CONV(x, weight, padding="same")),
+    "the dilation is missing": (
+        conv(CONV, (2, 3, 6, 6), (4, 3, 3, 3), dilation=2, padding="same"),
+        lambda x, weight, **_: CONV(x, weight, padding="same"),
+    ),
     "channels last": (conv(CONV, (2, 3, 6, 7), (4, 3, 3, 2)), lambda x, weight: np.moveaxis(CONV(x, weight), 1, -1)),
 }
 
@@ -196,7 +199,12 @@ def test_a_planted_convention_of_convolution_is_named(said):
 
 def recurrent(**more):
     shape = (2, 3, 7, 4)
-    given = {"query": normal(*shape, seed=1), "key": normal(*shape, seed=2), "value": normal(*shape, seed=3), "log_decay": -np.abs(normal(*shape, seed=4))}
+    given = {
+        "query": normal(*shape, seed=1),
+        "key": normal(*shape, seed=2),
+        "value": normal(*shape, seed=3),
+        "log_decay": -np.abs(normal(*shape, seed=4)),
+    }
     return {**given, **more}
 
 
@@ -221,7 +229,10 @@ def read_before(query, key, value, log_decay):
     [
         ("the state decays after a position has written to it", decay_after),
         ("a query reads the state before its own position is written", read_before),
-        ("the state that comes out is (value_dim, head_dim)", lambda **a: ((y := refattn.gated_linear_attention(**a)).output, y.state.swapaxes(-1, -2))),
+        (
+            "the state that comes out is (value_dim, head_dim)",
+            lambda **a: ((y := refattn.gated_linear_attention(**a)).output, y.state.swapaxes(-1, -2)),
+        ),
         ("the scale is missing", lambda **a: refattn.gated_linear_attention(**a, scale=1.0)),
         ("decays are logarithms of base 2", lambda **a: refattn.gated_linear_attention(**{**a, "log_decay": a["log_decay"] * LN2})),
     ],
@@ -233,7 +244,11 @@ def test_a_planted_convention_of_linear_attention_is_named(said, kernel):
 
 X = normal(5, 6, seed=9)
 LAYERS = {
-    "divided by n - 1": (refattn.layer_norm, {"x": X}, lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, ddof=1, keepdims=True) + 1e-5)),
+    "divided by n - 1": (
+        refattn.layer_norm,
+        {"x": X},
+        lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, ddof=1, keepdims=True) + 1e-5),
+    ),
     "eps is added to the root": (
         refattn.layer_norm,
         {"x": X, "eps": 0.1},
@@ -283,7 +298,11 @@ def first_of_group(inputs, ds, grads):
 @pytest.mark.parametrize(
     ("said", "what", "wrong"),
     [
-        ("the gradients of query and key lack the scale", ("d_query", "d_key"), lambda a, ds, g: {n: g[n] * 8**0.5 for n in ("query", "key")}),
+        (
+            "the gradients of query and key lack the scale",
+            ("d_query", "d_key"),
+            lambda a, ds, g: {n: g[n] * 8**0.5 for n in ("query", "key")},
+        ),
         ("the gradient of the key has the scale twice", ("d_key",), lambda a, ds, g: {"key": g["key"] * 8**-0.5}),
         ("no gradient goes through the sum of the softmax", ("d_query", "d_key"), without_row_sum),
         ("the first is taken", ("d_key", "d_value"), first_of_group),
@@ -308,7 +327,7 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize(("m", "inputs"), [pytest.param(m, inputs, id=i) for i, m, inputs in EVERY[::2]])
+@pytest.mark.parametrize(("m", "inputs"), [pytest.param(m, inputs, id=i) for i, m, inputs in EVERY[::3]])
 def test_what_is_right_or_wrong_at_random_has_no_name(m, inputs):
     exact = m(**inputs)
     exact = exact if isinstance(exact, tuple) else (exact,)
@@ -327,7 +346,7 @@ def test_coarse_formats_are_no_accidents(dtype):
     pytest.importorskip("ml_dtypes")
     inputs = {n: testing.precision.named_format(dtype).round(normal(1, 2, 3, 2, seed=i)) for i, n in enumerate(("query", "key", "value"))}
     exact = ATTENTION(**inputs)
-    for seed in range(10):
+    for seed in range(4):
         got = exact * (1 + 0.1 * normal(*exact.shape, seed=seed))
         assert not testing.explain(got, ATTENTION, inputs, dtype=dtype).matches
 
@@ -392,7 +411,9 @@ def test_facts_about_what_has_moved():
     stale[:, 3] = exact[:, 2]
     assert "the heads have changed places: head 3 that of 2" in facts(stale, exact, *axes)
     assert facts(exact.swapaxes(1, 2), exact, *axes) == ("it is what is expected with the axes of head and query swapped",)
-    assert "the elements lie in memory with the axes of head and query swapped" in facts(exact.swapaxes(1, 2).reshape(2, 4, 6), exact, *axes)
+    assert "the elements lie in memory with the axes of head and query swapped" in facts(
+        exact.swapaxes(1, 2).reshape(2, 4, 6), exact, *axes
+    )
     assert facts(exact.ravel(), exact, *axes) == ("it has the expected elements in the expected order, but another shape",)
 
 

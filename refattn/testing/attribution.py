@@ -72,7 +72,7 @@ def key_tiles(evidence: Evidence, ratio: Array) -> Tiles | None:
     shares = _shares(_plain(a), allowed, np.asarray(got - exact, float), key_tile)
     query_tile = tile_of(exact.shape[-2], MOST_TILES, key_tile)
     worst = np.where(np.isfinite(ratio), ratio, 0).max(axis=-1)[..., None] * shares
-    return Tiles(by_tiles(worst, query_tile, 1), by_tiles(allowed, query_tile, key_tile, mean=True), query_tile, key_tile)
+    return Tiles(by_tiles(worst, query_tile, 1), by_tiles(allowed * 1.0, query_tile, key_tile, mean=True), query_tile, key_tile)
 
 
 def _plain(a: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Evidence:
 
 
 def axes_of(mechanism: Mechanism[..., Any], what: str, ndim: int) -> tuple[str, ...]:
-    """What an index along each axis is called; "axis 0" and so on where nothing is stated."""
+    """What an index along each axis is called; "axis-0 index" and so on where nothing is stated."""
     facts = mechanism.spec.facts
     stated: Any = facts.outputs.get(what)
     if stated is None:
@@ -96,7 +96,7 @@ def axes_of(mechanism: Mechanism[..., Any], what: str, ndim: int) -> tuple[str, 
     dims = stated.dims if isinstance(stated, Leaf) else ()
     named = [WORDS.get(d, d) for d in dims if d[:3] != "..." and d[:1] != "*"][-ndim:] if ndim else []
     lead = ndim - len(named)
-    return (*("example" if lead == 1 and dims[:1] == ("...",) else f"axis {i}" for i in range(lead)), *named)
+    return (*("example" if lead == 1 and dims[:1] == ("...",) else f"axis-{i} index" for i in range(lead)), *named)
 
 
 def _part(fact: Any, step: str) -> Any:

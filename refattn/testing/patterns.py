@@ -151,9 +151,9 @@ def _places(wrong: Booleans, axes: Sequence[str]) -> Iterator[str]:
     """Along which axes only some indices are wrong, and which."""
     if wrong.ndim > 1 and wrong.shape[-1] > 2 and wrong.shape[-2] > 2 and (said := _diagonal(wrong, axes)):
         yield said
-        wrong = wrong.any(axis=(-2, -1))
+        wrong = np.asarray(wrong.any(axis=(-2, -1)))
     for axis, name in zip(range(wrong.ndim), axes, strict=False):
-        hit = wrong.any(axis=tuple(a for a in range(wrong.ndim) if a != axis))
+        hit = np.asarray(wrong.any(axis=tuple(a for a in range(wrong.ndim) if a != axis)))
         if not hit.all() and (said := _indices(hit, name)):
             yield said
 
@@ -170,7 +170,9 @@ def _diagonal(wrong: Booleans, axes: Sequence[str]) -> str:
 
 def plural(name: str) -> str:
     """Several of them."""
-    return f"indices of {name}" if name.startswith("axis ") else "queries" if name == "query" else name + "s"
+    irregular = {"query": "queries", "index": "indices"}
+    *before, last = name.split(" ")
+    return " ".join([*before, irregular.get(last, last + "s")])
 
 
 def _indices(hit: Booleans, name: str) -> str:

@@ -56,7 +56,7 @@ def python_line(candidate: Any, mechanism: Mechanism[..., Any], options: Mapping
 
     def line(case: str, dtype: str) -> str:
         call = f"refattn.testing.check({shown[id(candidate)]}, refattn.{mechanism.spec.name}{rest}, dtype={dtype!r}, case={case!r})"
-        prefix = f"PYTHONPATH={shlex.quote(':'.join(roots))} " if roots else ""
+        prefix = f"PYTHONPATH={shlex.quote(':'.join(roots))}${{PYTHONPATH:+:$PYTHONPATH}} " if roots else ""
         program = "; ".join([*imports, f"{call}.raise_if_wrong()"])
         return f"{prefix}python -c {shlex.quote(program)}"
 

@@ -50,16 +50,17 @@ def report_page(report: Report, title: str) -> str:
         *_without_picture([r for r in report.failures if r not in shown], bool(shown)),
         "</main>",
     ]
-    return document(
-        title, body, {"pictures": pictures}, style=asset("page.css") + asset("report_page.css"), script=asset("report_page.js")
-    )
+    return document(title, body, {"pictures": pictures}, style=asset("page.css") + asset("report_page.css"), script=asset("report_page.js"))
 
 
 def _summary(report: Report) -> str:
     """Counts, what matches, and a row for each output and gradient of each mechanism."""
     counts = report.counts
     verdict = "wrong" if report.failures else "right" if report.passed else "not compared"
-    facts = {"Verdict": verdict, **{name.replace("_", " ").capitalize(): str(n) for name, n in counts.items() if n or name in {"pass", "fail"}}}
+    facts = {
+        "Verdict": verdict,
+        **{name.replace("_", " ").capitalize(): str(n) for name, n in counts.items() if n or name in {"pass", "fail"}},
+    }
     rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
     said = [(name, e) for name, e in report.explain().items() if e.wrong]
     matches = "".join(f"<li><code>{escape(name)}</code> {escape(line)}</li>" for name, e in said for line in e.conventions)
@@ -169,7 +170,11 @@ def _pairs(r: Result, ratio: Array) -> Array | None:
     if r.evidence is None or r.what not in {"weights", "d_bias"}:
         return None
     allowed = allowed_of(r.evidence)
-    return None if allowed is None or allowed.shape[-2:] != ratio.shape[-2:] else np.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, ratio.shape)) * 1.0
+    return (
+        None
+        if allowed is None or allowed.shape[-2:] != ratio.shape[-2:]
+        else np.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, ratio.shape)) * 1.0
+    )
 
 
 def _joined(names: Sequence[str], sizes: Sequence[int]) -> str:
@@ -205,7 +210,9 @@ def _map(
     """The data of one map: a panel for each index of the leading axes, the worst ones where there are many."""
     *lead, rows, columns = cells.shape
     flat = cells.reshape(-1, rows, columns)
-    known = None if allowed is None else np.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, cells.shape)).reshape(-1, rows, columns)
+    known = (
+        None if allowed is None else np.broadcast_to(allowed, np.broadcast_shapes(allowed.shape, cells.shape)).reshape(-1, rows, columns)
+    )
     labels = [_label(at, lead, axes[:-2]) for at in np.ndindex(*lead)]
     chosen = list(range(len(flat)))
     if len(flat) > MOST_PANELS:

@@ -32,14 +32,20 @@ def anything(mechanism: Mechanism[..., Any], arguments: Arguments, covered: Coll
         if isinstance(x, tuple) and len(x) > 1 and x != x[::-1]:
             yield Alternative(f"the entries of {name} are in reverse order", name, given(lambda a, n=name, o=x[::-1]: {n: o}))
     arrays = {n: x for n, x in arguments.items() if isinstance(x, np.ndarray) and isinstance(spec.facts.arguments.get(n), Leaf)}
-    pairs = (p for p in itertools.combinations(arrays, 2) if arrays[p[0]].shape == arrays[p[1]].shape and arrays[p[0]].dtype == arrays[p[1]].dtype)
+    pairs = (
+        p
+        for p in itertools.combinations(arrays, 2)
+        if arrays[p[0]].shape == arrays[p[1]].shape and arrays[p[0]].dtype == arrays[p[1]].dtype
+    )
     for one, two in itertools.islice(pairs, MOST_PAIRS):
         yield Alternative(f"{one} and {two} are in each other's place", f"{one}, {two}", _exchanged(one, two))
     for name, x in arrays.items():
         if x.ndim > 1 and x.shape[-1] == x.shape[-2] > 1:
             yield Alternative(f"the last two axes of {name} are swapped", f"{name} axes", into(lambda a, n=name: {n: swapped(-1, -2)}))
         elif x.ndim > 1 and min(x.shape[-2:]) > 1 and x.dtype.kind == "f" and name.startswith(("w_", "weight")):
-            yield Alternative(f"memory of {name} is read with its last two axes swapped", f"{name} axes", into(lambda a, n=name: {n: _memory(a[n].shape)}))
+            yield Alternative(
+                f"memory of {name} is read with its last two axes swapped", f"{name} axes", into(lambda a, n=name: {n: _memory(a[n].shape)})
+            )
     for name, fact in spec.facts.outputs.items():
         if isinstance(fact, Leaf) and len(fact.dims) > 1:
             yield Alternative(f"the last two axes of {name} are swapped", f"{name} axes", out_of(lambda a, n=name: {n: swapped(-1, -2)}))

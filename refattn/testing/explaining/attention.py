@@ -155,7 +155,9 @@ def _capped_after_bias(call: Call) -> Call:
 
         def back(ds: Named) -> Named:
             g = pullback(ds)
-            summed = {n: g[n][..., :d if n == "key" else None].reshape(*a[n].shape[:-2], group, *a[n].shape[-2:]) for n in ("key", "value")}
+            summed = {
+                n: g[n][..., : d if n == "key" else None].reshape(*a[n].shape[:-2], group, *a[n].shape[-2:]) for n in ("key", "value")
+            }
             return {"query": g["query"][..., :d] * scale, **{n: x.sum(axis=-3) for n, x in summed.items()}}
 
         return y, back
@@ -230,7 +232,12 @@ def _memory(shape: tuple[int, ...]) -> Map:
 def _written_as_bshd(a: Arguments) -> dict[str, Map] | None:
     if a["query"].ndim < 4 or a["query"].shape[-3] == 1:
         return None
-    return {"output": Map(lambda x: x.swapaxes(-3, -2).reshape(x.shape), lambda d: d.reshape(*d.shape[:-3], d.shape[-2], d.shape[-3], d.shape[-1]).swapaxes(-3, -2))}
+    return {
+        "output": Map(
+            lambda x: x.swapaxes(-3, -2).reshape(x.shape),
+            lambda d: d.reshape(*d.shape[:-3], d.shape[-2], d.shape[-3], d.shape[-1]).swapaxes(-3, -2),
+        )
+    }
 
 
 def _transposed(shape: tuple[int, ...]) -> Map:
@@ -319,7 +326,10 @@ ATTENTION: tuple[Alternative, ...] = (
     *family(
         "align",
         [
-            (f"it is aligned at the {corner.replace('_', ' ')}: causal mask and window", given(lambda a, c=corner: {"align": c} if _near(a) else None))
+            (
+                f"it is aligned at the {corner.replace('_', ' ')}: causal mask and window",
+                given(lambda a, c=corner: {"align": c} if _near(a) else None),
+            )
             for corner in ("upper_left", "lower_right")
         ],
     ),
@@ -428,10 +438,16 @@ ATTENTION: tuple[Alternative, ...] = (
         "layout",
         [
             ("it takes (batch, length, heads, head_dim): query, key and value", into(_heads_and_length)),
-            ("it takes and returns (batch, length, heads, head_dim)", lambda call: out_of(lambda a: {"output": swapped(-3, -2)})(into(_heads_and_length)(call))),
+            (
+                "it takes and returns (batch, length, heads, head_dim)",
+                lambda call: out_of(lambda a: {"output": swapped(-3, -2)})(into(_heads_and_length)(call)),
+            ),
             ("the output is (batch, length, heads, value_dim)", out_of(lambda a: {"output": swapped(-3, -2)})),
             ("memory is read as (batch, length, heads, head_dim)", into(_read_as_bshd)),
-            ("memory is read and written as (batch, length, heads, head_dim)", lambda call: out_of(_written_as_bshd)(into(_read_as_bshd)(call))),
+            (
+                "memory is read and written as (batch, length, heads, head_dim)",
+                lambda call: out_of(_written_as_bshd)(into(_read_as_bshd)(call)),
+            ),
             ("memory of the output is written as (batch, length, heads, value_dim)", out_of(_written_as_bshd)),
             ("keys are read as (head_dim, length)", into(lambda a: {"key": _transposed(a["key"].shape)})),
             ("values are read as (value_dim, length)", into(lambda a: {"value": _transposed(a["value"].shape)})),
@@ -441,7 +457,10 @@ ATTENTION: tuple[Alternative, ...] = (
         "dropout",
         [
             ("dropout is missing", given(lambda a: None if a.get("keep") is None else {"keep": None})),
-            ("dropout does not divide by 1 - rate", given(lambda a: {"dropout_rate": 0.0} if a.get("keep") is not None and a.get("dropout_rate") else None)),
+            (
+                "dropout does not divide by 1 - rate",
+                given(lambda a: {"dropout_rate": 0.0} if a.get("keep") is not None and a.get("dropout_rate") else None),
+            ),
             ("dropout drops where keep is True", given(lambda a: None if a.get("keep") is None else {"keep": ~a["keep"]})),
         ],
     ),

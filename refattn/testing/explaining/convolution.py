@@ -102,7 +102,13 @@ def _weight_groups(a: Arguments) -> dict[str, Map] | None:
 
 def _weights(first: int, second: int) -> Change:
     """Two axes of the kernel swapped, where they have one size."""
-    return into(lambda a: {"weight": swapped(first, second)} if a["weight"].ndim > max(first, second) and a["weight"].shape[first] == a["weight"].shape[second] > 1 else None)
+    return into(
+        lambda a: (
+            {"weight": swapped(first, second)}
+            if a["weight"].ndim > max(first, second) and a["weight"].shape[first] == a["weight"].shape[second] > 1
+            else None
+        )
+    )
 
 
 def _weight_memory(order: Callable[[int], tuple[int, ...]]) -> Change:
@@ -136,7 +142,10 @@ CONVOLUTION: tuple[Alternative, ...] = (
     *family(
         "padding",
         [
-            ("the padding of the two sides is swapped: an odd number puts the extra one before", _padded(lambda a, p: tuple(pair[::-1] for pair in p))),
+            (
+                "the padding of the two sides is swapped: an odd number puts the extra one before",
+                _padded(lambda a, p: tuple(pair[::-1] for pair in p)),
+            ),
             ("the padding is missing", _padded(lambda a, p: 0 if any(map(any, p)) else None)),
             ("all of the padding stands before", _padded(lambda a, p: tuple((before + after, 0) for before, after in p))),
             ("all of the padding stands after", _padded(lambda a, p: tuple((0, before + after) for before, after in p))),
@@ -144,7 +153,16 @@ CONVOLUTION: tuple[Alternative, ...] = (
             ('"same" padding does not take the stride into account', _padded(_of_stride_1)),
         ],
     ),
-    *family("padding_mode", [(f"the padding holds {mode}", given(lambda a, m=mode: {"padding_mode": m} if any(map(any, _pairs(a))) and m != a.get("padding_mode", "zeros") else None)) for mode in MODES]),
+    *family(
+        "padding_mode",
+        [
+            (
+                f"the padding holds {mode}",
+                given(lambda a, m=mode: {"padding_mode": m} if any(map(any, _pairs(a))) and m != a.get("padding_mode", "zeros") else None),
+            )
+            for mode in MODES
+        ],
+    ),
     *family(
         "stride",
         [
@@ -182,7 +200,10 @@ CONVOLUTION: tuple[Alternative, ...] = (
         "layout",
         [
             ("the output's last two axes are swapped", out_of(lambda a: {"output": swapped(-1, -2)} if _spatial(a) > 1 else None)),
-            ("the output has its channels last", out_of(lambda a: {"output": Map(lambda x: np.moveaxis(x, 1, -1), lambda d: np.moveaxis(d, -1, 1))})),
+            (
+                "the output has its channels last",
+                out_of(lambda a: {"output": Map(lambda x: np.moveaxis(x, 1, -1), lambda d: np.moveaxis(d, -1, 1))}),
+            ),
             ("memory of the input is read with its channels last", into(_x_memory)),
         ],
     ),

@@ -59,7 +59,7 @@ class Trial:
             wanted = self._asks_for_gradients(made) if gradients is None else gradients
             if wanted and self.ds is not None:
                 made |= {f"d_{n}": g for n, g in pullback(self.ds).items()}
-        except Exception:  # noqa: BLE001  # whatever a call with other arguments refuses, it is not what was computed
+        except Exception:  # whatever a call with other arguments refuses, it is not what was computed
             return {}
         return {n: x for n, x in made.items() if n in self.evidence.arrays}
 
@@ -168,12 +168,14 @@ def _finite(x: Array) -> Array:
 
 
 def _agrees(got: Array, other: Array, budget: Array) -> bool:
-    return got.shape == other.shape and bool((ratios(got, other, budget if budget.shape == got.shape else budget.max(initial=0)) <= 1).all())
+    return got.shape == other.shape and bool(
+        (ratios(got, other, budget if budget.shape == got.shape else budget.max(initial=0)) <= 1).all()
+    )
 
 
 def _evidence(arrays: Arrays, other: Array, budget: Array) -> float:
     """Bits by which what came tells the alternative from what is expected."""
-    got, exact, stated = arrays
+    _, exact, stated = arrays
     if exact.shape != other.shape:
         return math.inf
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -181,5 +183,3 @@ def _evidence(arrays: Arrays, other: Array, budget: Array) -> float:
         most = np.where(np.isfinite(exact) & np.isfinite(other), MOST_BITS, BITS_OF_NONE)
         bits = np.minimum(np.log2(np.maximum(distance, 1)), most)
     return float(bits.sum())
-
-

@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn.testing.explaining.alternative import Alternative, Arguments, Call, Change, DoesNotApply, Named, factor, family, given, into, out_of, swapped, without_gradients
+from refattn.testing.explaining.alternative import (
+    Alternative,
+    Arguments,
+    Call,
+    Change,
+    DoesNotApply,
+    Named,
+    factor,
+    family,
+    given,
+    into,
+    out_of,
+    swapped,
+    without_gradients,
+)
 
 LN2 = math.log(2)
 DEFAULT_EPS = {"rms_norm": 1e-6}
@@ -147,6 +161,12 @@ SOFTMAX: tuple[Alternative, ...] = (
             ("it runs over all axes together", without_gradients(_all_axes)),
         ],
     ),
-    *family("base", [("the exponential is of base 2", into(lambda a: {_named(a): factor(LN2)})), ("the logarithm is of base 2", out_of(lambda a: {"output": factor(1 / LN2), "lse": factor(1 / LN2)}))]),
+    *family(
+        "base",
+        [
+            ("the exponential is of base 2", into(lambda a: {_named(a): factor(LN2)})),
+            ("the logarithm is of base 2", out_of(lambda a: {"output": factor(1 / LN2), "lse": factor(1 / LN2)})),
+        ],
+    ),
     *family("sign", [("the sign of the scores is reversed: a softmin", into(lambda a: {_named(a): factor(-1)}))]),
 )

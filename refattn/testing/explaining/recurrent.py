@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn.testing.explaining.alternative import Alternative, Arguments, Call, DoesNotApply, Map, Named, family, given, into, out_of, swapped
+from refattn.testing.explaining.alternative import (
+    Alternative,
+    Arguments,
+    Call,
+    DoesNotApply,
+    Map,
+    Named,
+    family,
+    given,
+    into,
+    out_of,
+    swapped,
+)
 
 WRITERS = ("key", "value", "log_decay", "beta")
 
@@ -98,9 +110,15 @@ RECURRENT: tuple[Alternative, ...] = (
     *family(
         "normaliser",
         [
-            ("the weights are not divided by their sum", given(lambda a: {"normalize": False} if "normalizer" in a or a.get("normalize", True) else None)),
+            (
+                "the weights are not divided by their sum",
+                given(lambda a: {"normalize": False} if "normalizer" in a or a.get("normalize", True) else None),
+            ),
             ("the weights are divided by their sum", given(lambda a: None if a.get("normalize", True) else {"normalize": True})),
-            ("the normaliser before the first position is ignored", given(lambda a: None if a.get("normalizer") is None else {"normalizer": None})),
+            (
+                "the normaliser before the first position is ignored",
+                given(lambda a: None if a.get("normalizer") is None else {"normalizer": None}),
+            ),
             ("eps is missing", given(lambda a: {"eps": 0.0} if a.get("eps") else None)),
         ],
     ),
@@ -113,7 +131,10 @@ RECURRENT: tuple[Alternative, ...] = (
     ),
     *family(
         "features",
-        [(f"the feature map is {f}", given(lambda a, f=f: {"feature_map": f} if a.get("feature_map", "elu_plus_one") != f else None)) for f in ("elu_plus_one", "relu", None)],
+        [
+            (f"the feature map is {f}", given(lambda a, f=f: {"feature_map": f} if a.get("feature_map", "elu_plus_one") != f else None))
+            for f in ("elu_plus_one", "relu", None)
+        ],
     ),
     *family(
         "delta",
@@ -129,9 +150,12 @@ RECURRENT: tuple[Alternative, ...] = (
             (
                 "query head h reads key and value head h % kv_heads (tiled, not interleaved)",
                 given(
-                    lambda a: {n: np.concatenate([a[n]] * (a["query"].shape[-3] // a["key"].shape[-3]), axis=-3) for n in ("key", "value")}
-                    if 1 < a["key"].shape[-3] < a["query"].shape[-3] and not {"log_decay", "beta", "state"} & {n for n in a if a[n] is not None}
-                    else None
+                    lambda a: (
+                        {n: np.concatenate([a[n]] * (a["query"].shape[-3] // a["key"].shape[-3]), axis=-3) for n in ("key", "value")}
+                        if 1 < a["key"].shape[-3] < a["query"].shape[-3]
+                        and not {"log_decay", "beta", "state"} & {n for n in a if a[n] is not None}
+                        else None
+                    )
                 ),
             )
         ],
