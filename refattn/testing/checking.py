@@ -150,7 +150,7 @@ def compare_case(
 
     def result(what: str, fields: Mapping[str, Any]) -> Result:
         known = candidate.known_difference(what, case.arguments, target.name) if fields["status"] == "fail" else ""
-        named = {"status": "known_difference", "reason": known} if known else {}
+        named = {"status": "known_difference", "reason": known, "pattern": (), "evidence": None} if known else {}
         return Result(*about, what, target.name, **{**fields, **named})
 
     def judged(what: str, got: Array, exact: Array, budget: Array) -> Result:

@@ -9,11 +9,11 @@ from refattn import testing
 from tests.tiled_kernel import TiledAttention
 
 pytest.importorskip("selenium.webdriver")
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-from tests.browser.test_view import colours  # noqa: E402
+from tests.browser.test_view import colours
 
 
 def convolution(x, weight, **options):

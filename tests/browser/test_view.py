@@ -13,9 +13,9 @@ from refattn.view import AttentionMap, attention_maps, page
 from refattn.view.view_command import digits_page
 
 pytest.importorskip("selenium.webdriver")
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 TOKENS = ["a", "</script><script>document.title = 'taken'</script>", "<b>c</b>", "&amp;", "a word that is longer than a telephone is wide"]
 

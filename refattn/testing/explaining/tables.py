@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from refattn._core import Mechanism
 from refattn.testing.explaining.alternative import Alternative, Arguments
 from refattn.testing.explaining.anything import anything
-from refattn.testing.explaining.attention import ATTENTION, ATTENTION_GRADIENTS
+from refattn.testing.explaining.attention import ATTENTION
+from refattn.testing.explaining.attention_gradients import ATTENTION_GRADIENTS
 from refattn.testing.explaining.convolution import CONVOLUTION, CONVOLUTION_GRADIENTS
 from refattn.testing.explaining.layers import BATCH_NORM, SOFTMAX, norm
 from refattn.testing.explaining.recurrent import RECURRENT
