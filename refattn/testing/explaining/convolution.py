@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from refattn._core import Array
 from refattn.convolution.rule import border, pairs_of, per_axis
 from refattn.primitives.padding import PaddingMode
 from refattn.testing.explaining.alternative import (
@@ -91,8 +92,13 @@ def _input_groups(a: Arguments) -> dict[str, Map] | None:
 
 def _output_groups(a: Arguments) -> dict[str, Map] | None:
     groups = a.get("groups", 1)
-    channels = a["weight"].shape[1] * groups if "output_padding" in a else a["weight"].shape[0]
-    return {"output": reordered(_interleaved(channels, groups), 1)} if groups > 1 else None
+    if groups < 2:
+        return None
+
+    def back(d: Array) -> Array:
+        return np.take(d, np.argsort(_interleaved(d.shape[1], groups)), 1)
+
+    return {"output": Map(lambda x: np.take(x, _interleaved(x.shape[1], groups), 1), back)}
 
 
 def _weight_groups(a: Arguments) -> dict[str, Map] | None:
@@ -189,7 +195,7 @@ CONVOLUTION: tuple[Alternative, ...] = (
     *family(
         "weight",
         [
-            ("the kernel has its input channels before its output channels (IOHW)", _weights(0, 1)),
+            ("the kernel's first two axes, of its channels, are swapped (IOHW for OIHW)", _weights(0, 1)),
             ("the kernel's height and width are swapped", _weights(2, 3)),
             ("memory of the kernel is read as (height, width, input, output) (HWIO)", _weight_memory(lambda n: (*range(2, n), 1, 0))),
             ("memory of the kernel is read as (input, output, height, width) (IOHW)", _weight_memory(lambda n: (1, 0, *range(2, n)))),

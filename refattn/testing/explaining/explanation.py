@@ -202,8 +202,10 @@ def _merged(cases: Sequence[str], found: Sequence[Found]) -> list[Match]:
         most = max(map(len, by_name.values()))
         for said, where in by_name.items():
             if len(where) == most:
-                whats, every = kept.setdefault(said, ([], []))
-                whats.append(what)
+                arrays, every = kept.setdefault(said, ([], []))
+                arrays.append(what)
                 every += [c for c in where if c not in every]
-    made = [Match(said, tuple(sorted(whats, key=lambda w: (w.startswith("d_"), w))), tuple(every)) for said, (whats, every) in kept.items()]
+    made = [
+        Match(said, tuple(sorted(arrays, key=lambda w: (w.startswith("d_"), w))), tuple(every)) for said, (arrays, every) in kept.items()
+    ]
     return sorted(made, key=lambda m: (-len(m.what), -len(m.cases)))

@@ -29,14 +29,24 @@ def _scale(a: Arguments) -> Any:
     return a["query"].shape[-1] ** -0.5 if a.get("scale") is None else a["scale"]
 
 
-def _decay_after(a: Arguments) -> dict[str, Any] | None:
+def _decay_after(call: Call) -> Call:
     """What a position writes decays with the rest: the factor goes to the key, or beside beta to the value."""
-    if a.get("log_decay") is None:
-        return None
-    decay = np.exp(a["log_decay"])
-    if "beta" in a:
-        return {"value": a["value"] * decay[..., None]}
-    return {"key": a["key"] * decay}
+
+    def other(a: Arguments) -> tuple[Named, Any]:
+        if a.get("log_decay") is None:
+            raise DoesNotApply
+        written, decay = ("value", np.exp(a["log_decay"])[..., None]) if "beta" in a else ("key", np.exp(a["log_decay"]))
+        decayed = a[written] * decay
+        y, pullback = call({**a, written: decayed})
+
+        def back(ds: Named) -> Named:
+            g = pullback(ds)
+            more = g[written] * decayed
+            return {**g, written: g[written] * decay, "log_decay": g["log_decay"] + (more.sum(axis=-1) if "beta" in a else more)}
+
+        return y, back
+
+    return other
 
 
 def _read_before(call: Call) -> Call:
@@ -79,7 +89,7 @@ RECURRENT: tuple[Alternative, ...] = (
     *family(
         "decay",
         [
-            ("the state decays after a position has written to it", given(_decay_after)),
+            ("the state decays after a position has written to it", _decay_after),
             ("decays are logarithms of base 2", into(lambda a: {"log_decay": Map(lambda x: x * math.log(2), lambda d: d * math.log(2))})),
             ("decays have the other sign", into(lambda a: {"log_decay": Map(np.negative, np.negative)})),
             ("the decay is missing", given(lambda a: {"log_decay": np.zeros_like(a["log_decay"])} if "log_decay" in a else None)),
