@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,7 +56,7 @@ def python_line(candidate: Any, mechanism: Mechanism[..., Any], options: Mapping
     rest = "".join(f", {n}={shown.get(id(x)) or _literal(x)}" for n, x in named.items())
 
     def line(case: str, dtype: str) -> str:
-        call = f"refattn.testing.check({shown[id(candidate)]}, refattn.{mechanism.spec.name}{rest}, dtype={dtype!r}, case={case!r})"
+        call = f"refattn.testing.check({shown[id(candidate)]}, refattn.{mechanism.spec.name}{rest}, dtype={_literal(dtype)}, case={_literal(case)})"
         prefix = f"PYTHONPATH={shlex.quote(':'.join(roots))}${{PYTHONPATH:+:$PYTHONPATH}} " if roots else ""
         program = "; ".join([*imports, f"{call}.raise_if_wrong()"])
         return f"{prefix}python -c {shlex.quote(program)}"
@@ -64,7 +65,8 @@ def python_line(candidate: Any, mechanism: Mechanism[..., Any], options: Mapping
 
 
 def _literal(x: Any) -> str:
-    return repr(sorted(x) if isinstance(x, (set, frozenset)) else x)
+    """A Python literal in double quotes, so that a shell's single quotes can stand around it."""
+    return json.dumps(sorted(x) if isinstance(x, (set, frozenset, tuple)) else dict(x) if isinstance(x, Mapping) else x, ensure_ascii=False)
 
 
 def _importable(function: Any) -> tuple[str, str, Path | None] | None:
