@@ -13,6 +13,7 @@ from refattn.testing.calls import cotangents, directional_errors, gradient_leave
 from refattn.testing.candidates import Candidate, Unsupported
 from refattn.testing.checking import assert_matches, check
 from refattn.testing.command import command_candidate
+from refattn.testing.explaining import Explanation, explain
 from refattn.testing.golden import verify
 from refattn.testing.manifest import CaseFolder, read_case
 from refattn.testing.pytest_cases import parametrize_cases
@@ -24,6 +25,7 @@ __all__ = [
     "Candidate",
     "Case",
     "CaseFolder",
+    "Explanation",
     "RefattnAssertionError",
     "Report",
     "Result",
@@ -35,6 +37,7 @@ __all__ = [
     "command_candidate",
     "cotangents",
     "directional_errors",
+    "explain",
     "gradient_leaves",
     "in_precision",
     "numerical_gradients",

@@ -11,15 +11,17 @@ import numpy as np
 
 from refattn._core import Array, Mechanism, tree
 from refattn._core.mechanism import outputs
-from refattn.testing.battery import Case, Level, cases
+from refattn.testing.battery import Case, Level
 from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.drift import drift, with_drift
+from refattn.testing.evidence import Arrays, Evidence, few
 from refattn.testing.frameworks import NumPy
-from refattn.testing.handling import runs
+from refattn.testing.patterns import patterns
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
+from refattn.testing.reproducing import chosen, python_line, with_lines
 from refattn.testing.vacuous import VACUOUS, is_vacuous, largest_beside
 
 
@@ -36,6 +38,7 @@ def check(
     level: Level = "quick",
     seed: int = 0,
     executor: Any = None,
+    case: str | None = None,
 ) -> Report:
     """Compare a kernel with a mechanism: its samples, and inputs under which wrong kernels cannot pass.
 
@@ -67,6 +70,8 @@ def check(
         Another seed gives the cases other numbers.
     executor : concurrent.futures.Executor, callable or None, optional
         Who works on the cases, as for `sweep`; None is this thread.
+    case : str or None, optional
+        Only this case of the level, by the name that a report gives it.
 
     Returns
     -------
@@ -85,12 +90,20 @@ def check(
     made = as_candidate(
         candidate, mechanism, gradients=gradients, arguments=arguments, layout=layout, framework=framework, supports=supports
     )
+    target = named_format(dtype)
+    options = {"gradients": gradients, "arguments": arguments, "layout": layout, "supports": supports}
     if executor is not None:
+        if case is not None:
+            raise ValueError(f"case is {case!r}, but one case alone needs no executor")
         sweep = importlib.import_module("refattn.testing.sweeping").sweep
-        how = {"gradients": gradients, "arguments": arguments, "layout": layout, "framework": framework, "supports": supports}
-        return sweep(candidate, mechanism, dtypes=[dtype], levels=[level], seeds=[seed], executor=executor, **how)
-    target, work = named_format(dtype), runs(made, mechanism, cases(mechanism, level, seed))
-    return Report([r for run, case in work for r in compare_case(run, mechanism, case, target)])
+        return sweep(candidate, mechanism, dtypes=[dtype], levels=[level], seeds=[seed], executor=executor, framework=framework, **options)
+    compared = (r for run, c in chosen(made, mechanism, level, seed, case) for r in compare_case(run, mechanism, c, target))
+    options |= {
+        "framework": None if framework == "numpy" else framework,
+        "level": None if level == "quick" else level,
+        "seed": seed or None,
+    }
+    return Report(few(with_lines(compared, python_line(candidate, mechanism, options))))
 
 
 def assert_matches(
@@ -124,6 +137,14 @@ def assert_matches(
     RefattnAssertionError
         With the worst element of each array that is wrong.
     """
+    results = compare_given(got, mechanism, inputs, gradients=gradients, cotangents=cotangents, dtype=dtype)
+    Report(results).raise_if_wrong()
+
+
+def compare_given(
+    got: Any, mechanism: Mechanism[..., Any], inputs: Mapping[str, Any], *, gradients: Mapping[str, Any] | None, cotangents: Any, dtype: Any
+) -> list[Result]:
+    """The results of arrays that somebody has computed already."""
     refuse_what_is_no_mechanism(mechanism)
     if gradients is not None and cotangents is None:
         raise ValueError("cotangents is None, but gradients are given: say what they were computed from")
@@ -136,7 +157,7 @@ def assert_matches(
         raise TypeError(f"gradients is a {type(gradients).__name__}, but must be a mapping by name")
     have = Candidate(lambda **_: got, vjp=None if gradients is None else lambda **_: (got, lambda *_: gradients))
     case = Case("given inputs", mechanism.spec.accept(dict(inputs)))
-    Report(list(compare_case(have, mechanism, case, named_format(dtype), ds=ds))).raise_if_wrong()
+    return list(compare_case(have, mechanism, case, named_format(dtype), ds=ds))
 
 
 def compare_case(
@@ -147,8 +168,15 @@ def compare_case(
 
     def result(what: str, fields: Mapping[str, Any]) -> Result:
         known = candidate.known_difference(what, case.arguments, target.name) if fields["status"] == "fail" else ""
-        named = {"status": "known_difference", "reason": known} if known else {}
+        named = {"status": "known_difference", "reason": known, "pattern": (), "evidence": None} if known else {}
         return Result(*about, what, target.name, **{**fields, **named})
+
+    def judged(what: str, got: Array, exact: Array, allowance: Allowance, beside: float = 0.0) -> Result:
+        evidence.arrays[what] = Arrays(got, exact, allowance.budget)
+        fields = _judged(got, exact, allowance, case, target, beside)
+        if fields["status"] == "fail":
+            fields |= {"evidence": evidence, "pattern": patterns(got, exact, allowance.budget, evidence.axes(what))}
+        return result(what, fields)
 
     given = {n: x for n, x in case.arguments.items() if not _is_default(x, spec.defaults.get(n, inspect.Parameter.empty))}
     lacking = sorted(given.keys() & spec.defaults.keys() - set(candidate.supports or ())) if candidate.supports is not None else []
@@ -185,8 +213,9 @@ def compare_case(
     key = None if ds is not None else case.arguments
     known = {"exact_scores": case.exact_scores}
     budgets = latest("forward", mechanism, key, target, lambda: forward_allowances(mechanism, rounded, plain, target, **known))
+    evidence = Evidence(*about, target.name, reference, exact_scores=case.exact_scores)
     for (name, x), got in zip(exact.items(), values, strict=True):
-        yield result(name, _judged(got, x, budgets[name], case, target))
+        yield judged(name, got, x, budgets[name])
     if pullback is None:
         return
     drawn = cotangents(exact_y) if ds is None else ds
@@ -213,11 +242,11 @@ def compare_case(
     allowed = latest(
         "backward", mechanism, key, target, lambda: gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **known)
     )
+    evidence.cotangents = ds
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
         if path in got_grads:
-            beside = largest_beside(path, exact_grads)
-            yield result(f"d_{path}", _judged(got_grads[path], x, allowed[path], case, target, beside))
+            yield judged(f"d_{path}", got_grads[path], x, allowed[path], largest_beside(path, exact_grads))
         elif {path, path.partition(".")[0]} & declined:
             yield Result(*about, f"d_{path}", target.name, "skipped", reason=f"gradient of {path}: not supported")
         else:

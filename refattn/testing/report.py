@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from refattn._core import Array
+from refattn.testing.evidence import Evidence
+from refattn.testing.patterns import ratios
+
+if TYPE_CHECKING:
+    from refattn.testing.explaining import Explanation
+
+MOST_SHOWN = 12
 
 Status: TypeAlias = Literal["pass", "known_difference", "fail", "skipped"]
 
@@ -41,6 +49,12 @@ class Result:
         What stands there, and what should.
     reason : str
         Why it failed, was skipped, or is a known difference.
+    pattern : tuple of str
+        Where a failure is wrong, and what it has in common with what is expected.
+    reproduce : str
+        A command that repeats this case alone, where one is known.
+    evidence : Evidence or None
+        The arrays of a failing case, for `Report.explain` and `Report.to_html`; no part of JSON, nor of a comparison of results.
     """
 
     mechanism: str
@@ -56,11 +70,18 @@ class Result:
     got: float | None = None
     expected: float | None = None
     reason: str = ""
+    pattern: tuple[str, ...] = ()
+    reproduce: str = ""
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
         """Whether it was compared and is right."""
         return self.status == "pass"
+
+    def without_evidence(self) -> Result:
+        """The same result, small."""
+        return dataclasses.replace(self, evidence=None)
 
     def __str__(self) -> str:
         where = f"{self.mechanism}, {self.case}, {self.dtype}: {self.what}"
@@ -69,12 +90,13 @@ class Result:
         return (
             f"{where} differs at {self.wrong} of {self.elements} elements: {self.error_over_budget:.3g} times its budget\n"
             f"  worst at {self.worst_index}: got {self.got!r}, expected {self.expected!r}, error {self.worst_error:.3g}"
-            + (f"\n  {self.reason}" if self.reason else "")
+            + "".join(f"\n  {said}" for said in (self.reason, *self.pattern) if said)
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The result for JSON, which has no infinity: a number that is not finite is its name."""
-        return {k: _json(v) for k, v in {**dataclasses.asdict(self), "passed": self.passed}.items()}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
+        return {k: _json(v) for k, v in {**fields, "passed": self.passed}.items()}
 
 
 def _json(x: Any) -> Any:
@@ -103,8 +125,13 @@ class Report:
         """Whether something was compared and nothing is wrong."""
         return self.counts["pass"] > 0 and not self.failures
 
-    def raise_if_wrong(self) -> None:
+    def raise_if_wrong(self, *, explain: bool = True) -> None:
         """Raise `RefattnAssertionError` with every failure, unless the candidate is right.
+
+        Parameters
+        ----------
+        explain : bool, optional
+            Whether the message says which other convention matches.
 
         Raises
         ------
@@ -112,13 +139,71 @@ class Report:
             Where a result is wrong, or where nothing could be compared.
         """
         if self.failures:
-            shown = "\n".join(map(str, self.failures[:12])) + (
-                f"\n... and {len(self.failures) - 12} more" if len(self.failures) > 12 else ""
-            )
-            raise RefattnAssertionError(f"{len(self.failures)} of {len(self.results)} comparisons are wrong\n{shown}")
+            raise RefattnAssertionError(self.message(explain=explain))
         if not self.passed:
             reasons = sorted({r.reason for r in self.results if r.reason})
             raise RefattnAssertionError(f"nothing was compared: {'; '.join(reasons) or 'no case'}")
+
+    def message(self, *, explain: bool = True) -> str:
+        """What is wrong, in words: conventions that match, each failure, and how to repeat the first.
+
+        Parameters
+        ----------
+        explain : bool, optional
+            Whether other conventions are tried.
+
+        Returns
+        -------
+        str
+            Several lines; empty where nothing is wrong.
+        """
+        failures = self.failures
+        if not failures:
+            return ""
+        lines = [f"{len(failures)} of {len(self.results)} comparisons are wrong"]
+        for name, found in self.explain().items() if explain else ():
+            lines += [f"{name}: {m}" for m in found.conventions]
+        lines += map(str, failures[:MOST_SHOWN])
+        if len(failures) > MOST_SHOWN:
+            lines.append(f"... and {len(failures) - MOST_SHOWN} more")
+        if again := next((r.reproduce for r in failures if r.reproduce), ""):
+            lines += ["to repeat the first of them:", f"  {again}"]
+        return "\n".join(lines)
+
+    def explain(self) -> Mapping[str, Explanation]:
+        """Which other conventions give what came, and what the wrong arrays have in common with the right ones.
+
+        The failing cases carry what this needs; nothing is run again but the reference.
+
+        Returns
+        -------
+        dict of str to Explanation
+            By the name of the mechanism, for those of which something is wrong.
+        """
+        from refattn.testing.explaining import explained  # noqa: PLC0415  # large, and needed for failures alone
+
+        found: dict[str, list[Evidence]] = {}
+        for r in self.failures:
+            if r.evidence is not None:
+                found.setdefault(r.mechanism, []).append(r.evidence)
+        return {name: explained(evidences, name) for name, evidences in found.items()}
+
+    def to_html(self, title: str = "What the check found") -> str:
+        """One self-contained page with a picture of every failure: error over budget by head and tile, channel and pixel.
+
+        Parameters
+        ----------
+        title : str, optional
+            The heading of the page.
+
+        Returns
+        -------
+        str
+            HTML that needs no network and no other file.
+        """
+        from refattn.view.report_page import report_page  # noqa: PLC0415  # what is not shown needs no page
+
+        return report_page(self, title)
 
     def to_json(self) -> str:
         """The results as a JSON list of objects.
@@ -151,11 +236,9 @@ def compare(got: Any, exact: Array, budget: Array) -> dict[str, Any]:
         return {"status": "fail", "reason": f"has shape {got.shape}, expected {exact.shape}"}
     if exact.size == 0:
         return {"status": "pass", "error_over_budget": 0.0, "worst_error": 0.0}
+    ratio = ratios(got, exact, budget)
     with np.errstate(invalid="ignore", over="ignore"):
-        same = (got == exact) | (np.isnan(got) & np.isnan(exact))
-        error = np.where(same, 0, np.abs(got - exact))
-        ratio = np.where(same, 0, error / budget)
-    ratio = np.where(np.isnan(ratio) | (~same & ~(np.isfinite(got) & np.isfinite(exact))), np.inf, ratio)
+        error = np.where((got == exact) | (np.isnan(got) & np.isnan(exact)), 0, np.abs(got - exact))
     at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
     wrong = int((ratio > 1).sum())
     return {

@@ -13,20 +13,25 @@ from typing import Any
 
 from refattn._core import Mechanism
 from refattn.testing import adapters
-from refattn.testing.battery import Case, cases
+from refattn.testing.battery import Case
 from refattn.testing.candidates import Candidate, refuse_unknown_options
 from refattn.testing.checking import compare_case
 from refattn.testing.command import command_candidate
+from refattn.testing.evidence import few
 from refattn.testing.frameworks import FRAMEWORKS
-from refattn.testing.handling import runs
 from refattn.testing.manifest import STORAGES
 from refattn.testing.precision import FORMATS, named_format
 from refattn.testing.report import Report, Result
+from refattn.testing.reproducing import chosen, command_line, with_lines
 from refattn.testing.vacuous import untold
 from refattn.view import sweep_command
 from refattn.view.catalogue import find
 from refattn.view.table import Table, progress
 
+REPEATED: dict[str, Any] = {
+    "level": "quick", "seed": 0, "framework": "numpy", "layout": None, "argument": [], "supports": None, "timeout": 60.0, "format": "bin",
+}  # fmt: skip
+"""Options that one case alone needs as well, and their defaults."""
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
@@ -37,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism; what a callable should be")
     parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32")
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many sizes and seeds")
+    parser.add_argument("--case", metavar="CASE", help="only this case, by the name that a table gives it")
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")
     parser.add_argument("--layout", help="bshd for (batch, length, heads, head_dim), nhwc for channels last")
     parser.add_argument("--argument", metavar="THEIRS=OURS", action="append", default=[], help="a callable's own name of an argument")
@@ -49,6 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="work in this many processes; default: in this one")
     parser.add_argument("--ledger", metavar="FILE", help="write each finished case here; what it holds already is not done again")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
+    parser.add_argument("--report", metavar="FILE", help="write a page that shows where what failed is wrong")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
 
@@ -65,6 +72,8 @@ def run_check(args: Namespace) -> int:
         raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
     reports = {name: _checked(name, args) for name in names}
     every = [r for report in reports.values() for r in report.results]
+    if args.report:
+        Path(args.report).write_text(Report(every).to_html(f"What the check of {', '.join(names)} found"), encoding="utf-8")
     if args.json:
         print(Report(every).to_json())
     else:
@@ -80,20 +89,34 @@ def run_check(args: Namespace) -> int:
 
 def _checked(target: str, args: Namespace) -> Report:
     if args.jobs != 1 or args.ledger:
+        if args.case is not None:
+            raise ValueError("--case takes no --jobs or --ledger: it is one alone")
         return sweep_command.swept_with(target, args, _names(args.argument))
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, run, case, dtype)
         for m, candidate in (_program(args) if args.command else _resolved(target, args))
         for dtype in dtypes
-        for run, case in runs(candidate, m, cases(m, args.level, args.seed))
+        for run, case in chosen(candidate, m, args.level, args.seed, args.case)
     ]
     results: list[Result] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a candidate's own warnings are not what was asked
         for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
-            results += compare_case(candidate, m, case, dtype)
-    return Report(results)
+            what = ["--command", target] if args.command else [target]
+            line = command_line([*what, m.spec.name], {n: getattr(args, n) for n in REPEATED}, REPEATED)
+            results += with_lines(compare_case(candidate, m, case, dtype), line)
+    return Report(few(results))
+
+
+def _print_explanation(report: Report) -> None:
+    """Which conventions match, and how to repeat the first failure of each mechanism."""
+    found = report.explain()
+    for name in dict.fromkeys(r.mechanism for r in report.failures):
+        for said in found[name].conventions if name in found else ():
+            print(f"{name}: {said}")
+        again = next((r.reproduce for r in report.failures if r.mechanism == name), "")
+        print(f"{name}: to repeat the first case that is wrong:\n    {again}\n")
 
 
 def _resolved(target: str, args: Namespace) -> list[tuple[Mechanism[..., Any], Candidate]]:
@@ -133,11 +156,13 @@ def _print(target: str, report: Report, verbose: bool) -> None:
     if shown:
         details = Table("status", "mechanism", "case", "what", "dtype", "error", "error/budget", "reason")
         for r in shown:
-            reason = r.reason or (f"{r.wrong} of {r.elements} wrong, worst at {r.worst_index}" if r.status == "fail" else "")
+            where = f"{r.wrong} of {r.elements} wrong, worst at {r.worst_index}" if r.worst_index is not None else ""
+            reason = r.reason or ("; ".join(filter(None, (where, *r.pattern))) if r.status == "fail" else "")
             cells = (r.status, r.mechanism, r.case, r.what, r.dtype, r.worst_error, r.error_over_budget, reason)
             details.row(*cells, style=STYLES[r.status])
         details.print()
         print()
+    _print_explanation(report)
     summary = Table(target, "dtype", "right", "known difference", "wrong", "skipped", "worst error/budget")
     for mechanism, dtype in dict.fromkeys((r.mechanism, r.dtype) for r in report.results):
         part = Report([r for r in report.results if (r.mechanism, r.dtype) == (mechanism, dtype)])

@@ -83,9 +83,30 @@ def page(
         "tokens": None if tokens is None else list(map(str, tokens)),
         "maps": [None if isinstance(s, str) else s for s in shown],
     }
-    style, script = (Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     sections = [_section(i, m, s) for i, (m, s) in enumerate(zip(maps, shown, strict=True))]
+    return document(
+        title,
+        [
+            *([] if about is None else [f'<p class="about">{escape(about)}</p>']),
+            "<main>",
+            _input(picture, tokens, facts or {}, probabilities or {}),
+            *sections,
+            "</main>",
+        ],
+        data,
+        style=asset("page.css"),
+        script=asset("page.js"),
+    )
+
+
+def asset(name: str) -> str:
+    """A file beside this one, as text."""
+    return Path(__file__).with_name(name).read_text("utf-8")
+
+
+def document(title: str, body: Sequence[str], data: Any, *, style: str, script: str) -> str:
+    """A page that may run this script and use this style, and nothing else."""
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     return "\n".join(
         [
             "<!doctype html>",
@@ -104,11 +125,7 @@ def page(
             f"<h1>{escape(title)}</h1>",
             '<button type="button" id="theme" hidden></button>',
             "</header>",
-            *([] if about is None else [f'<p class="about">{escape(about)}</p>']),
-            "<main>",
-            _input(picture, tokens, facts or {}, probabilities or {}),
-            *sections,
-            "</main>",
+            *body,
             "<noscript><p>The heat maps are drawn by this file's own script, which is switched off.</p></noscript>",
             f'<script type="application/json" id="data">{_json(data)}</script>',
             f"<script>{script}</script>",

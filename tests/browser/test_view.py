@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 
 import numpy as np
@@ -14,28 +12,12 @@ from refattn._core import Random
 from refattn.view import AttentionMap, attention_maps, page
 from refattn.view.view_command import digits_page
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian's chromium, chromium-driver)")
+pytest.importorskip("selenium.webdriver")
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 TOKENS = ["a", "</script><script>document.title = 'taken'</script>", "<b>c</b>", "&amp;", "a word that is longer than a telephone is wide"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +40,6 @@ def pages(tmp_path_factory):
         path.write_text(text, encoding="utf-8")
         written[name] = path, maps
     return written
-
-
-@pytest.fixture
-def opened(browser, pages):
-    """Open a page at a width and in a theme, and return its maps; afterwards, nothing was asked of the network or complained of."""
-
-    def at(name, width=1280, theme="light"):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 500})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
-        browser.get_log("performance")
-        path, maps = pages[name]
-        browser.get(path.as_uri())
-        return maps
-
-    yield at
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert asked
-    assert {address.partition(":")[0] for address in asked} <= {"file", "data"}
-    assert len({address for address in asked if address.startswith("file")}) == 1
-    assert browser.get_log("browser") == []
 
 
 def stages(browser, number):
