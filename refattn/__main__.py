@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import refattn
-from refattn.view import catalogue, check_command, train_command, view_command
+from refattn.view import catalogue, check_command, mutants_command, train_command, view_command
 
 EXAMPLES = """\
 examples:
@@ -18,6 +18,8 @@ examples:
   refattn show scaled_dot_product_attention    its signature, shapes, equation, paper and source
   refattn check torch                          is the installed PyTorch right?
   refattn check my_module:my_kernel softmax    is this function a softmax?
+  refattn mutants --replace my_module:attention --as scaled_dot_product_attention -- pytest test_mine.py
+                                               which wrong kernels does this test let through?
   refattn train digits-transformer             a model that learns to read digits, in seconds
   refattn view --model transformer --open      what do the heads look at?
 
@@ -46,6 +48,7 @@ def parser() -> ArgumentParser:
         ("list", "what there is", catalogue.add_list_arguments, catalogue.run_list),
         ("show", "everything about one mechanism", catalogue.add_show_arguments, catalogue.run_show),
         ("check", "compare kernels with the reference", check_command.add_arguments, check_command.run_check),
+        ("mutants", "try a test of a kernel on kernels that are wrong", mutants_command.add_arguments, mutants_command.run_mutants),
         ("train", "train a small model with the gradients of this package", train_command.add_arguments, train_command.run_train),
         ("view", "a page that shows what a model attends to", view_command.add_arguments, view_command.run_view),
     ):

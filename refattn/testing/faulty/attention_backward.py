@@ -157,9 +157,7 @@ def query_gradient_scaled_twice(self: Attention, a: Arguments, d_scaled: Array, 
 
 
 @fault("d_query_tile", needs="tail")
-def query_gradient_misses_the_last_tile(
-    self: Attention, a: Arguments, d_scaled: Array, keys: Array, allowed: Booleans, at: slice
-) -> Array:
+def query_gradient_misses_the_last_tile(self: Attention, a: Arguments, d_scaled: Array, keys: Array, allowed: Booleans, at: slice) -> Array:
     """Keys behind the last whole tile give nothing to the gradient of the queries."""
     return HONEST.d_query_tile(self, a, d_scaled, keys, allowed, at) * self.wide(at.stop - at.start == self.tile)
 

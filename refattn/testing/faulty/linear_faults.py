@@ -131,9 +131,7 @@ def writes_of_the_chunk_ignored(self: Linear, length: int) -> Array:
 
 
 @fault("writes", mechanisms=DELTA)
-def nothing_erased_from_the_state(
-    self: Linear, key: Array, value: Array, within: Array, since: Array, beta: Array, state: Array
-) -> Array:
+def nothing_erased_from_the_state(self: Linear, key: Array, value: Array, within: Array, since: Array, beta: Array, state: Array) -> Array:
     """A position erases what its own chunk has written, not what the chunks before have."""
     return HONEST.writes(self, key, value, within, since, beta, np.zeros_like(state))
 
