@@ -33,17 +33,20 @@ def extra(name):
     """What samples lack: many keys, low scores, NaN in masked places, 3 x 3 kernels, many channels."""
     random = np.random.default_rng(0)
     if name.startswith("scaled_dot"):
-        q, k, v = (np.asarray(random.normal(size=(2, 2, n, 9)) * 2) for n in (7, 70, 70))
-        yield {"query": q, "key": k, "value": v}
-        yield {"query": np.full_like(q, 160.0), "key": -np.abs(k) * 80, "value": v, "causal": True, "align": "lower_right"}
-        yield {"query": q, "key": k, "value": v, "causal": True, "align": "lower_right", "bias": random.normal(size=(2, 7, 70))}
+        q, k, v = (np.asarray(random.normal(size=(2, 2, n, 9)) * 2) for n in (7, 302, 302))
+        yield {"query": q, "key": k, "value": np.abs(v), "mask": random.random((2, 1, 302)) < 0.5}
+        yield {"query": np.full_like(q, 400.0), "key": -100 - np.abs(k), "value": v, "causal": True, "align": "lower_right"}
+        yield {"query": q, "key": k, "value": v, "causal": True, "align": "lower_right", "bias": random.normal(size=(2, 7, 302))}
         k, v = k.copy(), v.copy()
         k[..., 5, :] = v[..., 5, :] = np.nan
-        yield {"query": q, "key": k, "value": v, "mask": np.arange(70) != 5}
+        yield {"query": q, "key": k, "value": v, "mask": np.arange(302) != 5}
     elif name == "conv2d":
         x = random.normal(size=(2, 12, 6, 23)) * 3
         yield {"x": x, "weight": random.normal(size=(4, 6, 3, 3)), "groups": 2, "bias": random.normal(size=4)}
         yield {"x": x, "weight": random.normal(size=(4, 12, 3, 3)), "padding": ((0, 1), (2, 1)), "stride": (2, 3)}
+    elif name == "linear_attention":
+        q, k, v = (np.abs(random.normal(size=(1, 1, 300, 4))) for _ in range(3))
+        yield {"query": q, "key": k, "value": v, "causal": True, "normalize": False}
 
 
 def difference(broken, right, call, target):

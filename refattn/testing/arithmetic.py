@@ -146,7 +146,10 @@ def rounding(dtype: Any) -> Iterator[None]:
     def nearest(x: Array, magnitude: Array) -> Array:
         return target.round(x)
 
-    with hooked(lambda result: wrapped(target.round(result.value), nearest)):
+    def passing(result: Result) -> Any:  # a mask has nothing to round
+        return wrapped(target.round(result.value), nearest) if np.asarray(result.value).dtype.kind == "f" else result.value
+
+    with hooked(passing):
         yield
 
 

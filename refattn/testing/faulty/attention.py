@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn import masks
-from refattn._core import Array, Booleans, unbroadcast
+from refattn._core import Array, Booleans, Integers, unbroadcast
 from refattn.testing.faulty.kernel import Arguments, Kernel, times
 
 NOTHING = -np.inf
@@ -89,7 +89,7 @@ class Attention(Kernel):
             )
         return near
 
-    def ahead(self, a: Arguments, at: slice) -> Array:
+    def ahead(self, a: Arguments, at: slice) -> Integers:
         """How many positions each key is after each query."""
         return masks.distance(a.query.shape[-2], a.key.shape[-2], align=self.align(a))[:, at]
 
@@ -118,7 +118,7 @@ class Attention(Kernel):
         scale = a.query.shape[-1] ** -0.5 if a.scale is None else a.scale
         return self.wide(scale) if np.ndim(scale) == 0 else self.part(a, scale, at)
 
-    def part(self, a: Arguments, x: Array, at: slice) -> Array:
+    def part(self, a: Arguments, x: Any, at: slice) -> Any:
         """What belongs to a tile of something that is broadcast over scores."""
         return np.broadcast_to(x, (*a.query.shape[:-1], a.key.shape[-2]))[..., at]
 

@@ -194,7 +194,7 @@ class Convolution(Kernel):
                 part += (kernels[(..., *tap)].swapaxes(-1, -2) @ flat(split[..., at])).reshape(part.shape)
         return joined(y)
 
-    def gradients(self, a: Arguments, plan: Plan, dy: Array) -> dict[str, Array | None]:
+    def gradients(self, a: Arguments, plan: Plan, dy: Array) -> dict[str, Any]:
         """Of a convolution, or of a transposed one."""
         if self.transposed:
             full = np.zeros((*dy.shape[:2], *plan.out), self.wide)

@@ -37,7 +37,7 @@ def last_two_axes_of_the_kernel_swapped(self: Convolution, weight: Array, groups
 @fault("stated_pairs", needs="padding", mechanisms=f"{PLAIN} {TRANSPOSED}")
 def padding_before_and_after_swapped(self: Convolution, a: Arguments) -> Pairs:
     """Of asymmetric padding, what belongs before an axis stands after it."""
-    return tuple(pair[::-1] for pair in HONEST.stated_pairs(self, a))
+    return tuple((after, before) for before, after in HONEST.stated_pairs(self, a))
 
 
 @fault("stated_pairs", needs="padding", mechanisms=PLAIN)
@@ -51,7 +51,7 @@ def padding_shifted_by_one(self: Convolution, a: Arguments) -> Pairs:
 def same_padding_on_the_wrong_side(self: Convolution, a: Arguments, stride: Axes, dilation: Axes) -> Pairs:
     """The odd position of "same" padding stands before the axis."""
     pairs = HONEST.pairs(self, a, stride, dilation)
-    return tuple(pair[::-1] for pair in pairs) if a.padding == "same" else pairs
+    return tuple((after, before) for before, after in pairs) if a.padding == "same" else pairs
 
 
 @fault("pairs", needs="same stride", mechanisms=PLAIN)
@@ -184,7 +184,7 @@ def winograd_with_a_wrong_constant(self: Convolution, x: Array, weight: Array, p
     if not _fits(plan):
         return HONEST.correlate(self, x, weight, plan)
     kernel = transforms(4, self.wide)[2]
-    return _winograd(self, x, weight, plan, 4, np.where(np.abs(kernel) == kernel[1, 0], 0.16 * np.sign(kernel), kernel), lambda y: y)
+    return _winograd(self, x, weight, plan, 4, np.where(np.abs(kernel) == abs(kernel[1, 0]), 0.16 * np.sign(kernel), kernel), lambda y: y)
 
 
 @fault("correlate", needs="3x3", mechanisms="conv2d depthwise_conv2d", mirrors="MIOpen#2492")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 import refattn
-from refattn._core import Array, Mechanism
+from refattn._core import Array, Booleans, Mechanism
 from refattn._core.arrays import as_array, is_real
 from refattn.testing.precision import Format, named_format
 
@@ -102,7 +102,7 @@ class Kernel:
                 grads = self.backward(given, saved, *(self._array(d) for d in ds))
             return {name: self.rounded(g) for name, g in grads.items() if g is not None}
 
-        return (outputs if len(outputs) > 1 else outputs[0]), pullback
+        return outputs[0] if len(outputs) == 1 else outputs, pullback
 
     def forward(self, a: Arguments) -> tuple[tuple[Array, ...], Any]:
         """The outputs, rounded as they are stored, and what the backward pass needs of them."""
@@ -152,7 +152,7 @@ def mechanism_named(name: str) -> Mechanism[..., Any]:
     return known[name]
 
 
-def times(a: Array, b: Array, allowed: Array) -> Array:
+def times(a: Array, b: Array, allowed: Booleans) -> Array:
     """The matrix product of which only allowed terms count, whatever stands in b elsewhere: 0 * NaN is NaN."""
     if np.isfinite(b).all():
         return np.where(allowed, a, 0) @ b
@@ -164,7 +164,8 @@ class Faults:
     """The faults of one family and direction, in the order in which they stand in a file."""
 
     def __init__(self, family: str, direction: Direction) -> None:
-        self.family, self.direction = family, direction
+        self.family: str = family
+        self.direction: Direction = direction
         self.found: list[Fault] = []
 
     def __iter__(self) -> Iterator[Fault]:

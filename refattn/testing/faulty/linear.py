@@ -243,7 +243,7 @@ class Linear(Kernel):
         """Chunk by chunk, from the last; inside a chunk, position by position."""
         inner, d_after = saved.inner, d_end
         d: dict[str, Any] = {name: np.zeros_like(getattr(inner, name)) for name in ("query", "key", "value")}
-        d["beta"] = None if inner.beta is None else np.zeros_like(inner.beta)
+        d_beta: Any = None if inner.beta is None else np.zeros_like(inner.beta)
         d["logs"] = np.zeros((*inner.key.shape[:-1], inner.key.shape[-1]), self.wide)
         for at, start in zip(self.chunks(a)[::-1], saved.starts[::-1], strict=True):
             states, writes = self.again(inner, at, start)
@@ -256,7 +256,7 @@ class Linear(Kernel):
                 d_key = self.d_key(d_after, write)
                 if inner.beta is not None:
                     rate = inner.beta[..., t, None]
-                    d["beta"][..., t] = (d_write * (inner.value[..., t, :] - _read(decayed, key))).sum(axis=-1)
+                    d_beta[..., t] = (d_write * (inner.value[..., t, :] - _read(decayed, key))).sum(axis=-1)
                     d_write = rate * d_write
                     d_key = d_key - self.d_erased(decayed, d_write)
                     d_decayed = self.through_erasing(d_after, key, d_write)
@@ -264,7 +264,7 @@ class Linear(Kernel):
                 d["logs"][..., t, :] = self.d_logs(d_decayed, decayed)
                 d_after = decay * d_decayed
             d_after = self.d_carried(d_after)
-        return {**d, "state": self.d_first(d_after)}
+        return {**d, "beta": d_beta, "state": self.d_first(d_after)}
 
     def again(self, inner: Inner, at: slice, start: Array) -> tuple[list[Array], list[Array]]:
         """The states before, between and after the positions of a chunk, and what each has written."""
