@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import refattn
-from refattn.view import catalogue, check_command, golden_command, train_command, view_command
+from refattn.view import catalogue, check_command, golden_command, mutants_command, train_command, view_command
 
 EXAMPLES = """\
 examples:
@@ -20,6 +20,8 @@ examples:
   refattn check my_module:my_kernel softmax    is this function a softmax?
   refattn check --command './kernel {case} {out}' softmax    and is this program?
   refattn golden softmax --out golden          calls and results as files, for tests in any language
+  refattn mutants --replace my_module:attention --as scaled_dot_product_attention -- pytest test_mine.py
+                                               which wrong kernels does this test let through?
   refattn train digits-transformer             a model that learns to read digits, in seconds
   refattn view --model transformer --open      what do the heads look at?
 
@@ -54,6 +56,7 @@ def parser() -> ArgumentParser:
             golden_command.add_arguments,
             golden_command.run_golden,
         ),
+        ("mutants", "try a test of a kernel on kernels that are wrong", mutants_command.add_arguments, mutants_command.run_mutants),
         ("train", "train a small model with the gradients of this package", train_command.add_arguments, train_command.run_train),
         ("view", "a page that shows what a model attends to", view_command.add_arguments, view_command.run_view),
     ):

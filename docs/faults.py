@@ -1,0 +1,280 @@
+"""Write docs/faults.md: which wrong kernels pass the tests of projects, and which pass `refattn.testing.check`.
+
+Run as ``python -m docs.faults [--seeds N]`` in a clone, with ml_dtypes installed: N is over how many seeds honest kernels are checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from docs.rules import PROJECTS, Compared, Project
+from refattn import testing
+from refattn._core import Array
+from refattn._core.mechanism import outputs
+from refattn.testing.battery import Case
+from refattn.testing.candidates import as_candidate
+from refattn.testing.checking import compare_case
+from refattn.testing.faulty import MECHANISMS, Fault, faults, honest, kernel
+from refattn.testing.faulty.kernel import mechanism_named
+from refattn.testing.precision import named_format
+
+PAGE = Path(__file__).with_suffix(".md")
+FORMATS = ("bfloat16", "float16", "float32")
+TILES = {"attention": 64, "convolution": 4, "linear": 2}
+"""Of the kernels that `check` sees: its inputs have at least two tiles of these."""
+TRIED = {
+    "attention": ("scaled_dot_product_attention", "scaled_dot_product_attention_with_lse"),
+    "convolution": ("conv2d", "conv_transpose2d", "causal_conv1d"),
+    "linear": ("gated_delta_rule", "delta_rule", "gated_linear_attention", "linear_attention"),
+}
+OPTIONS = {
+    *("window", "softcap", "sinks", "bias", "mask", "keep", "scale", "head_dim", "value_dim", "eps"),
+    *("groups", "padding", "stride", "dilation", "3x3", "output_padding"),
+}
+"""Needs that change a call; calls have all others anyway, or never."""
+
+INTRODUCTION = """\
+# Which wrong kernels pass
+
+The library makes {count} wrong kernels, each an honest one with one method replaced (`refattn mutants --list` says what each does).
+Here each meets the rule by which a project's own tests accept a kernel, on numbers drawn as these tests draw them, and
+`refattn.testing.check`. A fault counts for a project where its tests have what the fault needs (masks, sinks, gradients, ...) and
+where it changes something that was returned. Rules are restated from the projects' sources, kernels are simulated in NumPy, and a
+project has more tests than one rule: this says how much a rule can see, not whether a project's kernels are right. The faults were
+chosen by the authors of `check`, who know its inputs: its row is a floor, not a proof.
+
+`python -m docs.faults` writes this page; `refattn mutants` does the same with your test.
+"""
+
+
+class Verdict(NamedTuple):
+    """Of one project: the faults that it was shown, those that it accepts, and whether it accepts honest kernels."""
+
+    project: Project
+    shown: list[Fault]
+    accepted: list[Fault]
+    accepts_honest: bool
+
+
+def attention_call(project: Project, needs: Sequence[str], random: np.random.Generator) -> dict[str, Any]:
+    """One call as the project's tests make it, with the options that a fault needs."""
+    query_len, key_len = (128, 128) if project.equal else (127, 136) if "lengths" in project.has else (136, 136)
+    heads, kv_heads, head_dim = 4, 2 if "groups" in project.has else 4, 59 if {"head_dim", "value_dim"} & set(needs) else 64
+    shapes = {"query": (2, heads, query_len, head_dim), "key": (2, kv_heads, key_len, head_dim), "value": (2, kv_heads, key_len, head_dim)}
+    call: dict[str, Any] = {n: project.draw(random, shape, n) for n, shape in shapes.items()}
+    pairs = (2, heads, query_len, key_len)
+    call |= {"causal": True} | ({} if query_len == key_len else {"align": project.align})
+    if "window" in needs:
+        call = {**call, "causal": False, "window": (20, 5)}
+    if "softcap" in needs:
+        call |= {"softcap": project.softcap, "query": project.draw(random, shapes["query"], "query, softcap")}
+    if "sinks" in needs:
+        call["sinks"] = project.draw(random, (heads,), "sinks")
+    if "bias" in needs:
+        call["bias"] = project.draw(random, (heads, query_len, key_len), "bias")
+    if "mask" in needs:
+        call["mask"] = random.random(pairs) < 0.7
+    if "keep" in needs:
+        call |= {"keep": random.random(pairs) >= 0.17, "dropout_rate": 0.17}
+    if "scale" in needs or project.name.startswith("Triton"):
+        call["scale"] = 0.5
+    return call
+
+
+def linear_call(mechanism: str, project: Project, needs: Sequence[str], random: np.random.Generator) -> dict[str, Any]:
+    """One call with gates of a log sigmoid, keys of length 1, and a first state."""
+    shape = (2, 2, 63, 32)
+    call: dict[str, Any] = {n: project.draw(random, (2, 4 if n == "query" else 2, *shape[2:]), n) for n in ("query", "key", "value")}
+    call["state"] = project.draw(random, (2, 2, 32, 32), "state")
+    if mechanism == "linear_attention":
+        return {**call, "causal": True, "normalizer": random.uniform(0.5, 1, shape[:2] + shape[3:])} | (
+            {"eps": 1.0} if "eps" in needs else {}
+        )
+    call["key"] /= np.linalg.norm(call["key"], axis=-1, keepdims=True)
+    if "gated" in mechanism:
+        call["log_decay"] = -np.log1p(np.exp(-random.normal(size=shape if mechanism == "gated_linear_attention" else shape[:3])))
+    return call | ({"beta": 1 / (1 + np.exp(-random.normal(size=shape[:3])))} if "delta" in mechanism else {})
+
+
+def convolution_call(mechanism: str, project: Project, needs: Sequence[str], random: np.random.Generator) -> dict[str, Any]:
+    """One call with all options that a fault needs."""
+    groups = 2 if "groups" in needs else 1
+    square = "3x3" in needs
+    weight = (12, 6, 3, 2) if mechanism == "conv_transpose2d" else (8, 12 // groups, 3, 3 if square else 2)
+    call: dict[str, Any] = {
+        "x": project.draw(random, (2, 12, 9, 22), "x"),
+        "weight": project.draw(random, weight, "weight"),
+        "groups": groups,
+    }
+    if "bias" in needs:
+        call["bias"] = project.draw(random, (weight[1] * groups if mechanism == "conv_transpose2d" else weight[0],), "bias")
+    call |= {"padding": ((1, 2), (1, 0))} if "padding" in needs else {}
+    call |= {"stride": 2} if {"stride", "output_padding"} & set(needs) else {}
+    call |= {"dilation": (1, 3) if mechanism == "conv2d" else 2} if "dilation" in needs else {}
+    return call | ({"output_padding": 1, "padding": 2} if "output_padding" in needs else {})
+
+
+def call_of(mechanism: str, project: Project, needs: Sequence[str], seed: int) -> dict[str, Any]:
+    """Rounded to the project's format."""
+    random = np.random.default_rng(seed)
+    made = {
+        "attention": lambda: attention_call(project, needs, random),
+        "linear": lambda: linear_call(mechanism, project, needs, random),
+        "convolution": lambda: convolution_call(mechanism, project, needs, random),
+    }[project.family]()
+    target = named_format(project.dtype)
+    return {n: target.round(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for n, x in made.items()}
+
+
+class Setting:
+    """One call of a project's tests: what is exact, what the format's own arithmetic gives, and what an honest kernel returns."""
+
+    def __init__(self, mechanism: str, project: Project, needs: Sequence[str], seed: int) -> None:
+        self.mechanism, self.project = mechanism_named(mechanism), project
+        self.call, self.tile = call_of(mechanism, project, needs, seed), {"attention": 64}.get(project.family, 16)
+        target, random = named_format(project.dtype), np.random.default_rng(seed + 1)
+        y, pullback = self.mechanism.vjp(**self.call)
+        self.names = self.mechanism.spec.output_names
+        ds = (target.round(project.draw(random, x.shape, "d_output")) for x in outputs(y))
+        self.ds = [np.zeros_like(d) if n == "lse" else d for n, d in zip(self.names, ds, strict=True)]
+        self.exact = self._named(y, pullback)
+        self.right = self.returned(kernel(mechanism, None, project.dtype, tile=self.tile))
+
+    def returned(self, run: Any) -> dict[str, Array]:
+        """Outputs, and gradients where the project compares them, by name."""
+        return self._named(*run.vjp(**self.call))
+
+    @functools.cached_property
+    def low(self) -> dict[str, Array]:
+        """The reference with every single operation rounded to the format."""
+        with testing.rounding(self.project.dtype):
+            return self._named(*self.mechanism.vjp(**self.call))
+
+    def accepts(self, got: Mapping[str, Array]) -> bool:
+        """Whether the project's rule accepts all of it."""
+        return all(self.project.accepts(Compared(n, got[n], exact, lambda n=n: self.low[n])) for n, exact in self.exact.items())
+
+    def _named(self, y: Any, pullback: Callable[..., Mapping[str, Any]]) -> dict[str, Array]:
+        made = dict(zip(self.names, outputs(y), strict=True))
+        if self.project.backward:
+            made |= {f"d_{n}": g for n, g in pullback(*self.ds).items()}
+        return {n: np.asarray(x).astype(float) for n, x in made.items()}
+
+
+setting = functools.lru_cache(maxsize=64)(Setting)
+
+
+def mechanism_for(fault: Fault, project: Project) -> str | None:
+    """What the project tests of the mechanisms that can have the fault."""
+    candidates = [n for n in TRIED[fault.family] if not fault.mechanisms or n in fault.mechanisms]
+    left_out = {"scaled_dot_product_attention_with_lse": "lse" not in project.has, "causal_conv1d": True}
+    return next((n for n in candidates if not left_out.get(n, False)), None)
+
+
+def of_project(project: Project, seeds: Sequence[int] = (0,)) -> Verdict:
+    """Which faults its rule accepts on every seed."""
+    shown, accepted = [], []
+    for fault in faults(family=project.family):
+        mechanism = mechanism_for(fault, project)
+        if mechanism is None or not set(fault.needs) <= project.has or (fault.direction == "backward" and not project.backward):
+            continue
+        settings = [setting(mechanism, project, tuple(n for n in fault.needs if n in OPTIONS), seed) for seed in seeds]
+        runs = [s.returned(kernel(mechanism, fault, project.dtype, tile=s.tile)) for s in settings]
+        if any(not np.array_equal(got[n], s.right[n], equal_nan=True) for s, got in zip(settings, runs, strict=True) for n in got):
+            shown.append(fault)
+            accepted += [fault] if all(s.accepts(got) for s, got in zip(settings, runs, strict=True)) else []
+    plain = [setting(TRIED[project.family][0], project, (), seed) for seed in seeds]
+    return Verdict(project, shown, accepted, all(s.accepts(s.right) for s in plain))
+
+
+def _of_project_at(index: int) -> tuple[Any, ...]:
+    """What can leave a process: rules are functions of functions, and stay."""
+    return tuple(of_project(PROJECTS[index]))[1:]
+
+
+def caught_by_check(name: str, family: str, formats: Sequence[str] = FORMATS) -> str | None:
+    """Where `refattn.testing.check` first finds a fault, None where it accepts it: each format, then each mechanism, then each case."""
+    fault = next(f for f in faults(family=family) if f.name == name)
+    for dtype in formats:
+        for mechanism in [n for n in MECHANISMS if not n.startswith("chunked_") and fault in faults(n)]:
+            m = mechanism_named(mechanism)
+            candidate = as_candidate(kernel(mechanism, fault, dtype, tile=TILES[family]), m)
+            for case in testing.cases(m):
+                if any(r.status == "fail" for r in compare_case(candidate, m, case, named_format(dtype))):
+                    return f"{mechanism}, {dtype}, {case.name}"
+    return None
+
+
+def refused_by_check(seed: int) -> list[str]:
+    """The comparisons in which check refuses an honest kernel: one of them and one format for each seed, on samples of this seed."""
+    found = []
+    for name, kind in MECHANISMS.items():
+        m, dtype = mechanism_named(name), FORMATS[seed % len(FORMATS)]
+        right = honest(name, dtype, tile=TILES[kind.family])[seed // len(FORMATS) % 3]
+        candidate = as_candidate(right.kernel, m)
+        drawn = [Case(s.name, dict(s.arguments)) for s in testing.samples(m, seed)]
+        if kind.family == "attention":
+            projects = [p for p in PROJECTS if p.family == "attention" and p.dtype == dtype]
+            drawn += [Case(p.name, call_of(name, p, ("softcap", "sinks") * (seed % 2), seed)) for p in projects]
+        for case in drawn:
+            found += [
+                f"{right.name}, seed {seed}: {r}" for r in compare_case(candidate, m, case, named_format(dtype)) if r.status == "fail"
+            ]
+    return found
+
+
+def table(verdicts: Sequence[Verdict], missed: Sequence[Fault], count: int, honest_too: str = "yes") -> Iterator[str]:
+    """The first table of the page."""
+    yield "| tests of | in | rule | inputs | accepts the honest kernel | wrong kernels accepted |"
+    yield "| --- | --- | --- | --- | --- | ---: |"
+    for v in verdicts:
+        p = v.project
+        yield (
+            f"| {p.name} | {p.dtype} | {p.rule.replace('|', chr(92) + '|')} | {p.inputs} | {'yes' if v.accepts_honest else 'no'} | "
+            f"{len(v.accepted)} of {len(v.shown)} |"
+        )
+    yield f"| `refattn.testing.check` | {', '.join(FORMATS)} | a budget for each element | its cases | {honest_too} | {len(missed)} of {count} |"
+
+
+def page(verdicts: Sequence[Verdict], missed: Sequence[Fault], seeds: int, refused: Sequence[str]) -> str:
+    """The whole page."""
+    lines = [INTRODUCTION.format(count=len(faults())), *table(verdicts, missed, len(faults()), "no" if refused else "yes"), ""]
+    lines.append(
+        f"Honest kernels (three ways to compute each of {len(MECHANISMS)} mechanisms) that `check` refused over {seeds} seeds: {len(refused)}.\n"
+    )
+    lines += ["## What is let through", ""]
+    for v in verdicts:
+        names = ", ".join(f.name for f in v.accepted) or "nothing"
+        lines.append(f"- **{v.project.name}, {v.project.dtype}** ({v.project.source}): {names}.")
+    lines.append(f"- **`refattn.testing.check`**: {', '.join(f.name for f in missed) or 'nothing'}.")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; the exit status is 1 where check accepts a fault or refuses an honest kernel."""
+    parser = ArgumentParser("docs.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10, help="over how many seeds honest kernels are checked; default: 10")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes")
+    args = parser.parse_args(arguments)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        verdicts = [Verdict(p, *found) for p, found in zip(PROJECTS, pool.map(_of_project_at, range(len(PROJECTS))), strict=True)]
+        every = faults()
+        places = list(pool.map(caught_by_check, [f.name for f in every], [f.family for f in every]))
+        missed = [f for f, place in zip(every, places, strict=True) if place is None]
+        refused = [line for found in pool.map(refused_by_check, range(args.seeds)) for line in found]
+    PAGE.write_text(page(verdicts, missed, args.seeds, refused), encoding="utf-8")
+    print(f"{PAGE.name}: {len(every)} faults, {len(missed)} missed, {len(refused)} comparisons of honest kernels refused")
+    print("\n".join(refused))
+    return 1 if missed or refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

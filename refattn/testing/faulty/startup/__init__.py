@@ -1,0 +1,1 @@
+"""A folder for PYTHONPATH: `sitecustomize` replaces a function as Python starts."""
