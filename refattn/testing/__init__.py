@@ -9,7 +9,9 @@ from refattn.testing.battery import Case, cases
 from refattn.testing.calls import cotangents, directional_errors, gradient_leaves, in_precision, numerical_gradients, samples
 from refattn.testing.candidates import Candidate, Unsupported
 from refattn.testing.checking import assert_matches, check
+from refattn.testing.laws import check_laws
 from refattn.testing.report import RefattnAssertionError, Report, Result
+from refattn.testing.rows import check_rows
 
 __all__ = [
     "Candidate",
@@ -21,6 +23,8 @@ __all__ = [
     "assert_matches",
     "cases",
     "check",
+    "check_laws",
+    "check_rows",
     "cotangents",
     "directional_errors",
     "gradient_leaves",

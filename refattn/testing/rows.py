@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,26 +11,18 @@ from refattn._core import Array, Integers, Mechanism
 from refattn._core.arrays import as_array
 from refattn._core.random import Random
 from refattn.testing.candidates import refuse_what_is_no_mechanism
-from refattn.testing.long.arrays import large, named, spans, unit_of
+from refattn.testing.long.arrays import named, spans, unit_of
 from refattn.testing.long.choice import chosen, said
+from refattn.testing.long.columns import Columns
+from refattn.testing.long.given import Given, given, wrong_shapes
 from refattn.testing.long.judged import Looked, judged
 from refattn.testing.long.parts import DENSE, PACKED, Long, Part, long_call, starts_and_ends
-from refattn.testing.long.sampled import Columns, Exact, Forward, Rows
+from refattn.testing.long.sampled import Exact, Forward, Rows
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result
 
 SMALL = 2**26
 """Pairs of queries and keys of one head up to which every row's log-sum-exp is computed here, where it is not given: a second or two."""
-
-
-class Given(NamedTuple):
-    """What a candidate has made: outputs, gradients, and what these were made from."""
-
-    output: Any
-    lse: Any
-    gradients: Mapping[str, Any]
-    d_output: Any
-    d_lse: Any
 
 
 def check_rows(
@@ -106,26 +98,6 @@ def check_rows(
     return Report(RowCheck(mechanism.spec.name, call, have, named_format(dtype)).results(rows, columns, seed))
 
 
-def given(mechanism: Mechanism[..., Any], got: Any, gradients: Mapping[str, Any] | None, cotangents: Any, lse: Any) -> Given:
-    """What was given, in one place; errors name the argument."""
-    names = mechanism.spec.output_names
-    outputs = list(got) if isinstance(got, (tuple, list)) else [got]
-    if len(outputs) != len(names):
-        raise ValueError(f"got has {len(outputs)} outputs, but {mechanism.spec.name} has {len(names)}: {', '.join(names)}")
-    if gradients is not None and cotangents is None:
-        raise ValueError("cotangents is None, but gradients are given: say what they were computed from")
-    ds = [None] * len(names) if cotangents is None else list(cotangents) if isinstance(cotangents, (tuple, list)) else [cotangents]
-    if len(ds) != len(names):
-        raise ValueError(f"cotangents are {len(ds)}, but {mechanism.spec.name} has {len(names)}: {', '.join(names)}")
-    sums = outputs[1] if len(names) > 1 else lse
-    found = {n: large(f"gradients: {n}", g) for n, g in named("gradients", gradients or {}).items() if g is not None and np.ndim(g) > 1}
-    found |= {n: g for n, g in (gradients or {}).items() if n not in found and g is not None}
-    d_output = None if ds[0] is None else large("cotangents", ds[0])
-    return Given(
-        large("got", outputs[0]), None if sums is None else large("lse", sums), found, d_output, ds[1] if len(ds) > 1 else None
-    )
-
-
 def all_sums(call: Long) -> Array:
     """The log-sum-exp of every row, computed here."""
     lse = np.full((*call.lead, call.query.shape[-3], call.query.shape[-2]), -np.inf)
@@ -191,7 +163,9 @@ class RowCheck:
         for random, lead, head in self._draws(seed + 1):
             picked, sampled = _picked("columns", columns, self.call.key.shape[-2], [], random)
             for of, at in self._by_sequence(lead, head, picked, self.call.keys):
-                made = Columns(of, at, self.target, lse_unit=self.lse_unit).gradients(lse, self.have.output, self.have.d_output, self.have.d_lse)
+                made = Columns(of, at, self.target, lse_unit=self.lse_unit).gradients(
+                    lse, self.have.output, self.have.d_output, self.have.d_lse
+                )
                 for n, one in zip(("key", "value"), made, strict=True):
                     if n in wanted:
                         of_head = Exact(one.value[None], one.budget[None])
@@ -210,17 +184,6 @@ class RowCheck:
 
     def _result(self, what: str, fields: Mapping[str, Any]) -> Result:
         return Result(self.name, "chosen rows", what, self.target.name, **fields)
-
-
-def wrong_shapes(call: Long, have: Given) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What has another shape than it must have, with the fields of its result."""
-    output = (*call.query.shape[:-1], call.value.shape[-1])
-    wanted: dict[str, tuple[Any, tuple[int, ...]]] = {"output": (have.output, output), "lse": (have.lse, tuple(call.query.shape[:-1]))}
-    wanted |= {"cotangents": (have.d_output, output), "cotangents of lse": (have.d_lse, tuple(call.query.shape[:-1]))}
-    wanted |= {f"d_{n}": (have.gradients.get(n), tuple(getattr(call, n).shape)) for n in ("query", "key", "value")}
-    for what, (x, shape) in wanted.items():
-        if x is not None and tuple(x.shape) != shape:
-            yield what, {"status": "fail", "reason": f"has shape {tuple(x.shape)}, expected {shape}"}
 
 
 def _picked(name: str, wanted: Any, length: int, edges: list[int], random: Random) -> tuple[Integers, str]:

@@ -43,6 +43,9 @@ from refattn.testing.long.conserved import Law
 from refattn.testing.long.parts import Long
 from refattn.testing.precision import Format
 
+MANY = 256
+"""Queries and keys from which on sums have terms enough for probable errors."""
+
 OWN = 2.0**-53
 """Unit roundoff of the sums that are made here."""
 
@@ -79,6 +82,8 @@ class AttentionLaws:
         needed = {"d_value": ["value"], "d_key": ["key"], "Euler": ["query", "key"], "scale": ["query"], "sinks": ["sinks"]}
         if lacking := [n for n in needed.get(name, []) if n not in grads]:
             return f"the gradient of {' and '.join(lacking)} is not given"
+        if name in needed and min(self.call.query.shape[-2], self.call.key.shape[-2]) < MANY:
+            return f"needs {MANY} queries and keys: gradients of fewer are for assert_matches"
         sinks = self.call.sinks is not None
         if {"d_value": self.sums.hides or sinks, "d_key": sinks, "sinks": True}.get(name) and self.have.lse is None:
             return "needs lse, where a sink, a mask or a bias may take from the sum of a row's weights"
@@ -103,8 +108,7 @@ class AttentionLaws:
     def _products(self) -> Array:
         """The relative error of the products and scores of which the gradient of a score is made, without that of storing it."""
         sums, e = self.sums, self.target.accumulator
-        reached = sums.magnitude * self._all("max_length") * self._all("longest")
-        return e * (growth(sums.value_dim) * sums.value_dim**0.5 + 2 * (growth(sums.head_dim) + 2) * reached)
+        return e * (growth(sums.value_dim) * sums.value_dim**0.5 + 2 * (growth(sums.head_dim) + 2) * self._all("max_reached"))
 
     def _d_value(self, name: str) -> Law:
         queries = self.call.query.shape[-2] * self.call.group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,36 @@ from refattn.testing.long.arrays import part, spans, unit_of
 from refattn.testing.long.parts import Long
 from refattn.testing.long.sums import growths
 from refattn.testing.precision import Format
+
+
+class Row(NamedTuple):
+    """Some queries of one head: (group, rows, ...).
+
+    Attributes
+    ----------
+    query : array
+        The queries.
+    reached : array
+        A bound of the magnitude of each score's products.
+    eps : array
+        The relative error that all weights of a row may share.
+    sink : array
+        The weight of the sink.
+    mass : array
+        What the other weights sum to.
+    nothing : bool array
+        Whether there is nothing to see.
+    slack : array
+        How far an output of values of size 1 may be off.
+    """
+
+    query: Array
+    reached: Array
+    eps: Array
+    sink: Array
+    mass: Array
+    nothing: Any
+    slack: Array
 
 
 class HeadSums:
@@ -66,31 +96,45 @@ class HeadSums:
                 found[name] = found.get(name, 0) + x
         return found
 
+    def row(self, lead: tuple[int, ...], heads: slice, span: slice, longest: float) -> Row:
+        """What is known of some queries without their keys."""
+        e, u, options = self.target.accumulator, self.target.unit, self.call.options
+        query, counts = part(self.call.query, lead, heads, span), self.counts[span]
+        length = np.sqrt((query**2).sum(axis=-1))
+        reached = self.magnitude * length * longest
+        lse = None if self.have.lse is None else part(self.have.lse, lead, heads, span)
+        size = reached + np.log(np.maximum(counts, 1)) if lse is None else np.where(np.isfinite(lse), np.abs(lse), 0)
+        added = 4.0 * (options.get("softcap") or 0.0) + size * (options.get("bias") is not None)
+        score = e * ((growth(self.head_dim) + 2) * reached + 2 * added)
+        eps = 2 * score + e * growths(counts) + (2 * e + self.lse_unit) * size
+        sink = np.zeros_like(length)
+        if self.call.sinks is not None and lse is not None:
+            sink = np.exp(self.call.sinks[heads, None] - np.where(np.isneginf(lse), np.inf, lse))
+        nothing = np.broadcast_to(counts == 0, length.shape) if lse is None else np.isneginf(lse)
+        slack = 2 * u + 2 * score + 4 * e + e * growths(counts) + underflow(self.target) * counts
+        return Row(query, reached, eps, sink, np.where(nothing, 0, 1 - sink), nothing, slack)
+
+    def masses(self) -> tuple[Array, Array]:
+        """What the weights of every row sum to, and how far an honest kernel's may be from it."""
+        shape = tuple(self.call.query.shape[:-1])
+        mass, slack = np.zeros(shape), np.zeros(shape)
+        for lead, head in self.call.heads():
+            heads = slice(head * self.call.group, (head + 1) * self.call.group)
+            longest = self._keys(lead, head)["longest"]
+            for span in spans(0, shape[-1]):
+                row = self.row(lead, heads, span, longest)
+                mass[(*lead, heads, span)], slack[(*lead, heads, span)] = row.mass, row.slack + row.eps * row.sink
+        return mass, slack
+
     def _queries(self, lead: tuple[int, ...], heads: slice, span: slice, longest: float, extremes: Extremes) -> dict[str, Any]:
         """Sums over one block of queries."""
         have, e, u = self.have, self.target.accumulator, self.target.unit
-        query, output = (part(x, lead, heads, span) for x in (self.call.query, have.output))
-        counts = self.counts[span]
-        length = np.sqrt((query**2).sum(axis=-1))
-        reached = self.magnitude * length * longest
-        lse = None if have.lse is None else part(have.lse, lead, heads, span)
-        size = reached + np.log(np.maximum(counts, 1)) if lse is None else np.where(np.isfinite(lse), np.abs(lse), 0)
-        added = 4.0 * (self.call.options.get("softcap") or 0.0) + size * (self.call.options.get("bias") is not None)
-        score = e * ((growth(self.head_dim) + 2) * reached + 2 * added)
-        eps = 2 * score + e * growths(counts) + (2 * e + self.lse_unit) * size
-        sinks = self.call.sinks
-        sink = np.zeros_like(length)
-        if sinks is not None and lse is not None:
-            sink = np.exp(sinks[heads, None] - np.where(np.isneginf(lse), np.inf, lse))
-        nothing = counts == 0 if lse is None else np.isneginf(lse)
-        mass = np.where(nothing, 0, 1 - sink)
-        output = np.where(np.broadcast_to(nothing, mass.shape)[..., None], 0, output)
-        found = {"max_length": length.max(initial=0)}
-        slack = 2 * u + 2 * score + 4 * e + e * growths(counts) + underflow(self.target) * counts
-        open_to_zero = sinks is not None or self.hides
-        found |= extremes.compare(output, span, slack, counts, open_to_zero=open_to_zero)
-        raw = part(have.output, lead, heads, span)[:, counts == 0] if (counts == 0).any() and sinks is None else np.zeros(1)
-        found["max_empty"] = np.nan_to_num(np.abs(raw), nan=np.inf).max(initial=0)
+        counts, sinks = self.counts[span], self.call.sinks
+        query, reached, eps, sink, mass, nothing, slack = self.row(lead, heads, span, longest)
+        raw = part(have.output, lead, heads, span)
+        output = np.where(nothing[..., None], 0, raw)
+        found: dict[str, Any] = {"max_reached": reached.max(initial=0), "max_empty": _largest(raw[:, counts == 0])}
+        found |= extremes.compare(output, span, slack, counts, open_to_zero=sinks is not None or self.hides)
         if have.d_output is None:
             return found
         d_output = part(have.d_output, lead, heads, span)
@@ -99,7 +143,9 @@ class HeadSums:
         norms = np.sqrt((output**2).sum(axis=-1) * (d_output**2).sum(axis=-1))
         products = np.abs(output * d_output)
         fine = e * ((growth(self.value_dim) * np.sqrt(self.value_dim) + 2 * (growth(self.head_dim) + 2) * reached) * norms)
-        of_delta = 2 * u * np.sqrt((products**2).sum(axis=-1)) + fine + eps * np.abs(delta) + growth(self.value_dim) * e * products.sum(axis=-1)
+        of_delta = (
+            2 * u * np.sqrt((products**2).sum(axis=-1)) + fine + eps * np.abs(delta) + growth(self.value_dim) * e * products.sum(axis=-1)
+        )
         found |= {
             "mass": (mass[..., None] * d_output).sum(axis=(0, 1)),
             "cotangents": np.abs(d_output).sum(axis=(0, 1)),
@@ -122,9 +168,13 @@ class HeadSums:
                 "query_rows": (each.sum(axis=-1) ** 2).sum(),
                 "query_delta": ((fine * reached) ** 2).sum(),
             }
-            if (counts == 0).any():
-                found["max_empty"] = max(found["max_empty"], np.nan_to_num(np.abs(d_query[:, counts == 0]), nan=np.inf).max(initial=0))
+            found["max_empty"] = max(found["max_empty"], _largest(d_query[:, counts == 0]))
         return found
+
+
+def _largest(x: Array) -> float:
+    """The largest magnitude; infinity where something is not a number."""
+    return float(np.nan_to_num(np.abs(x), nan=np.inf).max(initial=0))
 
 
 class Extremes:
@@ -132,7 +182,7 @@ class Extremes:
 
     def __init__(self, call: Long, lead: tuple[int, ...], head: int, last: Integers) -> None:
         self.call, self.lead, self.head, self.last = call, lead, head, last
-        self.ordered = bool((np.diff(last) >= 0).all()) and not callable(last)
+        self.ordered = bool((np.diff(last) >= 0).all())
         self.done = 0
         self.low, self.high = np.full(call.value.shape[-1], np.inf), np.full(call.value.shape[-1], -np.inf)
 
@@ -147,11 +197,9 @@ class Extremes:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         size = np.maximum(np.abs(low), np.abs(high))
         beyond = np.maximum(output[:, seen] - high, low - output[:, seen])
-        allowed = np.broadcast_to(slack, output.shape[:-1])[:, seen, None] * size + self.tiny
+        allowed = slack[:, seen, None] * size + np.finfo(float).tiny
         ratio = np.where(np.isnan(beyond), np.inf, beyond / allowed) if np.isfinite(size).all() else np.zeros(1)
         return {"max_beyond": ratio.max(initial=0), "max_signal": float(size.max(initial=0))}
-
-    tiny = float(np.finfo(float).tiny)
 
     def _until(self, last: Integers) -> tuple[Array, Array]:
         """The extremes up to each of these keys, which do not fall."""

@@ -10,12 +10,6 @@ and more for soft cap and bias:
 - log-sum-exp: ``2 c + e g(n) + (e + its own type's roundoff) |lse|``;
 - d_query: the error of the long sum of ``ds @ k``, the shared ``(2 c + e (g(n) + |lse| + 4)) sum |ds k|``, and that of the row sum
   ``delta = o . do``, which the error of the output makes wrong, times ``|sum p k|``.
-
-Columns need the log-sum-exp and delta of every row, and take those of the candidate. What the candidate's own backward pass
-reads is either these numbers, in which case nothing is lost, or its unrounded ones: so the budget of the log-sum-exp counts as
-an independent relative error of every weight, and the rounding of the output as an error of delta,
-``2 u sqrt(sum (o do)**2) + e g(value_dim) sum |o do|``. A wrong log-sum-exp or output of a row that no sample has seen is used as it
-is: that row's forward result is for the rows and the laws to find.
 """
 
 from __future__ import annotations
@@ -119,7 +113,7 @@ class Rows(Forward):
         at, t = (slice(None), active), underflow(self.target)
         key, value = (self._clean(x, span, active) for x in (self.of.call.key, self.of.call.value))
         pairs = self.of.pairs(self.query[:, active], key, self.rows[active], span)
-        weights = _weights(pairs, self.lse[:, active, None])
+        weights = weights_of(pairs, self.lse[:, active, None])
         scores = pairs.logits if pairs.allowed is None else np.where(pairs.allowed, pairs.logits, -np.inf)
         self.highest[at] = np.maximum(self.highest[at], scores.max(axis=-1))
         error = (growth(key.shape[-1]) + 2) * pairs.size + 2 * pairs.added
@@ -131,7 +125,7 @@ class Rows(Forward):
             seen = np.broadcast_to(True if pairs.allowed is None else pairs.allowed, weights.shape) * 1.0
             self.lost[at] += t * (seen @ np.abs(value)) / unit
         if self.d_output is not None and self.delta is not None:
-            d = _score_gradients(pairs, weights, self.d_output[:, active], value, self.delta[:, active, None], self.target)
+            d = score_gradients(pairs, weights, self.d_output[:, active], value, self.delta[:, active, None], self.target)
             self.d_sum.add(at, d.raw, key, own=d.error + t * np.abs(pairs.slope))
             self.along[at] += (weights * pairs.slope) @ key
 
@@ -151,7 +145,7 @@ class Rows(Forward):
         block = self.of.of_keys(x, span)
         if np.isfinite(block.sum()):
             return block
-        bad = ~np.isfinite(block).all(axis=-1)
+        bad = np.asarray(~np.isfinite(block).all(axis=-1))
         pairs = self.of.pairs(self.query[:, active], np.zeros((len(bad), self.query.shape[-1])), self.rows[active], span)
         seen = np.broadcast_to(True if pairs.allowed is None else pairs.allowed, (self.heads, len(active), len(bad)))
         self.finite[:, active] &= ~(seen & bad).any(axis=-1)
@@ -180,63 +174,7 @@ class Rows(Forward):
         return Exact(self.d_sum.total, self.doubled * (budget + self.target.floor), told=self.finite)
 
 
-class Columns:
-    """Some keys of one part, with all queries that read them, from the candidate's own log-sum-exp and output."""
-
-    def __init__(self, of: Part, columns: Integers, target: Format, *, lse_unit: float) -> None:
-        self.of, self.columns, self.target, self.lse_unit = of, columns, target, lse_unit
-        self.key, self.value = (of.of_keys(x, columns) for x in (of.call.key, of.call.value))
-        self.longest = max((float(np.sqrt((of.of_keys(of.call.key, s) ** 2).sum(axis=-1).max())) for s in spans(0, of.lengths[1])), default=0.0)
-
-    def gradients(self, lse: Any, output: Any, d_output: Any, d_lse: Any) -> tuple[Exact, Exact]:
-        """The gradients of these keys and values."""
-        of, target = self.of, self.target
-        e, u, t = target.accumulator, target.unit, underflow(target)
-        d_key, d_value = (LongSum((of.call.group, *x.shape), target) for x in (self.key, self.value))
-        shared = np.zeros(len(self.columns))
-        for span in spans(0, of.lengths[0], max(256, BLOCK // of.call.group)):
-            first, last = of.reach(np.arange(span.start, span.stop))
-            active = np.flatnonzero((self.columns >= first.min()) & (self.columns <= last.max()))
-            if not active.size:
-                continue
-            query, o, d_o = (of.of_queries(x, span) for x in (of.call.query, output, d_output))
-            sums, d_sums = (of.of_queries(x[..., None], span) if x is not None else None for x in (lse, d_lse))
-            pairs = of.pairs(query, self.key[active], span, self.columns[active])
-            weights = _weights(pairs, np.asarray(sums))
-            o = np.where(np.isneginf(sums), 0, o)  # where a row has nothing, what stands there is never read
-            delta = (o * d_o).sum(axis=-1, keepdims=True) - (0.0 if d_sums is None else d_sums)
-            relative = self._relative(query, np.asarray(sums), last - first + 1, pairs)
-            of_delta = quadrature(
-                2 * u * np.sqrt(((o * d_o) ** 2).sum(axis=-1)), growth(o.shape[-1]) * e * np.abs(o * d_o).sum(axis=-1)
-            )
-            d = _score_gradients(pairs, weights, d_o, self.value[active], delta, target)
-            own = quadrature(d.error, relative * d.raw, of_delta[..., None] * np.abs(weights * pairs.slope), t * np.abs(pairs.slope))
-            shared[active] = np.maximum(shared[active], (e * ((growth(query.shape[-1]) + 2) * pairs.size + 2 * pairs.added) * (weights > 0)).max(axis=(0, 1)))
-            at = (slice(None), active)
-            passed = weights * pairs.kept
-            d_value.add(at, passed.swapaxes(-1, -2), d_o, own=(relative * passed + t).swapaxes(-1, -2))
-            d_key.add(at, d.raw.swapaxes(-1, -2), query, own=np.broadcast_to(own, d.raw.shape).swapaxes(-1, -2))
-        return self._together(d_key, shared), self._together(d_value, shared)
-
-    def _relative(self, query: Array, lse: Array, counts: Integers, pairs: Any) -> Array:
-        """The relative error of all weights of a row: that of the log-sum-exp, as `Rows` has it, with a bound of the largest score."""
-        e, options = self.target.accumulator, self.of.call.options
-        scale = np.abs(pairs.scale).max() if np.size(pairs.scale) else 0.0
-        largest = scale * np.sqrt((query**2).sum(axis=-1, keepdims=True)) * self.longest
-        added = 4.0 * (options.get("softcap") or 0.0) + np.abs(np.where(np.isfinite(lse), lse, 0)) * (options.get("bias") is not None)
-        of_lse = 2 * e * ((growth(query.shape[-1]) + 2) * largest + 2 * added) + e * growths(counts)[:, None]
-        return of_lse + (2 * e + self.lse_unit) * np.where(np.isfinite(lse), np.abs(lse), 0)
-
-    def _together(self, total: LongSum, shared: Array) -> Exact:
-        """The sum over the query heads of the group, of which a kernel may store each."""
-        u, e = self.target.unit, self.target.accumulator
-        each = total.error + u * np.abs(total.total) + (2 * shared[:, None] + 4 * e) * total.size
-        value = total.total.sum(axis=0)
-        budget = u * np.abs(value) + np.sqrt((each**2).sum(axis=0)) + self.target.floor
-        return Exact(value, budget * (2.0 if self.target.name == "float64" else 1.0))
-
-
-def _weights(pairs: Any, lse: Array) -> Array:
+def weights_of(pairs: Any, lse: Array) -> Array:
     """Weights of finite scores; 0 where nothing is seen."""
     with np.errstate(over="ignore", invalid="ignore"):
         weights = np.exp(pairs.logits - np.where(np.isfinite(lse), lse, np.inf))
@@ -244,13 +182,15 @@ def _weights(pairs: Any, lse: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _ScoreGradients:
+class ScoreGradients:
+    """The gradients of the products of queries and keys, and their own errors, those of storing them aside."""
+
     raw: Array
     error: Array
 
 
-def _score_gradients(pairs: Any, weights: Array, d_output: Array, value: Array, delta: Array, target: Format) -> _ScoreGradients:
-    """The gradients of the products of queries and keys, and their own errors, those of storing them aside."""
+def score_gradients(pairs: Any, weights: Array, d_output: Array, value: Array, delta: Array, target: Format) -> ScoreGradients:
+    """What a block of pairs gives."""
     e, u = target.accumulator, target.unit
     d_weights = pairs.kept * (d_output @ value.swapaxes(-1, -2))
     magnitude = pairs.kept * (np.abs(d_output) @ np.abs(value).swapaxes(-1, -2))
@@ -258,4 +198,4 @@ def _score_gradients(pairs: Any, weights: Array, d_output: Array, value: Array, 
     error = np.abs(attended) * (growth(value.shape[-1]) * e * magnitude + u * np.abs(d_weights))
     if pairs.slope is not pairs.scale:  # 1 - tanh**2 errs as 1 does, however small it is
         error = error + 4 * e * np.abs(weights * (d_weights - delta) * pairs.scale)
-    return _ScoreGradients(attended * (d_weights - delta), error)
+    return ScoreGradients(attended * (d_weights - delta), error)
