@@ -147,7 +147,7 @@ class RowCheck:
                     exact["d_query"] = (self.have.gradients["query"], made.d_query())
                 for what, (whole, one) in exact.items():
                     looked.setdefault(what, []).append(Looked(lead, of.heads, at + of.queries.start, whole, one))
-        return [self._result(what, judged(x, sampled)) for what, x in looked.items()]
+        return [self._result(what, judged(x, sampled, self.target.floor)) for what, x in looked.items()]
 
     def _columns(self, columns: Any, seed: int, wanted: list[str], found: list[Result]) -> list[Result]:
         lse, reason = self.have.lse, ""
@@ -170,7 +170,7 @@ class RowCheck:
                     if n in wanted:
                         of_head = Exact(one.value[None], one.budget[None])
                         looked[n].append(Looked(lead, slice(head, head + 1), at + of.keys.start, self.have.gradients[n], of_head))
-        return [self._result(f"d_{n}", judged(x, sampled)) for n, x in looked.items()]
+        return [self._result(f"d_{n}", judged(x, sampled, self.target.floor)) for n, x in looked.items()]
 
     def _draws(self, seed: int) -> Iterator[tuple[Random, tuple[int, ...], int]]:
         for i, (lead, head) in enumerate(self.call.heads()):

@@ -21,7 +21,8 @@ Their budgets are probable errors of an honest kernel, with u the format's unit 
   ``sum_j (sum_i a_ij)**2``, which it is in the mean where signs are as good as random;
 - a sum over n terms errs by ``2 e g(n)`` relative to what it holds on its way, which is of the size of the sum itself where signs are as good
   as random; products and scores by ``r = e (g(value_dim) sqrt(value_dim) + 2 (g(head_dim) + 2) max|q| max|k| |scale|)``;
-- a weight errs together with all others of its row by the error of the log-sum-exp, eps_i;
+- a weight errs together with all others of its row by the error of the log-sum-exp, eps_i, and, where all of them are stored alike, by
+  ``u / sqrt(3)``;
 - delta_i errs by ``2 u |o do| + r_i |o| |do| + eps_i |delta_i|``, which the sum of d_key holds once for each row.
 
 The laws do not see a factor that all of d_query and d_key have (sampled rows do), a wrong delta in the sum of d_value or in Euler's,

@@ -149,7 +149,7 @@ class HeadSums:
         found |= {
             "mass": (mass[..., None] * d_output).sum(axis=(0, 1)),
             "cotangents": np.abs(d_output).sum(axis=(0, 1)),
-            "mass_error": ((eps * mass)[..., None] ** 2 * d_output**2).sum(axis=(0, 1)),
+            "mass_error": ((eps**2 + u**2 / 3)[..., None] * (mass[..., None] * d_output) ** 2).sum(axis=(0, 1)),
             "mass_square": (mass[..., None] * d_output**2).sum(axis=(0, 1)),
             "left": (query * (sink * delta)[..., None]).sum(axis=(0, 1)),
             "left_error": (query**2 * (of_delta**2 + (sink * eps * delta) ** 2)[..., None]).sum(axis=(0, 1)),

@@ -36,22 +36,23 @@ class Looked(NamedTuple):
     whole: Any
     exact: Exact
 
-    def index(self) -> list[tuple[int, ...]]:
+    def places(self) -> list[tuple[int, ...]]:
         """Where each row stands in the whole array."""
         return [(*self.lead, h, int(r)) for h in range(self.heads.start, self.heads.stop) for r in self.rows]
 
 
-def judged(looked: Iterable[Looked], sampled: str) -> dict[str, Any]:
+def judged(looked: Iterable[Looked], sampled: str, floor: float) -> dict[str, Any]:
     """The fields of a `Result`: a row whose budget is larger than all that stands in it tells nothing, unless it is wrong."""
     all_looked = list(looked)
     flat = all_looked[0].exact.value.ndim == 2 if all_looked else False
     got, value, budget, told = (np.concatenate(x) for x in zip(*(_rows(x, flat) for x in all_looked), strict=True))
-    index = [at for x in all_looked for at in x.index()]
+    index = [at for x in all_looked for at in x.places()]
     if not index:
         return {"status": "pass", "worst_error": 0.0, "error_over_budget": 0.0, "reason": sampled}
     signal = np.abs(np.where(np.isfinite(value), value, 0)).max(axis=1, keepdims=True, initial=0)
     wrong = np.asarray([compare(g[None], v[None], b[None])["status"] == "fail" for g, v, b in zip(got, value, budget, strict=True)])
-    clear = told & (wrong | (signal[:, 0] == 0) | ((budget > signal).mean(axis=1) <= 0.5))
+    nothing = budget.max(axis=1, initial=0) <= 4 * floor  # a row that sees nothing, whose zeros are told apart from all else
+    clear = told & (wrong | nothing | ((budget > signal).mean(axis=1) <= 0.5))
     unclear = int((~clear).sum())
     said = f"; the budget of {unclear} rows is larger than what stands there, or they see what is not finite" if unclear else ""
     if not clear.any():

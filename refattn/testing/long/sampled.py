@@ -119,7 +119,8 @@ class Rows(Forward):
         error = (growth(key.shape[-1]) + 2) * pairs.size + 2 * pairs.added
         seen_error = error if pairs.allowed is None else np.where(pairs.allowed, error, 0)
         self.error[at] = np.maximum(self.error[at], self.target.accumulator * seen_error.max(axis=-1, initial=0))
-        unit = np.exp(np.where(np.isfinite(self.highest[at]), self.lse[at] - self.highest[at], 0))[..., None]
+        some = np.isfinite(self.highest[at])
+        unit = np.exp(np.where(some, self.lse[at], 0) - np.where(some, self.highest[at], 0))[..., None]
         self.sum.add(at, weights * pairs.kept, value, unit=unit)
         if t:
             seen = np.broadcast_to(True if pairs.allowed is None else pairs.allowed, weights.shape) * 1.0
