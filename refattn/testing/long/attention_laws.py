@@ -102,7 +102,7 @@ class AttentionLaws:
         """The error of the sum of a gradient of keys or values, of what is stored and of the sums over queries of which it is made."""
         e, u = self.target.accumulator, self.target.unit
         norm = np.sqrt(self._all(f"d_{name}_square"))
-        own = OWN * growth(queries) * self._all(f"d_{name}_size")
+        own = OWN * self.call.key.shape[-2] * norm
         floor = self.target.floor * self.call.key.shape[-2]
         return (SAFETY * 2 * u + e * (2 * growth(queries) + growth(TILE) * TILE**0.5)) * norm + own + floor
 
@@ -113,8 +113,9 @@ class AttentionLaws:
 
     def _d_value(self, name: str) -> Law:
         queries = self.call.query.shape[-2] * self.call.group
-        budget = self._made("value", queries) + SAFETY * np.sqrt(self._all("mass_error")) + OWN * growth(queries) * self._all("cotangents")
-        return Law(name, self._all("d_value"), self._all("mass"), budget, np.sqrt(self._all("mass_square")))
+        budget = self._made("value", queries) + SAFETY * np.sqrt(self._all("mass_error"))
+        signal = np.sqrt(self._all("mass_square"))
+        return Law(name, self._all("d_value"), self._all("mass"), budget + OWN * queries * signal, signal)
 
     def _d_key(self, name: str) -> Law:
         queries, factor = self.call.query.shape[-2] * self.call.group, abs(self.sums.factor)
@@ -127,7 +128,7 @@ class AttentionLaws:
         """The error of one side of Euler's identity."""
         e, u = self.target.accumulator, self.target.unit
         stored, rows = np.sqrt(self._all(f"{name}_stored")), np.sqrt(self._all(f"{name}_rows"))
-        own = OWN * growth(terms) * self._all(f"{name}_size")
+        own = OWN * self.call.query.shape[-2] * stored  # sum |x| <= sqrt(n) norm(x), and a sum's error is below sqrt(n) OWN of it
         return (SAFETY * u + 2 * e * growth(terms)) * stored + (2 * SAFETY * u + self._products()) * rows + own
 
     def _euler(self, name: str) -> Law:

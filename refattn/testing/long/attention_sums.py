@@ -13,6 +13,9 @@ from refattn.testing.long.parts import Long
 from refattn.testing.long.sums import growths
 from refattn.testing.precision import Format
 
+TOKENS = 1024
+"""How many tokens of a head are read at once: half a megabyte of float64 with head_dim 64, of which a core's cache holds several."""
+
 
 class Row(NamedTuple):
     """Some queries of one head: (group, rows, ...).
@@ -67,7 +70,7 @@ class HeadSums:
         total = self._keys(lead, head)
         extremes = Extremes(self.call, lead, head, self.last)
         heads = slice(head * self.call.group, (head + 1) * self.call.group)
-        for span in spans(0, self.call.query.shape[-2]):
+        for span in spans(0, self.call.query.shape[-2], TOKENS):
             for name, x in self._queries(lead, heads, span, total["longest"], extremes).items():
                 total[name] = np.maximum(total.get(name, 0), x) if name.startswith("max") else total.get(name, 0) + x
         return total
@@ -76,22 +79,16 @@ class HeadSums:
         """Sums over keys and values and their gradients."""
         call, grads = self.call, self.have.gradients
         found: dict[str, Any] = {"longest": 0.0}
-        for span in spans(0, call.key.shape[-2]):
+        for span in spans(0, call.key.shape[-2], TOKENS):
             key = part(call.key, lead, head, span)
-            finite = np.where(np.isfinite(key), key, 0)
-            found["longest"] = max(found["longest"], float(np.sqrt((finite**2).sum(axis=-1).max())))
+            key = key if np.isfinite(key.sum()) else np.where(np.isfinite(key), key, 0)
+            found["longest"] = max(found["longest"], float(np.sqrt(_dots(key, key).max())))
             sums: dict[str, Any] = {}
             for name in {"key", "value"} & grads.keys():
                 d = part(grads[name], lead, head, span)
-                sums |= {f"d_{name}": d.sum(axis=0), f"d_{name}_square": (d**2).sum(axis=0), f"d_{name}_size": np.abs(d).sum(axis=0)}
+                sums |= {f"d_{name}": d.sum(axis=0), f"d_{name}_square": np.einsum("nd,nd->d", d, d)}
                 if name == "key":
-                    each = finite * d
-                    sums |= {
-                        "key": each.sum(),
-                        "key_size": np.abs(each).sum(),
-                        "key_stored": (each**2).sum(),
-                        "key_rows": (each.sum(axis=-1) ** 2).sum(),
-                    }
+                    sums |= _inner("key", key * d)
             for name, x in sums.items():
                 found[name] = found.get(name, 0) + x
         return found
@@ -100,7 +97,7 @@ class HeadSums:
         """What is known of some queries without their keys."""
         e, u, options = self.target.accumulator, self.target.unit, self.call.options
         query, counts = part(self.call.query, lead, heads, span), self.counts[span]
-        length = np.sqrt((query**2).sum(axis=-1))
+        length = np.sqrt(_dots(query, query))
         reached = self.magnitude * length * longest
         lse = None if self.have.lse is None else part(self.have.lse, lead, heads, span)
         size = reached + np.log(np.maximum(counts, 1)) if lse is None else np.where(np.isfinite(lse), np.abs(lse), 0)
@@ -131,45 +128,51 @@ class HeadSums:
         have, e, u = self.have, self.target.accumulator, self.target.unit
         counts, sinks = self.counts[span], self.call.sinks
         query, reached, eps, sink, mass, nothing, slack = self.row(lead, heads, span, longest)
-        raw = part(have.output, lead, heads, span)
-        output = np.where(nothing[..., None], 0, raw)
-        found: dict[str, Any] = {"max_reached": reached.max(initial=0), "max_empty": _largest(raw[:, counts == 0])}
+        output, blind = part(have.output, lead, heads, span), np.flatnonzero(counts == 0)
+        found: dict[str, Any] = {"max_reached": reached.max(initial=0), "max_empty": _largest(output[:, blind])}
+        output = np.where(nothing[..., None], 0, output) if nothing.any() else output
         found |= extremes.compare(output, span, slack, counts, open_to_zero=sinks is not None or self.hides)
         if have.d_output is None:
             return found
         d_output = part(have.d_output, lead, heads, span)
-        d_lse = 0.0 if have.d_lse is None else part(have.d_lse, lead, heads, span)
-        delta = (output * d_output).sum(axis=-1) - d_lse
-        norms = np.sqrt((output**2).sum(axis=-1) * (d_output**2).sum(axis=-1))
-        products = np.abs(output * d_output)
-        fine = e * ((growth(self.value_dim) * np.sqrt(self.value_dim) + 2 * (growth(self.head_dim) + 2) * reached) * norms)
-        of_delta = (
-            2 * u * np.sqrt((products**2).sum(axis=-1)) + fine + eps * np.abs(delta) + growth(self.value_dim) * e * products.sum(axis=-1)
-        )
+        products = output * d_output
+        delta = products.sum(axis=-1) - (0.0 if have.d_lse is None else part(have.d_lse, lead, heads, span))
+        norms = np.sqrt(_dots(output, output) * _dots(d_output, d_output))
+        fine = e * (growth(self.value_dim) * np.sqrt(self.value_dim) + 2 * (growth(self.head_dim) + 2) * reached) * norms
+        of_delta = 2 * u * np.sqrt(_dots(products, products)) + fine + eps * np.abs(delta)
+        squares, taken = d_output**2, sink * delta
         found |= {
-            "mass": (mass[..., None] * d_output).sum(axis=(0, 1)),
-            "cotangents": np.abs(d_output).sum(axis=(0, 1)),
-            "mass_error": ((eps**2 + u**2 / 3)[..., None] * (mass[..., None] * d_output) ** 2).sum(axis=(0, 1)),
-            "mass_square": (mass[..., None] * d_output**2).sum(axis=(0, 1)),
-            "left": (query * (sink * delta)[..., None]).sum(axis=(0, 1)),
-            "left_error": (query**2 * (of_delta**2 + (sink * eps * delta) ** 2)[..., None]).sum(axis=(0, 1)),
-            "left_size": (np.abs(query) * np.abs(sink * delta)[..., None]).sum(axis=(0, 1)),
-            "sinks": -(sink * delta).sum(axis=-1),
-            "sinks_error": ((sink * of_delta) ** 2 + (eps * sink * delta) ** 2).sum(axis=-1),
-            "sinks_size": np.abs(sink * delta).sum(axis=-1),
+            "mass": _weighted(mass, d_output),
+            "mass_square": _weighted(mass, squares),
+            "mass_error": _weighted((eps**2 + u**2 / 3) * mass**2, squares),
+            "left": _weighted(taken, query) if sinks is not None else np.zeros(self.head_dim),
+            "left_size": _weighted(np.abs(taken), np.abs(query)) if sinks is not None else np.zeros(self.head_dim),
+            "left_error": _weighted(of_delta**2 + (eps * taken) ** 2, query**2),
+            "sinks": -taken.sum(axis=-1),
+            "sinks_error": ((sink * of_delta) ** 2 + (eps * taken) ** 2).sum(axis=-1),
+            "sinks_size": np.abs(taken).sum(axis=-1),
         }
         if "query" in have.gradients:
             d_query = part(have.gradients["query"], lead, heads, span)
-            each = query * d_query
-            found |= {
-                "query": each.sum(),
-                "query_size": np.abs(each).sum(),
-                "query_stored": (each**2).sum(),
-                "query_rows": (each.sum(axis=-1) ** 2).sum(),
-                "query_delta": ((fine * reached) ** 2).sum(),
-            }
-            found["max_empty"] = max(found["max_empty"], _largest(d_query[:, counts == 0]))
+            found |= {**_inner("query", query * d_query), "query_delta": ((fine * reached) ** 2).sum()}
+            found["max_empty"] = max(found["max_empty"], _largest(d_query[:, blind]))
         return found
+
+
+def _dots(x: Array, y: Array) -> Array:
+    """Inner products along the last axis."""
+    return np.einsum("...d,...d->...", x, y)
+
+
+def _weighted(weights: Array, x: Array) -> Array:
+    """The sum of all rows of (group, rows, features), each times a number."""
+    return (weights[:, None, :] @ x).sum(axis=(0, 1))
+
+
+def _inner(name: str, each: Array) -> dict[str, Any]:
+    """Of the elements of which an inner product is the sum: that, their squares, and the squares of what each row adds."""
+    rows = each.sum(axis=-1)
+    return {name: rows.sum(), f"{name}_stored": (_dots(each, each)).sum(), f"{name}_rows": (rows**2).sum()}
 
 
 def _largest(x: Array) -> float:
@@ -190,8 +193,13 @@ class Extremes:
         """How far beyond them the outputs of a block of queries are, in units of what rounding may do."""
         seen = np.flatnonzero(counts > 0)
         if not seen.size or not self.ordered:
-            return {"max_beyond": 0.0, "max_signal": 0.0}
+            return {"max_beyond": 0.0}
         last = self.last[span][seen]
+        self._advance(int(last[0]) + 1)
+        first_low, first_high = self.low, self.high
+        inside = output.min(initial=0) >= first_low.max() and output.max(initial=0) <= first_high.min()
+        if inside or ((output.min(axis=1) >= first_low) & (output.max(axis=1) <= first_high)).all():
+            return {"max_beyond": 0.0}
         low, high = self._until(last)
         if open_to_zero:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
@@ -199,16 +207,19 @@ class Extremes:
         beyond = np.maximum(output[:, seen] - high, low - output[:, seen])
         allowed = slack[:, seen, None] * size + np.finfo(float).tiny
         ratio = np.where(np.isnan(beyond), np.inf, beyond / allowed) if np.isfinite(size).all() else np.zeros(1)
-        return {"max_beyond": ratio.max(initial=0), "max_signal": float(size.max(initial=0))}
+        return {"max_beyond": ratio.max(initial=0)}
+
+    def _advance(self, stop: int) -> None:
+        """Take in all values before this key."""
+        for span in spans(self.done, max(stop, self.done), TOKENS):
+            block = part(self.call.value, self.lead, self.head, span)
+            self.low = np.fmin(self.low, np.fmin.reduce(block))
+            self.high = np.fmax(self.high, np.fmax.reduce(block))
+        self.done = max(stop, self.done)
 
     def _until(self, last: Integers) -> tuple[Array, Array]:
-        """The extremes up to each of these keys, which do not fall."""
-        lows, highs = [self.low[None]], [self.high[None]]
-        start, stop = self.done, max(self.done, int(last[-1]) + 1)
-        for span in spans(start, stop):
-            block = part(self.call.value, self.lead, self.head, span)
-            lows.append(np.fmin.accumulate(np.concatenate([lows[-1][-1:], block]))[1:])
-            highs.append(np.fmax.accumulate(np.concatenate([highs[-1][-1:], block]))[1:])
-        low, high = np.concatenate(lows), np.concatenate(highs)
-        self.low, self.high, self.done = low[-1], high[-1], stop
-        return low[last - start + 1], high[last - start + 1]
+        """The extremes up to each of these keys, which do not fall, and of which the first is taken in."""
+        block = part(self.call.value, self.lead, self.head, slice(self.done, int(last[-1]) + 1))
+        low = np.fmin.accumulate(np.concatenate([self.low[None], block]))
+        high = np.fmax.accumulate(np.concatenate([self.high[None], block]))
+        return low[last - self.done + 1], high[last - self.done + 1]
