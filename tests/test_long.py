@@ -188,6 +188,11 @@ def test_hidden_numbers_that_are_not_finite_reach_no_row():
     inputs |= CAUSAL
     output, pullback = ATTENTION.vjp(**inputs)
     grads = dict(pullback(d))
+    hidden = {"mask": np.arange(300) != 280, **inputs}
+    masked_output, masked_pullback = ATTENTION.vjp(**hidden)
+    masked = {"gradients": dict(masked_pullback(d)), "cotangents": d, "dtype": "float64"}
+    hidden["key"], hidden["value"] = (np.where((np.arange(300) == 280)[:, None], np.nan, inputs[n]) for n in ("key", "value"))
+    testing.check_rows(masked_output, ATTENTION, hidden, rows=[5, 299], columns=[7, 280, 299], **masked).raise_if_wrong()
     inputs["key"][..., 290:, :], inputs["value"][..., 290:, :] = np.nan, np.inf
     given = {"gradients": {"query": grads["query"]}, "cotangents": d, "dtype": "float64"}
     testing.check_rows(output, ATTENTION, inputs, rows=[0, 17, 289], **given).raise_if_wrong()

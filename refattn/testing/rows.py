@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def check_rows(
     Notes
     -----
     Time grows with heads times chosen rows times tokens. Memory, beside the arrays that are given: a few dozen arrays of 4096
-    tokens of one head in float64, or of ``group * rows * 4096 / group`` scores, 100 to 200 MB with head_dim 64 and 32 rows.
+    tokens of one head in float64, or of ``group * rows * 4096 / group`` scores, 100 to 200 MB with head_dim 64 and 32 rows. Two threads share the heads.
 
     Examples
     --------
@@ -110,6 +111,13 @@ def all_sums(call: Long) -> Array:
     return lse
 
 
+class Job(NamedTuple):
+    """Some positions of one key head of one sequence."""
+
+    of: Part
+    at: Integers
+
+
 class RowCheck:
     """The comparisons of one call."""
 
@@ -133,54 +141,61 @@ class RowCheck:
     def _rows(self, rows: Any, seed: int) -> list[Result]:
         some = (self.call.at((0,) * len(self.call.lead), 0, i) for i in range(min(4, len(self.call.queries))))
         edges = starts_and_ends(self.call) + [p.queries.start + r for p in some for r in p.edges]
-        looked: dict[str, list[Looked]] = {}
-        sampled = ""
-        for random, lead, head in self._draws(seed):
-            picked, sampled = _picked("rows", rows, self.call.query.shape[-2], edges, random)
-            for of, at in self._by_sequence(lead, head, picked, self.call.queries):
-                ds = {"d_output": self.have.d_output, "d_lse": self.have.d_lse} if "query" in self.have.gradients else {}
-                made = Rows(of, at, self.target, lse_unit=self.lse_unit, **ds)
-                exact: dict[str, tuple[Any, Exact]] = {"output": (self.have.output, made.output())}
-                if self.have.lse is not None:
-                    exact["lse"] = (self.have.lse, made.log_sum_exp())
-                if "query" in self.have.gradients:
-                    exact["d_query"] = (self.have.gradients["query"], made.d_query())
-                for what, (whole, one) in exact.items():
-                    looked.setdefault(what, []).append(Looked(lead, of.heads, at + of.queries.start, whole, one))
-        return [self._result(what, judged(x, sampled, self.target.floor)) for what, x in looked.items()]
+        wanted = {"d_output": self.have.d_output, "d_lse": self.have.d_lse} if "query" in self.have.gradients else {}
+        jobs, sampled = self._jobs("rows", rows, self.call.queries, edges, seed)
+
+        def run(job: Job) -> dict[str, Looked]:
+            made = Rows(job.of, job.at, self.target, lse_unit=self.lse_unit, **wanted)
+            exact: dict[str, tuple[Any, Exact]] = {"output": (self.have.output, made.output())}
+            if self.have.lse is not None:
+                exact["lse"] = (self.have.lse, made.log_sum_exp())
+            if wanted:
+                exact["d_query"] = (self.have.gradients["query"], made.d_query())
+            at = job.at + job.of.queries.start
+            return {what: Looked(job.of.lead, job.of.heads, at, whole, one) for what, (whole, one) in exact.items()}
+
+        return self._results(jobs, run, sampled)
 
     def _columns(self, columns: Any, seed: int, wanted: list[str], found: list[Result]) -> list[Result]:
-        lse, reason = self.have.lse, ""
-        if lse is not None and any(r.what == "lse" and r.status != "pass" for r in found):
+        reason = ""
+        if self.have.lse is not None and any(r.what == "lse" and r.status != "pass" for r in found):
             reason = "the log-sum-exp, from which this would be computed, is wrong or cannot be told"
-        elif lse is None and self.call.query.shape[-2] * self.call.key.shape[-2] > SMALL:
+        elif self.have.lse is None and self.call.query.shape[-2] * self.call.key.shape[-2] > SMALL:
             reason = "lse is not given, and to compute it would take as long as the whole attention"
         if reason:
             return [self._result(f"d_{n}", {"status": "skipped", "reason": reason}) for n in wanted]
-        lse = all_sums(self.call) if lse is None else lse
-        looked: dict[str, list[Looked]] = {n: [] for n in wanted}
-        sampled = ""
-        for random, lead, head in self._draws(seed + 1):
-            picked, sampled = _picked("columns", columns, self.call.key.shape[-2], [], random)
-            for of, at in self._by_sequence(lead, head, picked, self.call.keys):
-                made = Columns(of, at, self.target, lse_unit=self.lse_unit).gradients(
-                    lse, self.have.output, self.have.d_output, self.have.d_lse
-                )
-                for n, one in zip(("key", "value"), made, strict=True):
-                    if n in wanted:
-                        of_head = Exact(one.value[None], one.budget[None])
-                        looked[n].append(Looked(lead, slice(head, head + 1), at + of.keys.start, self.have.gradients[n], of_head))
-        return [self._result(f"d_{n}", judged(x, sampled, self.target.floor)) for n, x in looked.items()]
+        lse = all_sums(self.call) if self.have.lse is None else self.have.lse
+        jobs, sampled = self._jobs("columns", columns, self.call.keys, [], seed + 1)
 
-    def _draws(self, seed: int) -> Iterator[tuple[Random, tuple[int, ...], int]]:
+        def run(job: Job) -> dict[str, Looked]:
+            made = Columns(job.of, job.at, self.target, lse_unit=self.lse_unit)
+            each: dict[str, Exact] = dict(
+                zip(("key", "value"), made.gradients(lse, self.have.output, self.have.d_output, self.have.d_lse), strict=True)
+            )
+            head, at = slice(job.of.head, job.of.head + 1), job.at + job.of.keys.start
+            of_head = {n: Exact(each[n].value[None], each[n].budget[None], told=each[n].told) for n in wanted}
+            return {f"d_{n}": Looked(job.of.lead, head, at, self.have.gradients[n], x) for n, x in of_head.items()}
+
+        return self._results(jobs, run, sampled)
+
+    def _results(self, jobs: list[Job], run: Callable[[Job], dict[str, Looked]], sampled: str) -> list[Result]:
+        """All jobs, two at a time: NumPy leaves the other core idle between products."""
+        looked: dict[str, list[Looked]] = {}
+        with ThreadPoolExecutor(2) as pool:
+            for made in pool.map(run, jobs):
+                for what, one in made.items():
+                    looked.setdefault(what, []).append(one)
+        return [self._result(what, judged(x, sampled, self.target.floor)) for what, x in looked.items()]
+
+    def _jobs(self, name: str, wanted: Any, sequences: list[slice], edges: list[int], seed: int) -> tuple[list[Job], str]:
+        """The chosen positions of each head and sequence, and what to say of them."""
+        jobs, sampled = [], ""
         for i, (lead, head) in enumerate(self.call.heads()):
-            yield Random(2**20 * seed + i), lead, head
-
-    def _by_sequence(self, lead: tuple[int, ...], head: int, picked: Integers, sequences: list[slice]) -> Iterator[tuple[Part, Integers]]:
-        for i, span in enumerate(sequences):
-            inside = picked[(picked >= span.start) & (picked < span.stop)]
-            if inside.size:
-                yield self.call.at(lead, head, i), inside - span.start
+            picked, sampled = _picked(name, wanted, sequences[-1].stop if sequences else 0, edges, Random(2**20 * seed + i))
+            for j, span in enumerate(sequences):
+                inside = picked[(picked >= span.start) & (picked < span.stop)] - span.start
+                jobs += [Job(self.call.at(lead, head, j), inside)] if inside.size else []
+        return jobs, sampled
 
     def _result(self, what: str, fields: Mapping[str, Any]) -> Result:
         return Result(self.name, "chosen rows", what, self.target.name, **fields)

@@ -14,6 +14,9 @@ from refattn.testing.precision import FORMATS, Format
 BLOCK = 4096
 """Tokens that are converted and computed with at once: 4096 x 64 numbers of 8 bytes are 2 MiB, which a cache holds."""
 
+TOKENS = 1024
+"""The same where nothing is made for each pair of a token and a chosen one: several arrays of half a megabyte fit a core's own cache."""
+
 
 def part(x: Any, lead: tuple[int, ...], heads: int | slice, rows: Any) -> Array:
     """Some rows of one head or of several, of an array, tensor or whatever can be indexed, as float64.

@@ -8,13 +8,10 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn.testing.budget import growth, underflow
-from refattn.testing.long.arrays import part, spans, unit_of
+from refattn.testing.long.arrays import TOKENS, part, spans, unit_of
 from refattn.testing.long.parts import Long
 from refattn.testing.long.sums import growths
 from refattn.testing.precision import Format
-
-TOKENS = 1024
-"""How many tokens of a head are read at once: half a megabyte of float64 with head_dim 64, of which a core's cache holds several."""
 
 
 class Row(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn.testing.budget import growth, underflow
-from refattn.testing.long.arrays import BLOCK, spans
+from refattn.testing.long.arrays import spans
 from refattn.testing.long.parts import Part
 from refattn.testing.long.sampled import Exact, score_gradients, weights_of
 from refattn.testing.long.sums import LongSum, growths, quadrature
@@ -27,10 +27,10 @@ class Columns:
 
     def __init__(self, of: Part, columns: Integers, target: Format, *, lse_unit: float) -> None:
         self.of, self.columns, self.target, self.lse_unit = of, columns, target, lse_unit
-        self.key, self.value = (of.of_keys(x, columns) for x in (of.call.key, of.call.value))
-        self.longest = max(
-            (float(np.sqrt((of.of_keys(of.call.key, s) ** 2).sum(axis=-1).max())) for s in spans(0, of.lengths[1])), default=0.0
-        )
+        key, value = (of.of_keys(x, columns) for x in (of.call.key, of.call.value))
+        self.told = np.isfinite(key).all(axis=-1) & np.isfinite(value).all(axis=-1)
+        self.key, self.value = (np.where(np.isfinite(x), x, 0) for x in (key, value))
+        self.longest = max((_longest(of.of_keys(of.call.key, span)) for span in spans(0, of.lengths[1], TOKENS)), default=0.0)
 
     def gradients(self, lse: Any, output: Any, d_output: Any, d_lse: Any) -> tuple[Exact, Exact]:
         """The gradients of these keys and values."""
@@ -38,7 +38,7 @@ class Columns:
         e, u, t = target.accumulator, target.unit, underflow(target)
         d_key, d_value = (LongSum((of.call.group, *x.shape), target) for x in (self.key, self.value))
         shared = np.zeros(len(self.columns))
-        for span in spans(0, of.lengths[0], max(256, BLOCK // of.call.group)):
+        for span in spans(0, of.lengths[0], max(256, TOKENS // of.call.group)):
             first, last = of.reach(np.arange(span.start, span.stop))
             active = np.flatnonzero((self.columns >= first.min()) & (self.columns <= last.max()))
             if not active.size:
@@ -78,4 +78,10 @@ class Columns:
         each = total.error + u * np.abs(total.total) + (2 * shared[:, None] + 4 * e) * total.size
         value = total.total.sum(axis=0)
         budget = u * np.abs(value) + np.sqrt((each**2).sum(axis=0)) + self.target.floor
-        return Exact(value, budget * (2.0 if self.target.name == "float64" else 1.0))
+        return Exact(value, budget * (2.0 if self.target.name == "float64" else 1.0), told=self.told)
+
+
+def _longest(key: Array) -> float:
+    """The largest norm of a row; numbers that are not finite, which no honest row sees, do not count."""
+    finite = key if np.isfinite(key.sum()) else np.where(np.isfinite(key), key, 0)
+    return float(np.sqrt(np.einsum("nd,nd->n", finite, finite).max(initial=0)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -83,5 +82,5 @@ def growths(counts: Any) -> Array:
 
 
 def quadrature(*errors: Any) -> Any:
-    """Independent errors together."""
-    return functools.reduce(np.hypot, errors)
+    """Independent errors together; `np.hypot` would keep squares from underflow, and take ten times as long."""
+    return np.sqrt(sum(error**2 for error in errors))
