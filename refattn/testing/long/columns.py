@@ -15,7 +15,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn.testing.budget import growth, underflow
-from refattn.testing.long.arrays import spans
+from refattn.testing.long.arrays import TOKENS, spans
 from refattn.testing.long.parts import Part
 from refattn.testing.long.sampled import Exact, score_gradients, weights_of
 from refattn.testing.long.sums import LongSum, growths, quadrature
