@@ -52,8 +52,8 @@ def check_rows(
         `keep` may be functions: called with the positions of some queries and some keys, they return an array that broadcasts to
         ``(..., heads, rows, columns)``.
     rows : int or sequence of int, optional
-        How many queries of each head, or which. Of a number, up to two thirds are the first and the last, edges of tiles, and where a window or
-        a causal mask begins and ends; the others are drawn, one from each of as many equal parts of the sequence.
+        How many queries of each head, or which. Of a number, up to two thirds are the first and the last, edges of tiles, and
+        where a window or a causal mask begins and ends; the others are drawn, one from each of as many equal parts of the sequence.
     columns : int or sequence of int or None, optional
         The same for the keys whose gradients are compared; None is as many as `rows`.
     seed : int, optional

@@ -3,7 +3,8 @@ r"""The conservation laws of softmax attention, over all tokens in O(length * he
 With p the weights, do the cotangent of the output, delta_i = o_i . do_i less the cotangent of the log-sum-exp, s_i the weight of the
 sink, ``exp(sink - lse_i)``, and ds_ij = p_ij (do_i . v_j - delta_i) the gradient of a logit:
 
-- sum of d_value: ``sum_j dv_j = sum_i (1 - s_i) do_i``, over rows that see something, as weights sum to 1 less the sink's. Not with dropout.
+- sum of d_value: ``sum_j dv_j = sum_i (1 - s_i) do_i``, over rows that see something, as weights sum to 1 less the sink's. Not
+  with dropout.
 - sum of d_key: ``sum_j dk_j = scale sum_i q_i s_i delta_i``, which is 0 without sinks, as ``sum_j ds_ij = s_i delta_i``. Not with a
   soft cap, whose slope weighs the ds, nor with a scale that is an array.
 - Euler: ``sum_i q_i . dq_i = sum_j k_j . dk_j``, as both are ``sum_ij (q_i . k_j) dL/d(q_i . k_j)``. It holds always: whatever is made of
@@ -19,8 +20,8 @@ Their budgets are probable errors of an honest kernel, with u the format's unit 
 - what is stored errs by u, independently: ``4 u sqrt(sum_j x_j**2)`` for gradients, and as much for the weights, and the gradients of
   scores, from which they are made. For ``sum_ij a_ij**2``, which no sum over tokens holds, stands
   ``sum_j (sum_i a_ij)**2``, which it is in the mean where signs are as good as random;
-- a sum over n terms errs by ``2 e g(n)`` relative to what it holds on its way, which is of the size of the sum itself where signs are as good
-  as random; products and scores by ``r = e (g(value_dim) sqrt(value_dim) + 2 (g(head_dim) + 2) max|q| max|k| |scale|)``;
+- a sum over n terms errs by ``2 e g(n)`` relative to what it holds on its way, which is of the size of the sum itself where signs
+  are as good as random; products and scores by ``r = e (g(value_dim) sqrt(value_dim) + 2 (g(head_dim) + 2) max|q| max|k| |scale|)``;
 - a weight errs together with all others of its row by the error of the log-sum-exp, eps_i, and, where all of them are stored alike, by
   ``u / sqrt(3)``;
 - delta_i errs by ``2 u |o do| + r_i |o| |do| + eps_i |delta_i|``, which the sum of d_key holds once for each row.
