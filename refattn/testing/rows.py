@@ -77,7 +77,8 @@ def check_rows(
     Notes
     -----
     Time grows with heads times chosen rows times tokens. Memory, beside the arrays that are given: a few dozen arrays of 4096
-    tokens of one head in float64, or of ``group * rows * 4096 / group`` scores, 100 to 200 MB with head_dim 64 and 32 rows. Two threads share the heads.
+    tokens of one head in float64 or of ``rows * 4096`` scores, below 100 MB with head_dim 64 and 32 rows, in each of two threads
+    that share the heads.
 
     Examples
     --------
