@@ -15,9 +15,11 @@ from refattn.testing.checking import assert_matches, check
 from refattn.testing.command import command_candidate
 from refattn.testing.explaining import Explanation, explain
 from refattn.testing.golden import verify
+from refattn.testing.laws import check_laws
 from refattn.testing.manifest import CaseFolder, read_case
 from refattn.testing.pytest_cases import parametrize_cases
 from refattn.testing.report import RefattnAssertionError, Report, Result
+from refattn.testing.rows import check_rows
 from refattn.testing.safetensors import read_safetensors, write_safetensors
 from refattn.testing.sweeping import sweep
 
@@ -34,6 +36,8 @@ __all__ = [
     "assert_matches",
     "cases",
     "check",
+    "check_laws",
+    "check_rows",
     "command_candidate",
     "cotangents",
     "directional_errors",
