@@ -139,6 +139,20 @@ def test_every_mechanism_has_names_and_types_that_files_take(m, tmp_path):
     assert all(len(line.split()) == 7 + int(line.split()[6]) for line in lines if line.startswith("tensor "))
 
 
+def test_exact_values_are_within_rounding_of_the_others(tmp_path):
+    m, target = refattn.scaled_dot_product_attention, named_format("float64")
+    case = next(testing.cases(m))
+    for exactly in (False, True):
+        write_golden_case(tmp_path / str(exactly), m, case, target, "bin", exactly=exactly)
+    made, exact = (read_case(tmp_path / str(exactly)) for exactly in (False, True))
+    assert exact.manifest["computed_in"] != made.manifest["computed_in"]
+    for name in ("output", "d_query", "d_key", "d_value"):
+        a, b = made.expected[name].values(), exact.expected[name].values()
+        assert (np.abs(a - b) <= made.expected[f"{name}.budget"].values()).all()
+    assert main(["golden", "softmax", "--case", "plain", "--exact", "--out", str(tmp_path / "command")]) == 0
+    assert "exact" in read_case(tmp_path / "command" / "float32" / "plain").manifest["computed_in"]
+
+
 def test_options_in_words():
     def words(**options):
         lines = index_text({"tensors": [], "options": options}).splitlines()[1:]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refattn import exact
 from refattn._core import Array, Mechanism, tree
 from refattn._core.mechanism import outputs
 from refattn.testing.calls import gradient_leaves, in_precision
@@ -20,8 +21,10 @@ class Values(NamedTuple):
     gradients: dict[str, Array]
 
 
-def reference_values(mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], cotangents: tuple[Array, ...] | None) -> Values:
-    """Outputs and gradients as exact as this package has them, rounded to float64.
+def reference_values(
+    mechanism: Mechanism[..., Any], arguments: Mapping[str, Any], cotangents: tuple[Array, ...] | None, *, exactly: bool = False
+) -> Values:
+    """Outputs and gradients, rounded to float64.
 
     Parameters
     ----------
@@ -31,14 +34,15 @@ def reference_values(mechanism: Mechanism[..., Any], arguments: Mapping[str, Any
         By the mechanism's names, in float64.
     cotangents : tuple of array or None
         One for each output; None is no gradients.
+    exactly : bool, optional
+        Compute by `refattn.exact`, which takes seconds for thousands of products, and minutes for more.
 
     Returns
     -------
     outputs, gradients : dict of str to array
-        Computed in longdouble: where that is wider than float64 (x86), rounded once in nearly all elements.
+        Of longdouble where not exact: where that is wider than float64 (x86), rounded once in nearly all elements.
     """
-    wide = in_precision(mechanism, arguments, np.longdouble)
-    y, pullback = mechanism.vjp(**wide)
+    y, pullback = exact.vjp(mechanism, **arguments) if exactly else mechanism.vjp(**in_precision(mechanism, arguments, np.longdouble))
     made = dict(zip(mechanism.spec.output_names, outputs(y), strict=True))
     grads: Mapping[str, Any] = {}
     if cotangents is not None:

@@ -28,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many cases there are to choose from")
     parser.add_argument("--format", choices=[*STORAGES, "onnx"], default="safetensors", help="how numbers are stored; default: safetensors")
     parser.add_argument("--seed", metavar="N", type=int, default=2, help="of the cotangents; default: 2, as refattn check has it")
+    parser.add_argument("--exact", action="store_true", help="compute by refattn.exact: the same bits everywhere; slow for large cases")
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and write nothing")
     parser.add_argument("--verify", metavar="DIR", type=Path, help="compare files that were written with their SHA-256")
 
@@ -47,6 +48,8 @@ def run_golden(args: Namespace) -> int:
         return 0
     if args.out is None:
         raise ValueError("--out is missing: say where to write")
+    if args.exact and args.format == "onnx":
+        raise ValueError("--exact is not for --format onnx, whose files hold results in the format that is tested")
     _write(args, mechanism, every, [named_format(d) for d in dict.fromkeys(args.dtype or ("float32",))])
     return 0
 
@@ -76,7 +79,7 @@ def _write(args: Namespace, mechanism: Mechanism[..., Any], every: list[Case], t
             if args.format == "onnx":
                 write_onnx_case(out / folder, mechanism, case, target, seed=args.seed)
             else:
-                write_golden_case(out / folder, mechanism, case, target, args.format, seed=args.seed)
+                write_golden_case(out / folder, mechanism, case, target, args.format, seed=args.seed, exactly=args.exact)
         except (Unsuited, NotHeldError) as error:  # the operator has not this option, or the type not this number
             left_out[folder] = str(error)
             continue
