@@ -17,6 +17,7 @@ from numba.core import cgutils
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import kernel
+from refattn_numba.cpu.matrix_tiles import SIDE, leave_tiles, multiply_tiles, take_tiles
 from refattn_numba.cpu.simd import Vector, constant, couple_dot, filled, fused, instruction, lanes_of, load, pointer_to, total_of
 
 STEPS = 2_000_000  # of the multiply-add loop: some milliseconds, beside which waking a thread is nothing
@@ -64,6 +65,13 @@ def _dot_loop(like: Any, steps: int) -> float:
 
 
 @kernel
+def _tile_loop(like: Any, steps: int) -> None:
+    take_tiles(like)
+    multiply_tiles(steps)
+    leave_tiles(like)
+
+
+@kernel
 def _read(x: Any) -> float:
     start = pointer_to(x.ctypes.data, x)
     lanes = lanes_of(start)
@@ -89,12 +97,17 @@ def _on_threads(threads: int, call: Callable[[int], Any]) -> None:
 def limit(name: str, threads: int) -> tuple[str, Callable[[], Any], float]:
     """The name of a limit, a call that runs there, and how many operations or bytes it is.
 
-    "float32", "float64", "bfloat16" or "read"; where there is no bfloat16 dot product, it is float32 that computes its products.
+    "float32", "float64", "bfloat16" or "read"; products of bfloat16 are those of matrix tiles, of its dot product, or of float32,
+    whichever is the first that the processor has.
     """
     if name == "read":
         x = np.ones(READ_BYTES // 4, np.float32)
         parts = np.array_split(x, threads)
         return name, (lambda: _on_threads(threads, lambda i: _read(parts[i]))), float(READ_BYTES)
+    if name == "bfloat16" and HOST.has_tiles:
+        steps, stored = STEPS // 8, np.zeros(1, np.uint16)  # each takes as long as eight of the others
+        operations = 4.0 * 2 * SIDE * SIDE * 2 * SIDE * steps * threads
+        return name, (lambda: _on_threads(threads, lambda i: _tile_loop(stored, steps))), operations
     has_dot = name == "bfloat16" and HOST.has_bfloat16_dot
     name = name if name != "bfloat16" or has_dot else "float32"
     like, loop = np.empty(1, "float32" if has_dot else name), _dot_loop if has_dot else _multiply_add_loop

@@ -233,7 +233,7 @@ def test_results_in_every_form_are_read(ending, tmp_path):
     command = f"'{sys.executable}' '{tmp_path / 'kernel.py'}' {{case}} {{out}}"
     report = testing.check(testing.command_candidate(command, refattn.softmax), refattn.softmax)
     report.raise_if_wrong()
-    assert report.counts["pass"] == 6
+    assert report.counts["pass"] >= 2 * len(list(testing.cases(refattn.softmax)))  # output and gradient
 
 
 def test_gradients_that_were_not_written_are_listed(tmp_path):

@@ -74,7 +74,7 @@ def test_the_tests_of_the_readme_are_right(monkeypatch):
     def forward(query, key, value, *, scale=None):
         return refattn.scaled_dot_product_attention(query, key, value, scale=scale)
 
-    (block,) = blocks(ROOT / "README.md", "python")
+    block, with_fixture = blocks(ROOT / "README.md", "python")
     package = types.ModuleType("my_package")
     package.flash_attention, package.flash_attention_backward = forward, backward
     monkeypatch.setitem(sys.modules, "my_package", package)
@@ -85,6 +85,9 @@ def test_the_tests_of_the_readme_are_right(monkeypatch):
     exec(block, found)
     with pytest.raises(refattn.testing.RefattnAssertionError, match="scaled_dot_product_attention"):
         found["test_flash_attention"]()
+    exec(with_fixture, found)
+    with pytest.raises(refattn.testing.RefattnAssertionError, match="scaled_dot_product_attention"):
+        found["test_flash_attention"](lambda *given, **options: refattn.testing.check(*given, **options).raise_if_wrong())
 
 
 def test_the_walk_through_is_right(monkeypatch):

@@ -23,7 +23,7 @@ def is_vacuous(budget: Array, exact: Array, beside: float = 0.0) -> bool:
     sizes = np.abs(np.where(np.isfinite(exact), exact, 0))
     largest = float(sizes.max(initial=0))
     signal = beside if largest < NOTHING * beside else largest
-    return bool(signal > 0 and (budget > signal).mean() > 0.5)
+    return bool(signal > 0 and budget.size and (budget > signal).mean() > 0.5)
 
 
 def largest_beside(path: str, gradients: Mapping[str, Array]) -> float:

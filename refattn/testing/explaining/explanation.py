@@ -126,7 +126,7 @@ def explain(
     Examples
     --------
     >>> import numpy as np, refattn
-    >>> x = np.arange(12.0).reshape(1, 1, 3, 4) % 5
+    >>> x = np.arange(12.0).reshape(1, 1, 3, 4) % 7
     >>> weight = np.array([[[[1.0, 2.0], [3.0, 5.0]]]])
     >>> flipped = refattn.conv2d(x, weight[..., ::-1, ::-1])
     >>> print(refattn.testing.explain(flipped, refattn.conv2d, {"x": x, "weight": weight}))
