@@ -22,6 +22,8 @@ from refattn.testing.units import Unit, contents, drawn, fingerprint, units
 from tests import kernels
 
 SOFTMAX = len(list(testing.cases(refattn.softmax)))
+UNITS = SOFTMAX + 1  # and one that hands a case over in other ways
+RESULTS = len(testing.check(kernels.softmax, refattn.softmax).results)  # one of each call
 WRONG = {"mechanisms": "softmax", "dtypes": ["float32", "float64"], "seeds": range(3)}
 processes = functools.partial(ProcessPoolExecutor, 2, multiprocessing.get_context("spawn"))
 
@@ -61,7 +63,7 @@ def test_every_engine_gives_the_same_report(tmp_path):
     """Not-a-number in a failure, so that equality is that of what is printed."""
     alone = testing.sweep(kernels.wrong, **WRONG)
     assert [str(r) for r in alone.failures] == [str(r) for r in alone.results if not r.case.startswith("one class") and r.what == "output"]
-    assert len(alone.results) == 2 * 3 * SOFTMAX
+    assert len(alone.results) == 2 * 3 * RESULTS
     with ThreadPoolExecutor(3) as threads:
         assert testing.sweep(kernels.wrong, **WRONG, executor=threads).to_json() == alone.to_json()
     by_name = testing.sweep("tests.kernels:wrong", **WRONG, executor=processes, ledger=tmp_path / "ledger")
@@ -129,7 +131,7 @@ def test_a_task_that_is_blamed_with_another_is_not_failed():
 
     report = testing.sweep(kernels.softmax, "softmax", executor=Scripted(trouble))
     assert [r.case for r in report.failures] == ["one class"]
-    assert flying == [*range(SOFTMAX), 1, 2, 2, 2]
+    assert flying == [*range(UNITS), 1, 2, 2, 2]
 
 
 def test_an_answer_that_never_comes_is_asked_for_again(monkeypatch):
@@ -150,7 +152,7 @@ def test_an_executor_that_stays_broken_fails_what_is_left(tmp_path):
     calls = []
     engine = Scripted(lambda job, unit, attempt: calls.append(unit) or (BrokenExecutor("gone") if len(calls) > 1 else None))
     report = testing.sweep(kernels.softmax, "softmax", executor=engine, ledger=tmp_path / "ledger")
-    assert [r.status for r in report.results] == ["pass", *["fail"] * (SOFTMAX - 1)]
+    assert [r.status for r in report.results] == ["pass", *["fail"] * (UNITS - 1)]
     assert {r.reason for r in report.failures} == {
         "no result in 3 attempts: BrokenExecutor: gone (in place of an executor, a function that makes one is called again)"
     }
@@ -249,17 +251,18 @@ def test_a_ledger_is_gone_on_with(tmp_path, monkeypatch):
     first = sweep(seeds=[0, 1])
     import counted
 
-    assert len(counted.seen) == 2 * SOFTMAX
+    assert len(counted.seen) == 2 * RESULTS
     lines = path.read_text().splitlines()
-    assert len(lines) == 1 + 2 * SOFTMAX
+    assert len(lines) == 1 + 2 * UNITS
+    last = RESULTS - SOFTMAX  # calls of the last unit
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])  # as a crash leaves it
     assert sweep(seeds=[0, 1]).to_json() == first.to_json()
-    assert len(counted.seen) == 2 * SOFTMAX + 1
+    assert len(counted.seen) == 2 * RESULTS + last
     assert path.read_text().splitlines() == lines
-    assert len(sweep(seeds=[1, 2, 0]).results) == 3 * SOFTMAX  # more seeds, in another order
-    assert len(counted.seen) == 3 * SOFTMAX + 1
+    assert len(sweep(seeds=[1, 2, 0]).results) == 3 * RESULTS  # more seeds, in another order
+    assert len(counted.seen) == 3 * RESULTS + last
     assert sweep(seeds=[0, 1]).to_json() == first.to_json()
-    assert len(counted.seen) == 3 * SOFTMAX + 1
+    assert len(counted.seen) == 3 * RESULTS + last
     path.write_text(lines[0][:30])  # as a crash leaves it as it begins
     assert sweep(seeds=[0, 1]).to_json() == first.to_json()
     assert path.read_text().splitlines() == lines

@@ -92,17 +92,16 @@ def check(
     )
     target = named_format(dtype)
     options = {"gradients": gradients, "arguments": arguments, "layout": layout, "supports": supports}
-    if executor is not None:
-        if case is not None:
-            raise ValueError(f"case is {case!r}, but one case alone needs no executor")
+    if executor is None:
+        compared = (r for run, c in chosen(made, mechanism, level, seed, case) for r in compare_case(run, mechanism, c, target))
+    elif case is None:
         sweep = importlib.import_module("refattn.testing.sweeping").sweep
-        return sweep(candidate, mechanism, dtypes=[dtype], levels=[level], seeds=[seed], executor=executor, framework=framework, **options)
-    compared = (r for run, c in chosen(made, mechanism, level, seed, case) for r in compare_case(run, mechanism, c, target))
-    options |= {
-        "framework": None if framework == "numpy" else framework,
-        "level": None if level == "quick" else level,
-        "seed": seed or None,
-    }
+        where = {"dtypes": [dtype], "levels": [level], "seeds": [seed], "framework": framework}
+        compared = sweep(candidate, mechanism, executor=executor, **where, **options).results
+    else:
+        raise ValueError(f"case is {case!r}, but one case alone needs no executor")
+    defaults = {"framework": "numpy", "level": "quick", "seed": 0}
+    options |= {n: x for n, x in {"framework": framework, "level": level, "seed": seed}.items() if x != defaults[n]}
     return Report(few(with_lines(compared, python_line(candidate, mechanism, options))))
 
 

@@ -34,6 +34,8 @@ WORDS = {
     "groups * out_group": "output channel",
     "groups * in_group": "input channel",
     "channels": "channel",
+    "classes": "class",
+    "features": "feature",
 }
 """What one index along a dimension is called."""
 

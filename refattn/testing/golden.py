@@ -111,7 +111,12 @@ def write_golden_case(
     if ds is not None:
         bounds = gradient_budgets(mechanism, given, ds, values.gradients, target, exact_scores=case.exact_scores)
         items += _expected("gradient", "d_", values.gradients, bounds)
-    facts = {**about(mechanism, case, target), "computed_in": EXACT if exactly else LONGDOUBLE, "wanted": wanted(values.outputs, values.gradients, target), "tolerance": TOLERANCE}
+    facts = {
+        **about(mechanism, case, target),
+        "computed_in": EXACT if exactly else LONGDOUBLE,
+        "wanted": wanted(values.outputs, values.gradients, target),
+        "tolerance": TOLERANCE,
+    }
     write_case(folder, facts, items, storage)
     return items
 

@@ -170,7 +170,7 @@ def _diagonal(wrong: Booleans, axes: Sequence[str]) -> str:
 
 def plural(name: str) -> str:
     """Several of them."""
-    irregular = {"query": "queries", "index": "indices"}
+    irregular = {"query": "queries", "index": "indices", "class": "classes"}
     *before, last = name.split(" ")
     return " ".join([*before, irregular.get(last, last + "s")])
 

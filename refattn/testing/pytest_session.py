@@ -99,7 +99,7 @@ def write(path: Path, tests: Mapping[str, Stated]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = _in_order(tests)
     if path.suffix == ".html":
-        text = as_html()(Report([result_of(stated) for _, stated in ordered]))
+        text = Report([result_of(stated) for _, stated in ordered]).to_html()
     else:
         text = json.dumps([{"test": test, **stated} for test, stated in ordered], indent=1) + "\n"
     path.write_text(text, encoding="utf-8")
@@ -108,11 +108,3 @@ def write(path: Path, tests: Mapping[str, Stated]) -> None:
 def _in_order(tests: Mapping[str, Stated]) -> list[tuple[str, dict[str, Any]]]:
     """Results do not come in the order of tests where several processes run them."""
     return [(test, stated) for test, results in sorted(tests.items()) for stated in results]
-
-
-def as_html() -> Callable[[Report], str]:
-    """What makes a page of a report; ValueError where nothing does."""
-    page = getattr(Report, "to_html", None)
-    if page is None:
-        raise ValueError("this version of refattn writes no HTML: name a file that ends in .json")
-    return page

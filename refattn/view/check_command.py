@@ -8,6 +8,7 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def _checked(target: str, args: Namespace) -> Report:
     if args.jobs != 1 or args.ledger:
         if args.case is not None:
             raise ValueError("--case takes no --jobs or --ledger: it is one alone")
-        return sweep_command.swept_with(target, args, _names(args.argument))
+        swept = sweep_command.swept_with(target, args, _names(args.argument))
+        return Report([r for one in swept.results for r in with_lines([one], _again(target, one.mechanism, args))])
     dtypes = [named_format(d) for d in args.dtype or ("float32",)]
     work: list[tuple[Mechanism[..., Any], Candidate, Case, Any]] = [
         (m, run, case, dtype)
@@ -103,10 +105,14 @@ def _checked(target: str, args: Namespace) -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a candidate's own warnings are not what was asked
         for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
-            what = ["--command", target] if args.command else [target]
-            line = command_line([*what, m.spec.name], {n: getattr(args, n) for n in REPEATED}, REPEATED)
-            results += with_lines(compare_case(candidate, m, case, dtype), line)
+            results += with_lines(compare_case(candidate, m, case, dtype), _again(target, m.spec.name, args))
     return Report(few(results))
+
+
+def _again(target: str, mechanism: str, args: Namespace) -> Callable[[str, str], str]:
+    """From a case and a dtype to the command that repeats them alone."""
+    what = ["--command", target] if args.command else [target]
+    return command_line([*what, mechanism], {n: getattr(args, n) for n in REPEATED}, REPEATED)
 
 
 def _print_explanation(report: Report) -> None:
