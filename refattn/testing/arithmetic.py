@@ -218,10 +218,10 @@ class Disturbance(Arithmetic):
         return x + self.target.accumulator * by * self.noise(x.size).reshape(x.shape)
 
     def stored(self, x: Any) -> Any:
-        """As read back from memory."""
+        """As read back from memory: zero is stored as it is, so that what is divided by it, or not, stays so."""
         plain = np.asarray(x)
         size = np.where(np.isfinite(plain), np.abs(plain), 0)
-        return plain + (self.target.unit * size + self.target.floor) * self.storage(plain.size).reshape(plain.shape)
+        return plain + (self.target.unit * size + self.target.floor * (plain != 0)) * self.storage(plain.size).reshape(plain.shape)
 
     def kept(self, y: Any) -> Array:
         """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""

@@ -35,7 +35,7 @@ def client():
 def test_a_worker_is_killed_midway(client, tmp_path):
     ledger, killed = tmp_path / "ledger", []
     alone = testing.sweep("tests.kernels:slow", **SOFTMAX)
-    units = len({(r.case, r.dtype) for r in alone.results})
+    units = len({("; " in r.case or r.case, r.dtype) for r in alone.results})  # a case that is handed over in many ways is one
 
     def kill():
         while not ledger.exists() or ledger.read_bytes().count(b"\n") < units // 4:
