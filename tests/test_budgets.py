@@ -301,3 +301,17 @@ def test_independent_numbers_are_different():
                 x = named_format("bfloat16").round(c.arguments["x"])
                 assert name == "softmax" or len(np.unique(x)) == x.size
     assert not Case("a", {}).independent
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+def test_scores_that_are_called_exact_are_exact_in_float32(level):
+    for case in cases(ATTENTION, level):
+        if case.exact_scores:
+            given = case.arguments
+            scale = given.get("scale")
+            factor = given["query"].shape[-1] ** -0.5 if scale is None else scale
+            assert np.all(np.frexp(factor)[0] == 0.5), case.name  # a power of two
+            query, key = (np.where(np.isfinite(given[n]), given[n], 0) for n in ("query", "key"))
+            keys = np.repeat(key, query.shape[-3] // max(key.shape[-3], 1), axis=-3).swapaxes(-1, -2)
+            for q, k in ((query, keys), (np.abs(query), np.abs(keys))):  # no sum of magnitudes is rounded, so none in any order is
+                np.testing.assert_array_equal(q.astype(np.float32) @ k.astype(np.float32), q @ k, case.name)

@@ -57,10 +57,10 @@ def test_a_message_has_all_that_is_known():
     assert testing.check(refattn.conv2d, refattn.conv2d, case="plain").message() == ""
 
 
-def test_the_line_of_a_check_runs_and_fails_again(tmp_path):
+def test_the_line_of_a_check_runs_and_fails_again():
     report = testing.check(flipped, refattn.conv2d, gradients=flipped_gradients, supports={"padding", "stride"}, case="padding alone")
     (line,) = {r.reproduce for r in report.failures}
-    done = run(line, tmp_path)
+    done = run(line, Path.cwd())  # where the line is printed
     assert done.returncode == 1, done.stderr
     assert "conv2d, padding alone, float32: d_weight differs" in done.stderr
     assert "RefattnAssertionError" in done.stderr

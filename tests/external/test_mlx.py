@@ -14,7 +14,7 @@ mx = pytest.importorskip("mlx.core")
 
 
 def softmax(x):
-    return mx.softmax(x, axis=-1)
+    return mx.softmax(x, axis=-1, precise=True)
 
 
 def attention(query, key, value, *, mask=None, scale=None):
@@ -42,6 +42,13 @@ def test_softmax_is_right_forward_and_backward(dtype):
     report = testing.check(softmax, refattn.softmax, framework="mlx", dtype=dtype)
     report.raise_if_wrong()
     assert {r.what for r in report.results if r.passed} == {"output", "d_x"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sums_in_sixteen_bits_are_found(dtype):
+    """What it does unless asked for more: 2055 classes that are alike should sum to 1."""
+    report = testing.check(lambda x: mx.softmax(x, axis=-1), refattn.softmax, framework="mlx", dtype=dtype)
+    assert {"many classes", "many classes, all alike"} <= {r.case for r in report.failures if r.what == "output"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

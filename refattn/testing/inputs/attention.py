@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,8 +113,10 @@ def _behind_masks(random: Random) -> Iterator[Case]:
 
 
 def _exact(random: Random, query_shape: tuple[int, ...], key_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Whole numbers, and a scale that is a power of two: given where that of the head's size is none."""
     small = {"query": random.integers(-3, 4, query_shape) * 1.0, "key": random.integers(-3, 4, key_shape) * 1.0}
-    return {**small, "value": random.normal(key_shape)}
+    scale = {} if math.log2(query_shape[-1]) % 2 == 0 else {"scale": 0.25}
+    return {**small, "value": random.normal(key_shape), **scale}
 
 
 def _one(random: Random, shape: tuple[int, ...]) -> Array:
