@@ -11,11 +11,22 @@ from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
 from refattn_numba.composites import (
     multi_head_attention,
+    separable_conv2d,
     transformer,
     transformer_decoder,
     transformer_decoder_layer,
     transformer_encoder,
     transformer_encoder_layer,
+)
+from refattn_numba.convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    depthwise_conv2d,
+    pointwise_conv2d,
 )
 from refattn_numba.cpu.specialisations import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
@@ -37,9 +48,16 @@ __all__ = [
     "chunked_gated_delta_rule",
     "chunked_gated_linear_attention",
     "chunked_linear_attention",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "decode_attention",
     "decode_attention_with_lse",
     "delta_rule",
+    "depthwise_conv2d",
     "elu_plus_one",
     "gated_delta_rule",
     "gated_linear_attention",
@@ -47,8 +65,10 @@ __all__ = [
     "multi_head_attention",
     "paged_attention",
     "paged_attention_with_lse",
+    "pointwise_conv2d",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_with_lse",
+    "separable_conv2d",
     "transformer",
     "transformer_decoder",
     "transformer_decoder_layer",

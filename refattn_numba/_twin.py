@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy as np
 from refattn import Mechanism
 from refattn import using as using_these
 from refattn._core import Pullback, tree
-from refattn._core.mechanism import with_vjp
+from refattn._core.docstring import with_more_parameters
+from refattn._core.mechanism import Spec, with_vjp
 from refattn_numba._tensors import CODED, accepting_tensors
 
 P = ParamSpec("P")
@@ -46,6 +49,8 @@ def twin_of(
     stored: bool = False,
     narrow: bool = False,
     makes_new: bool = True,
+    extras: Callable[..., None] | None = None,
+    finished: Callable[[Any], Any] = lambda made: made,
 ) -> Callable[[Callable[..., tuple[Y, Pullback]]], Mechanism[P, Y]]:
     """Give a fast rule its reference's face; refuse a rule whose parameters differ.
 
@@ -54,7 +59,10 @@ def twin_of(
     that function, whose parameters are compared in its place. With `stored`, it gets arrays in the types in which they are stored.
     A rule that is `narrow` takes numbers of 16 bits where all are, bfloat16 as uint16, and returns them so.
     Where it `makes_new`, it returns arrays that it has made, and nothing twice, so that they need no copy.
+    The keyword-only parameters of `extras` come on top, with what its docstring says of them; their defaults change nothing. What
+    `finished` makes of the function is what users get.
     """
+    spec = reference.spec if extras is None else _extended(reference.spec, extras)
 
     def decorate(rule: Callable[..., tuple[Y, Pullback]]) -> Mechanism[P, Y]:
         ours, theirs = (
@@ -62,17 +70,33 @@ def twin_of(
         )
         if rule.__name__ != reference.__name__ or ours != theirs:
             raise TypeError(f"{rule.__module__}.{rule.__name__}: name or parameters differ from {reference.spec.module}")
-        rule.__doc__ = reference.__doc__
-        face = functools.partial(with_vjp, reference.spec, makes_new=makes_new)
+        rule.__doc__ = spec.rule.__doc__
+        face = functools.partial(with_vjp, spec, makes_new=makes_new)
         if narrow:
             in_bits = face(_of_bits(rule, lambda dtype: dtype.kind == "V" and dtype.name == "bfloat16"), precision=storage)
             made = accepting_tensors(in_bits, face(_of_bits(rule, lambda dtype: dtype == CODED), precision=None))
         else:
             made = accepting_tensors(face(rule, precision=None if stored else precision), stored=stored)
+        made = finished(made)
         _TWINS[reference.__name__] = made
         return cast("Mechanism[P, Y]", made)
 
     return decorate
+
+
+def _extended(spec: Spec, extras: Callable[..., None]) -> Spec:
+    """The facts of a reference and of more options."""
+    more = inspect.signature(extras).parameters
+    signature = spec.signature.replace(parameters=[*spec.signature.parameters.values(), *more.values()])
+
+    def documented(*args: Any, **kwargs: Any) -> Any:
+        return spec.rule(*args, **kwargs)
+
+    documented.__doc__ = with_more_parameters(spec.rule.__doc__ or "", extras.__doc__ or "")
+    made = replace(spec, signature=signature, rule=documented)
+    hints = {n: h for n, h in typing.get_type_hints(extras).items() if n in more}
+    vars(made)["hints"] = {**spec.hints, **hints}  # which are looked up in the module of a function, of which there are two
+    return made
 
 
 def _of_bits(rule: Callable[..., tuple[Any, Pullback]], is_bfloat16: Callable[[np.dtype[Any]], bool]) -> Callable[..., Any]:

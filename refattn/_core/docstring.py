@@ -131,6 +131,12 @@ def with_parameters_of(doc: str, other: str) -> str:
     return ours.replace("\nReturns\n", f"\nParameters\n----------\n{parameters}\n\nReturns\n", 1)
 
 
+def with_more_parameters(doc: str, other: str) -> str:
+    """The docstring with the other's parameters after its own."""
+    ours, more = inspect.cleandoc(doc), _sections(inspect.cleandoc(other))["Parameters"].rstrip()
+    return ours.replace("\n\nReturns\n", f"\n{more}\n\nReturns\n", 1)
+
+
 def options_in(doc: str) -> dict[str, Option]:
     """The parameters of a docstring that it states as options; the others are for people to read."""
     options = {}

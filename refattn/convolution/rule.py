@@ -49,8 +49,7 @@ def convolve(
 ) -> tuple[Array, Pullback]:
     """Pad, correlate each group of channels, add the bias."""
     size, kernel = x.shape[2:], weight.shape[2:]
-    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
-    pairs = border(padding, size, kernel, steps, gaps)
+    steps, gaps, pairs = geometry(size, kernel, stride, padding, dilation)
     padded, pad_pullback = pad.vjp(x, padding=pairs, mode=padding_mode)
     refuse_small(padded.shape[2:], kernel, gaps)
     split, kernels = in_groups(padded, groups, axis=1), in_groups(weight, groups, axis=0)
@@ -83,13 +82,7 @@ def convolve_transposed(
 ) -> tuple[Array, Pullback]:
     """Spread each group of channels, cut off the padding, add the bias."""
     size, kernel = x.shape[2:], weight.shape[2:]
-    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
-    more, pairs = per_axis("output_padding", output_padding, len(size)), pairs_of(padding, len(size))
-    if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
-        raise ValueError(f"output_padding is {output_padding}, but must be below stride {steps} or dilation {gaps}")
-    full = tuple((n - 1) * s + d * (k - 1) + 1 + m for n, s, d, k, m in zip(size, steps, gaps, kernel, more, strict=True))
-    if any(before + after >= n for (before, after), n in zip(pairs, full, strict=True)):
-        raise ValueError(f"padding is {padding}, which cuts off all of {full}")
+    steps, gaps, pairs, full = transposed_geometry(size, kernel, stride, padding, output_padding, dilation)
     inner = (..., *(slice(before, n - after) for (before, after), n in zip(pairs, full, strict=True)))
     split, kernels = in_groups(x, groups, axis=1), in_groups(weight, groups, axis=0)
     output = joined(spread(split, kernels, full, steps, gaps), axis=1)[inner]
@@ -105,6 +98,26 @@ def convolve_transposed(
         }
 
     return output, pullback
+
+
+def geometry(size: Axes, kernel: Axes, stride: PerAxis, padding: Padding, dilation: PerAxis) -> tuple[Axes, Axes, Pairs]:
+    """Stride, dilation and border of each axis."""
+    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
+    return steps, gaps, border(padding, size, kernel, steps, gaps)
+
+
+def transposed_geometry(
+    size: Axes, kernel: Axes, stride: PerAxis, padding: int | tuple[int, ...] | Pairs, output_padding: PerAxis, dilation: PerAxis
+) -> tuple[Axes, Axes, Pairs, Axes]:
+    """Stride, dilation and what is cut off of each axis, and its size before that."""
+    steps, gaps = per_axis("stride", stride, len(size)), per_axis("dilation", dilation, len(size))
+    more, pairs = per_axis("output_padding", output_padding, len(size)), pairs_of(padding, len(size))
+    if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
+        raise ValueError(f"output_padding is {output_padding}, but must be below stride {steps} or dilation {gaps}")
+    full = tuple((n - 1) * s + d * (k - 1) + 1 + m for n, s, d, k, m in zip(size, steps, gaps, kernel, more, strict=True))
+    if any(before + after >= n for (before, after), n in zip(pairs, full, strict=True)):
+        raise ValueError(f"padding is {padding}, which cuts off all of {full}")
+    return steps, gaps, pairs, full
 
 
 def ungrouped(inputs: dict[str, Any], random: Random) -> Iterator[Sample]:

@@ -1,0 +1,183 @@
+"""The rule that all convolutions share: options to a problem, an algorithm for each face, storage types and layouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+import numpy as np
+
+from refattn._core import Array, Grads, Pullback
+from refattn.convolution import rule
+from refattn.convolution.rule import Padding, Pairs, PerAxis
+from refattn.primitives.padding import PaddingMode, pad
+from refattn_numba.cpu.conv.choice import Name, choose
+from refattn_numba.cpu.conv.epilogue import before_activation
+from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Problem
+from refattn_numba.cpu.conversion import STORED, narrowed, widened
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+How: TypeAlias = tuple[Name, Accuracy]
+
+PACKED: ContextVar[dict[Any, Any] | None] = ContextVar("refattn_packed", default=None)
+"""Where the packed weights of a plan are kept while it is called."""
+
+
+@contextmanager
+def keeping(packed: dict[Any, Any]) -> Iterator[None]:
+    """Within the block, all convolutions have one weight, and how algorithms want it is kept here."""
+    token = PACKED.set(packed)
+    try:
+        yield
+    finally:
+        PACKED.reset(token)
+
+
+def stored(convolve: Function) -> Function:
+    """The same for numbers of 16 bits, which are computed in float32."""
+
+    @wraps(convolve)
+    def single(**given: Any) -> tuple[Any, Pullback]:
+        dtype = given["x"].dtype
+        if dtype.name not in STORED:
+            return convolve(**given)
+        y, pullback = convolve(**{n: widened(x) if isinstance(x, np.ndarray) and x.dtype == dtype else x for n, x in given.items()})
+
+        def pullback_of_stored(dy: Array) -> Grads:
+            return {n: None if g is None else narrowed(g, dtype) for n, g in pullback(widened(dy)).items()}
+
+        return narrowed(y, dtype), pullback_of_stored
+
+    return cast("Function", single)
+
+
+@stored
+def convolve(
+    *,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+    padding_mode: PaddingMode = "zeros",
+    algorithm: Name = "auto",
+    accuracy: Accuracy = "fast",
+    activation: Activation | None = None,
+) -> tuple[Array, Pullback]:
+    """A convolution of any number of dimensions."""
+    steps, gaps, pairs = rule.geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    whole = tuple(n + a + b for n, (a, b) in zip(x.shape[2:], pairs, strict=True))
+    pad_pullback: Any = None
+    if padding_mode != "zeros":
+        x, pad_pullback = pad.vjp(x, padding=pairs, mode=padding_mode)
+        pairs = ((0, 0),) * len(pairs)
+    rule.refuse_small(whole, weight.shape[2:], gaps)
+    out = rule.out_size(whole, weight.shape[2:], steps, gaps)
+    problem = _problem(x, weight, x.shape[2:], out, steps, gaps, pairs, groups)
+    given, kernels = _five(x, problem.channels_last), _contiguous(weight)
+    how = algorithm, accuracy
+    done = _linear(problem, "correlate", how, given, kernels, Epilogue(_maybe(bias), activation))
+
+    def pullback(dy: Array) -> Grads:
+        d = _five(before_activation(done, activation, _as_five(dy)), problem.channels_last)
+        dx = _linear(problem, "spread", how, d, kernels, Epilogue()).output.reshape(x.shape)
+        return {
+            "x": dx if pad_pullback is None else pad_pullback(dx)["x"],
+            "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, given, d).reshape(weight.shape),
+            "bias": None if bias is None else rule.bias_gradient(d),
+        }
+
+    return done.output.reshape(*done.output.shape[:2], *out), pullback
+
+
+@stored
+def convolve_transposed(
+    *,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: PerAxis = 1,
+    padding: int | tuple[int, ...] | Pairs = 0,
+    output_padding: PerAxis = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+    algorithm: Name = "auto",
+    accuracy: Accuracy = "fast",
+    activation: Activation | None = None,
+) -> tuple[Array, Pullback]:
+    """A transposed convolution: the convolution whose input is what is returned here, read the other way."""
+    steps, gaps, pairs, full = rule.transposed_geometry(x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation)
+    size = tuple(n - a - b for n, (a, b) in zip(full, pairs, strict=True))
+    problem = _problem(x, weight, size, x.shape[2:], steps, gaps, pairs, groups)
+    given, kernels = _five(x, problem.channels_last), _contiguous(weight)
+    how = algorithm, accuracy
+    done = _linear(problem, "spread", how, given, kernels, Epilogue(_maybe(bias), activation))
+
+    def pullback(dy: Array) -> Grads:
+        d = _five(before_activation(done, activation, _as_five(dy)), problem.channels_last)
+        return {
+            "x": _linear(problem, "correlate", how, d, kernels, Epilogue()).output.reshape(x.shape),
+            "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, d, given).reshape(weight.shape),
+            "bias": None if bias is None else rule.bias_gradient(d),
+        }
+
+    return done.output.reshape(*done.output.shape[:2], *size), pullback
+
+
+def _problem(
+    x: Array, weight: Array, size: Any, out: Any, stride: Any, dilation: Any, pairs: Pairs, groups: int
+) -> Problem:  # fmt: skip
+    """With three axes; those that are missing have one position."""
+
+    def three(numbers: Any, missing: int) -> Axes:
+        return cast("Axes", (missing,) * (AXES - len(numbers)) + tuple(numbers))
+
+    before = [a for a, _ in pairs]
+    groups = max(groups, 1)
+    return Problem(
+        x.dtype.newbyteorder("="), is_channels_last(x), x.shape[0], groups, weight.shape[1], weight.shape[0] // groups,
+        three(size, 1), three(weight.shape[2:], 1), three(out, 1), three(stride, 1), three(dilation, 1), three(before, 0),
+    )  # fmt: skip
+
+
+def is_channels_last(x: Array) -> bool:
+    """Whether the channels lie next to one another in memory, and the positions do not."""
+    rows = np.moveaxis(x, 1, -1)
+    return x.shape[1] > 1 and math.prod(x.shape[2:]) > 1 and rows.flags.c_contiguous
+
+
+def _as_five(x: Array) -> Array:
+    return x.reshape(*x.shape[:2], *(1,) * (AXES + 2 - x.ndim), *x.shape[2:])
+
+
+def _five(x: Array, channels_last: bool) -> Array:
+    """With five axes, native and aligned, in one of the two layouts; itself where it is so already."""
+    x = np.require(_as_five(x), x.dtype.newbyteorder("="), "A")
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if channels_last else np.ascontiguousarray(x)
+
+
+def _contiguous(weight: Array) -> Array:
+    return np.require(_as_five(weight), weight.dtype.newbyteorder("="), ("C", "A"))
+
+
+def _maybe(bias: Array | None) -> Array | None:
+    return None if bias is None else np.require(bias, bias.dtype.newbyteorder("="), ("C", "A"))
+
+
+def _linear(problem: Problem, face: Literal["correlate", "spread"], how: How, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
+    """The output or the gradient of the input; what the algorithm makes of the weight is made once where a plan keeps it."""
+    algorithm, kept = choose(problem, face, *how), PACKED.get()
+    at = algorithm.name, face, problem.dtype, problem.groups, problem.stride, problem.dilation
+    packed = None if kept is None else kept.get(at)
+    if packed is None:
+        packed = algorithm.pack(problem, face, weight)
+        if kept is not None:
+            kept[at] = packed
+    return (algorithm.correlate if face == "correlate" else algorithm.spread)(problem, x, packed, epilogue)
