@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypedDict, Unpack, cast
 
 import refattn
 from refattn._core import Array, Pullback
+from refattn._core.mechanism import Spec
+from refattn.convolution.rule import Padding, PerAxis
+from refattn.primitives.padding import PaddingMode
 from refattn_numba._layout import accepting_layouts
-from refattn_numba._plan import planned
+from refattn_numba._plan import Plan, planned
 from refattn_numba._twin import twin_of
 from refattn_numba.cpu.conv import run
 from refattn_numba.cpu.conv.choice import Name
-from refattn_numba.cpu.conv.problem import Accuracy, Activation
+from refattn_numba.cpu.conv.problem import Accuracy, Activation, Layout
 
-Layout: TypeAlias = Literal["channels_first", "channels_last"]
+P = ParamSpec("P")
+
+
+class How(TypedDict, total=False):
+    """The options of `how`."""
+
+    algorithm: Name
+    accuracy: Accuracy
+    activation: Activation | None
+    layout: Layout
 
 
 def how(
@@ -41,19 +54,54 @@ def how(
     """
 
 
-def _twin(reference: Any, rule: Any) -> Any:
-    """A fast convolution with the face of its reference."""
+class Convolution(Protocol[P]):
+    """A fast convolution: the face of its reference, and the options of `how`."""
+
+    spec: Spec
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Array:
+        """The output."""
+        ...
+
+    def vjp(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Array, Pullback]:
+        """The output and its pullback."""
+        ...
+
+    def plan(self, weight: Any, bias: Any = None, **options: Any) -> Plan:
+        """Prepare a weight for many calls with the same options."""
+        ...
+
+
+def _twin(reference: Any, rule: Callable[P, tuple[Array, Pullback]]) -> Convolution[P]:
+    """`rule` with the face of a reference, and what all convolutions take besides."""
 
     @functools.wraps(reference)
-    def fast(*args: Any, layout: Layout = "channels_first", **kwargs: Any) -> tuple[Array, Pullback]:
-        return rule(**dict(zip(("x", "weight", "bias"), args, strict=False)), **kwargs)
+    def fast(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
+        return cast("Any", rule)(*args, **kwargs)
 
     fast.__module__ = __name__
-    return twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda made: planned(accepting_layouts(made)))(fast)
+    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda f: planned(accepting_layouts(f)))(fast)
+    return cast("Convolution[P]", made)
 
 
-def _depthwise(x: Array, **kwargs: Any) -> tuple[Array, Pullback]:
-    return run.convolve(x=x, **kwargs, groups=x.shape[1])
+def _depthwise(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    padding_mode: PaddingMode = "zeros",
+    **options: Unpack[How],
+) -> tuple[Array, Pullback]:
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "padding_mode": padding_mode}
+    return run.convolve(x, weight, bias, groups=x.shape[1], **geometry, **options)
+
+
+def _pointwise(x: Array, weight: Array, bias: Array | None = None, **options: Unpack[How]) -> tuple[Array, Pullback]:
+    return run.convolve(x, weight, bias, **options)
 
 
 conv1d = _twin(refattn.conv1d, run.convolve)
@@ -63,4 +111,4 @@ conv_transpose1d = _twin(refattn.conv_transpose1d, run.convolve_transposed)
 conv_transpose2d = _twin(refattn.conv_transpose2d, run.convolve_transposed)
 conv_transpose3d = _twin(refattn.conv_transpose3d, run.convolve_transposed)
 depthwise_conv2d = _twin(refattn.depthwise_conv2d, _depthwise)
-pointwise_conv2d = _twin(refattn.pointwise_conv2d, run.convolve)
+pointwise_conv2d = _twin(refattn.pointwise_conv2d, _pointwise)

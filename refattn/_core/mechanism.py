@@ -360,7 +360,7 @@ def with_vjp(
     Without a precision, `rule` gets arrays in the types in which they are stored.
 
     `makes_new` promises that outputs and gradients share no memory with arguments or one another, and gradients none with what
-    the pullback reads: they are copied less often.
+    the pullback reads: they are copied less often. Outputs are not, where the pullback has ``reads_outputs = False``.
     """
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
@@ -390,7 +390,7 @@ def with_vjp(
         finally:
             hook.PATH.reset(token)
         made = tuple(hook.passed(path, "output", n, x) for n, x in zip(spec.output_names, outputs(y), strict=True))
-        if not outer and (differentiate or not makes_new):
+        if not outer and (not makes_new or (differentiate and getattr(pullback, "reads_outputs", True))):
             made = tuple(np.array(x, subok=False) for x in made)
         given_back = type(y)(*made) if isinstance(y, tuple) else made[0]
         if not differentiate:

@@ -15,6 +15,7 @@ Axes: TypeAlias = tuple[int, int, int]
 Face: TypeAlias = Literal["correlate", "spread", "weight_gradient"]
 Accuracy: TypeAlias = Literal["fast", "strict"]
 Activation: TypeAlias = Literal["relu", "silu", "gelu"]
+Layout: TypeAlias = Literal["channels_first", "channels_last"]
 
 AXES = 3
 

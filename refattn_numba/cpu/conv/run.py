@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from refattn.convolution.rule import Padding, Pairs, PerAxis
 from refattn.primitives.padding import PaddingMode, pad
 from refattn_numba.cpu.conv.choice import Name, choose
 from refattn_numba.cpu.conv.epilogue import before_activation
-from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Problem
+from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Layout, Problem
 from refattn_numba.cpu.conversion import STORED, narrowed, widened
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,26 +42,26 @@ def stored(convolve: Function) -> Function:
     """The same for numbers of 16 bits, which are computed in float32."""
 
     @wraps(convolve)
-    def single(**given: Any) -> tuple[Any, Pullback]:
-        dtype = given["x"].dtype
-        if dtype.name not in STORED:
-            return convolve(**given)
-        y, pullback = convolve(**{n: widened(x) if isinstance(x, np.ndarray) and x.dtype == dtype else x for n, x in given.items()})
+    def single(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Any, Pullback]:
+        if (dtype := x.dtype).name not in STORED:
+            return convolve(x, weight, bias, **options)
+        y, pullback = convolve(*(None if a is None else _in_order(widened, a) for a in (x, weight, bias)), **options)
+        narrow = partial(_in_order, partial(narrowed, dtype=dtype))
 
         def pullback_of_stored(dy: Array) -> Grads:
-            return {n: None if g is None else narrowed(g, dtype) for n, g in pullback(widened(dy)).items()}
+            return {n: None if g is None else narrow(g) for n, g in pullback(_in_order(widened, dy)).items()}
 
-        return narrowed(y, dtype), pullback_of_stored
+        return narrow(y), pullback_of_stored
 
     return cast("Function", single)
 
 
 @stored
 def convolve(
-    *,
     x: Array,
     weight: Array,
     bias: Array | None = None,
+    *,
     stride: PerAxis = 1,
     padding: Padding = 0,
     dilation: PerAxis = 1,
@@ -70,6 +70,7 @@ def convolve(
     algorithm: Name = "auto",
     accuracy: Accuracy = "fast",
     activation: Activation | None = None,
+    layout: Layout = "channels_first",  # moved at the border
 ) -> tuple[Array, Pullback]:
     """A convolution of any number of dimensions."""
     steps, gaps, pairs = rule.geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
@@ -94,15 +95,15 @@ def convolve(
             "bias": None if bias is None else rule.bias_gradient(d),
         }
 
-    return done.output.reshape(*done.output.shape[:2], *out), pullback
+    return done.output.reshape(*done.output.shape[:2], *out), _reading(pullback, activation)
 
 
 @stored
 def convolve_transposed(
-    *,
     x: Array,
     weight: Array,
     bias: Array | None = None,
+    *,
     stride: PerAxis = 1,
     padding: int | tuple[int, ...] | Pairs = 0,
     output_padding: PerAxis = 0,
@@ -111,6 +112,7 @@ def convolve_transposed(
     algorithm: Name = "auto",
     accuracy: Accuracy = "fast",
     activation: Activation | None = None,
+    layout: Layout = "channels_first",
 ) -> tuple[Array, Pullback]:
     """A transposed convolution: the convolution whose input is what is returned here, read the other way."""
     steps, gaps, pairs, full = rule.transposed_geometry(x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation)
@@ -128,7 +130,13 @@ def convolve_transposed(
             "bias": None if bias is None else rule.bias_gradient(d),
         }
 
-    return done.output.reshape(*done.output.shape[:2], *size), pullback
+    return done.output.reshape(*done.output.shape[:2], *size), _reading(pullback, activation)
+
+
+def _reading(pullback: Any, activation: Activation | None) -> Pullback:
+    """Say whether it reads the output, which users may overwrite."""
+    pullback.reads_outputs = activation == "relu"
+    return pullback
 
 
 def _problem(
@@ -151,6 +159,11 @@ def is_channels_last(x: Array) -> bool:
     """Whether the channels lie next to one another in memory, and the positions do not."""
     rows = np.moveaxis(x, 1, -1)
     return x.shape[1] > 1 and math.prod(x.shape[2:]) > 1 and rows.flags.c_contiguous
+
+
+def _in_order(convert: Callable[[Array], Array], x: Array) -> Array:
+    """A conversion that keeps the layout of memory."""
+    return np.moveaxis(convert(np.moveaxis(x, 1, -1)), -1, 1) if x.ndim > 2 and is_channels_last(x) else convert(x)
 
 
 def _as_five(x: Array) -> Array:
