@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.call import Record, address_of
 from refattn_numba.cpu.decode import BLOCK, STEP, Decoding, decode, decode_memory
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import cap_of, packed
@@ -29,6 +30,16 @@ class Reach(NamedTuple):
     end: Integers
 
 
+class Tasks(NamedTuple):
+    """Sequence, key head, first position and end of each task, and where those of each sequence and head begin."""
+
+    sequence: Integers
+    head: Integers
+    first: Integers
+    end: Integers
+    bounds: Integers
+
+
 class Attended(NamedTuple):
     """Output and log-sum-exp of each query; its softmax subtracted `shift` and multiplied by `inverse`."""
 
@@ -46,6 +57,7 @@ def attended(
     reach: Reach,
     dtype: np.dtype[Any],
     *,
+    tasks: Tasks | None = None,
     factor: float,
     softcap: float | None = None,
     sinks: Array | None = None,
@@ -61,16 +73,17 @@ def attended(
     key_width, value_width = (-(-n // lanes) * lanes for n in (head_dim, value_dim))
     scaled = np.zeros((count, kv_heads, padded, key_width), dtype)
     # a row is one query of one head of the group: all heads of the first query, then of the second
-    by_head = (query.astype(dtype) * dtype.type(factor)).reshape(count, kv_heads, group, queries, head_dim)
-    scaled[:, :, :rows, :head_dim] = by_head.swapaxes(2, 3).reshape(count, kv_heads, rows, head_dim)
-    sequence, head, first, end, bounds = _tasks(reach, kv_heads)
-    tasks = sequence.size
-    sums, largest, total = (np.empty((tasks, padded, *size), dtype) for size in ((value_width,), (), ()))
+    by_head = query.reshape(count, kv_heads, group, queries, head_dim).swapaxes(2, 3)
+    inner = scaled[:, :, :rows].reshape(count, kv_heads, queries, group, key_width)[..., :head_dim]
+    np.multiply(by_head, dtype.type(factor), out=inner, dtype=dtype)
+    tasks = _tasks(reach, kv_heads) if tasks is None else tasks
+    parts = tasks.sequence.size
+    sums, largest, total = (np.empty((parts, padded, *size), dtype) for size in ((value_width,), (), ()))
     call = Record(
         {
             "softcap": cap_of(softcap, dtype),
             "memory_size": decode_memory(padded, key_width, value_width, lanes),
-            "tasks": tasks,
+            "tasks": parts,
             "rows": padded,
             "queries": queries,
             "group": group,
@@ -82,14 +95,15 @@ def attended(
     )
     kinds = [_add_stored(call, *given, dtype, lanes) for given in (("key", key_pages, key_scale), ("value", value_pages, value_scale))]
     call.add(query=scaled, table=packed(table, np.int64), reach_first=packed(reach.first, np.int64), reach_end=packed(reach.end, np.int64))
-    call.add(task_sequence=sequence, task_head=head, task_first=first, task_end=end, sums=sums, largest=largest, total=total)
-    cost = int((end - first).sum()) * rows * (head_dim + value_dim)
+    call.add(task_sequence=tasks.sequence, task_head=tasks.head, task_first=tasks.first, task_end=tasks.end)
+    call.add(sums=sums, largest=largest, total=total)
+    cost = int((tasks.end - tasks.first).sum()) * rows * (head_dim + value_dim)
     if rows:
-        run_tasks(decode, call, any(kind != SAME for kind in kinds), tasks, cost, dtype)
+        run_tasks(decode, call, kinds != [SAME, SAME], parts, cost, dtype)
     if sinks is not None:
         sinks = np.tile(sinks.astype(dtype).reshape(kv_heads, 1, group), (count, queries, 1)).reshape(count * kv_heads, rows)
     with np.errstate(invalid="ignore"):  # infinite scores make rows that are no numbers, as in the reference
-        results = _merged(sums[:, :rows, :value_dim], largest[:, :rows], total[:, :rows], bounds, sinks)
+        results = _merged(sums[:, :rows, :value_dim], largest[:, :rows], total[:, :rows], tasks.bounds, sinks)
 
     def in_order(x: Array) -> Array:
         """Heads before queries again."""
@@ -106,16 +120,23 @@ def attended_in_place(
     query: Array, key: Array, value: Array, before: int, after: int, *, scale: float, softcap: float | None, sinks: Array | None
 ) -> Attended:
     """Attention where query i sees the keys from ``i - before`` to ``i + after``: what a sequence has is one page of its own."""
-    queries, key_len = query.shape[-2], key.shape[-2]
     rows, keys, values = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key, value))
-    at, sequences = np.arange(queries), np.arange(len(rows))[:, None]
-    first, end = (np.broadcast_to(np.clip(x, 0, key_len), (len(rows), queries)) for x in (at - before, at + after + 1))
-    reach = Reach(first, np.maximum(first, end))
-    return attended(rows, keys, values, sequences, reach, query.dtype.newbyteorder("="), factor=scale, softcap=softcap, sinks=sinks)
+    reach, table, tasks = _within(len(rows), query.shape[-2], key.shape[-2], before, after, value.shape[-3])
+    options = {"factor": scale, "softcap": softcap, "sinks": sinks}
+    return attended(rows, keys, values, table, reach, query.dtype.newbyteorder("="), tasks=tasks, **options)
 
 
-def _tasks(reach: Reach, kv_heads: int) -> tuple[Integers, Integers, Integers, Integers, Integers]:
-    """Sequence, key head, first position and end of tasks of nearly the same size, and where those of each sequence and head begin."""
+@lru_cache(maxsize=64)
+def _within(count: int, queries: int, key_len: int, before: int, after: int, kv_heads: int) -> tuple[Reach, Integers, Tasks]:
+    """What follows from sizes alone: how far queries reach, pages and tasks."""
+    at = np.arange(queries)
+    first, end = (packed(np.broadcast_to(np.clip(x, 0, key_len), (count, queries)), np.int64) for x in (at - before, at + after + 1))
+    reach = Reach(first, packed(np.maximum(first, end), np.int64))
+    return reach, packed(np.arange(count)[:, None], np.int64), Tasks(*(packed(x, np.int64) for x in _tasks(reach, kv_heads)))
+
+
+def _tasks(reach: Reach, kv_heads: int) -> Tasks:
+    """Of nearly the same size."""
     low, high = reach.first.min(axis=1, initial=2**62), reach.end.max(axis=1, initial=0)
     low = np.minimum(low, high)
     size = max(SPAN, -(-int((high - low).sum()) * kv_heads // TASKS))
@@ -126,27 +147,39 @@ def _tasks(reach: Reach, kv_heads: int) -> tuple[Integers, Integers, Integers, I
     sequence, part = pair // max(kv_heads, 1), np.arange(pair.size) - bounds[pair]
     first = low[sequence] + part * size
     end = np.minimum(high[sequence], first + size)
-    return sequence, pair % max(kv_heads, 1), first, end, bounds
+    return Tasks(sequence, pair % max(kv_heads, 1), first, end, bounds)
+
+
+@cache
+def _kind_of(dtype: np.dtype[Any]) -> int | None:
+    """What bits of a type mean to the kernel, where it reads it; names are slow to make."""
+    return KINDS.get(dtype.name) if dtype.isnative else None
+
+
+@cache
+def _one(dtype: np.dtype[Any]) -> Array:
+    """The factor of what has none."""
+    return packed(np.ones(1), dtype)
 
 
 def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None, dtype: np.dtype[Any], lanes: int) -> int:
     """Describe a pool as it lies in memory, where the kernel can read it there, else a copy; its kind."""
-    kind = KINDS.get(pages.dtype.name) if pages.dtype.isnative else None
+    kind = _kind_of(pages.dtype)
     if kind is None or pages.dtype == dtype:
         pages, kind = pages.astype(dtype, copy=False), SAME
     item, size = pages.itemsize, pages.shape[-1]
     if pages.size and ((size > 1 and pages.strides[-1] != item) or any(s % item for s in pages.strides) or not pages.flags.aligned):
         pages = np.ascontiguousarray(pages)
     direct = kind == SAME and size % lanes == 0 and scale is None
-    factors, steps = np.ones(1, dtype), (0, 0, 0, 0)
+    factors, steps = _one(dtype), (0, 0, 0, 0)
     if scale is not None and pages.size:
         factors = packed(scale, dtype)
         steps = np.broadcast_to(factors, pages.shape).strides
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
     step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
-    described = pages.ctypes.data, kind, direct, size, item, width, *pages.strides[:3]
-    call.fields[name] = *described, factors.ctypes.data, *steps, step, ahead
+    described = address_of(pages), kind, direct, size, item, width, *pages.strides[:3]
+    call.fields[name] = *described, address_of(factors), *steps, step, ahead
     return kind
 
 
@@ -155,6 +188,9 @@ def _merged(sums: Array, largest: Array, total: Array, bounds: Integers, sinks: 
     if not bounds.size:
         return sums, largest, largest, total
     if sinks is None and bounds.size == len(total):  # one part of each
+        if total.all():
+            inverse = 1 / total
+            return sums * inverse[..., None], largest + np.log(total), largest, inverse
         shift, whole = np.where(np.isneginf(largest), 0, largest), total
     else:
         most = np.maximum.reduceat(largest, bounds, axis=0)

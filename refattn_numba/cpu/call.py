@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from ctypes import c_size_t
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,20 @@ Call = np.dtype(
     align=True,
 )
 
+
+def _first_field(x: np.ndarray[Any, Any]) -> int:
+    """The first field of NumPy's structure, which follows that of every object: a tenth of the time that ``x.ctypes.data`` takes."""
+    return c_size_t.from_address(id(x) + object.__basicsize__).value
+
+
+def address_of(x: np.ndarray[Any, Any]) -> int:
+    """Where an array's first element is."""
+    return x.ctypes.data
+
+
+_PROBES = [np.zeros(n) for n in (1, 7)]
+if all(_first_field(x) == x.ctypes.data for x in (*_PROBES, *(x[::-1] for x in _PROBES))):
+    address_of = _first_field
 
 PARTS = {name: tuple(f"{name}{part}" for part in ("", "_batch", "_head", "_row", "_column")) for name in ARRAYS}
 
@@ -89,7 +104,7 @@ class Record:
         """C-contiguous arrays that have an address alone."""
         for name, x in arrays.items():
             self.arrays.append(x)
-            self.fields[name] = x.ctypes.data
+            self.fields[name] = address_of(x)
 
     def add_strided(self, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
         """An array that is broadcastable to ``shape = (*batch, heads, rows, columns)``; copied where no such view of it exists."""
@@ -97,14 +112,14 @@ class Record:
             x = np.require(x, dtype, "A")
         if x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
             x = np.ascontiguousarray(x)
-        if x.itemsize == BFLOAT16_BYTES and (x.ctypes.data % COUPLE_BYTES or any(step % COUPLE_BYTES for step in x.strides[:-1])):
+        if x.itemsize == BFLOAT16_BYTES and (address_of(x) % COUPLE_BYTES or any(step % COUPLE_BYTES for step in x.strides[:-1])):
             x = np.ascontiguousarray(x)  # whose rows have even sizes
         view = np.broadcast_to(x, shape) if x.shape != shape else x
         if len(shape) != 4:
             view = view.reshape(math.prod(shape[:-3]), *shape[-3:])
         item, fields, (address, *parts) = x.itemsize, self.fields, PARTS[name]
         self.arrays.append(view)
-        fields[address] = view.ctypes.data
+        fields[address] = address_of(view)
         for part, step, size in zip(parts, view.strides, view.shape, strict=True):
             fields[part] = step // item if size > 1 else 0
 
@@ -132,5 +147,5 @@ def aligned(size: int, dtype: Any) -> Array:
     """Memory that begins on a cache line, so that no register of a tile lies on two."""
     spare = CACHE_LINE // np.dtype(dtype).itemsize
     whole = np.empty(size + spare, dtype)
-    first = -whole.ctypes.data % CACHE_LINE // whole.itemsize
+    first = -address_of(whole) % CACHE_LINE // whole.itemsize
     return whole[first : first + size]

@@ -32,6 +32,8 @@ class Pairs(NamedTuple):
 
 def packed(x: Any, dtype: Any) -> np.ndarray[Any, Any]:
     """`x` itself where it already has the form, else a copy."""
+    if type(x) is np.ndarray and x.dtype == dtype and not x.flags.writeable and x.flags.c_contiguous and x.flags.aligned:
+        return x
     view = np.require(x, dtype=dtype, requirements=("C", "A")).view()
     view.flags.writeable = False
     return view
