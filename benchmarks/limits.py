@@ -17,8 +17,8 @@ from numba.core import cgutils
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import kernel
-from refattn_numba.cpu.matrix_tiles import SIDE, leave_tiles, multiply_tiles, take_tiles
-from refattn_numba.cpu.simd import Vector, constant, couple_dot, filled, fused, instruction, lanes_of, load, pointer_to, total_of
+from refattn_numba.cpu.matrix_tiles import I8, NOTHING, SIDE, leave_tiles, take_tiles
+from refattn_numba.cpu.simd import Vector, call_llvm, constant, couple_dot, filled, fused, instruction, lanes_of, load, pointer_to, total_of
 
 STEPS = 2_000_000  # of the multiply-add loop: some milliseconds, beside which waking a thread is nothing
 REGISTERS = 12
@@ -54,6 +54,19 @@ _multiply_adds = _chains(lambda builder, total, factor: fused(builder, total, fa
 _dots = _chains(lambda builder, total, factor: couple_dot(builder, factor, factor, total))
 
 
+@instruction
+def _tile_products(typing: Any, times: Any) -> Any:
+    """Four products of tiles that hold anything, so many times."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        with cgutils.for_range(builder, args[0]):
+            for tile in range(4):
+                call_llvm(builder, "llvm.x86.tdpbf16ps", NOTHING, I8(tile), I8(4), I8(6))
+        return context.get_dummy_value()
+
+    return types.void(types.intp), build
+
+
 @kernel
 def _multiply_add_loop(like: Any, steps: int) -> float:
     return total_of(_multiply_adds(pointer_to(like.ctypes.data, like), steps))
@@ -67,7 +80,7 @@ def _dot_loop(like: Any, steps: int) -> float:
 @kernel
 def _tile_loop(like: Any, steps: int) -> None:
     take_tiles(like)
-    multiply_tiles(steps)
+    _tile_products(steps)
     leave_tiles(like)
 
 

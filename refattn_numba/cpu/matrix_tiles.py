@@ -173,16 +173,3 @@ tiles_product = _product(add=False)
 """``c = b @ a``."""
 add_tiles_product = _product(add=True)
 """``c += b @ a``: the sum goes on in c. It is one of rounded numbers, so that float32 has digits to spare."""
-
-
-@instruction
-def multiply_tiles(typing: Any, times: Any) -> Any:
-    """Four products of tiles that hold anything, so many times: what the processor can do at most."""
-
-    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        with cgutils.for_range(builder, args[0]):
-            for tile in range(4):
-                call_llvm(builder, "llvm.x86.tdpbf16ps", NOTHING, I8(tile), I8(4), I8(6))
-        return context.get_dummy_value()
-
-    return types.void(types.intp), build
