@@ -109,7 +109,8 @@ def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
 
 def _one_axis(scale: Any, shape: tuple[int, ...], count: int) -> Any:
     """A scale with the axes before the heads as one, where it has any."""
-    return np.broadcast_to(scale, shape).reshape(count, *shape[-3:]) if np.ndim(scale) > 3 else scale
+    own = np.shape(scale)[-3:]
+    return np.broadcast_to(scale, (*shape[:-3], *own)).reshape(count, *own) if np.ndim(scale) > 3 else scale
 
 
 def _pullback_of(reference: Mechanism[..., Any], given: dict[str, Any], dtype: np.dtype[Any]) -> Pullback:

@@ -14,7 +14,7 @@ from refattn_numba.cpu.decode import BLOCK, STEP, Decoding, decode, decode_memor
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import cap_of, packed
 from refattn_numba.cpu.row_products import ROWS
-from refattn_numba.cpu.stored_numbers import KINDS, SAME
+from refattn_numba.cpu.stored_numbers import IN_REGISTERS, KINDS, SAME
 from refattn_numba.cpu.threads import run_tasks
 
 SPAN = 512  # positions of one task, at least: fewer cost less than to merge their result
@@ -177,9 +177,10 @@ def _add_stored(call: Record, name: str, pages: Any, scale: Array | float | None
         steps = np.broadcast_to(factors, pages.shape).strides
     call.arrays += [pages, factors]
     width = -(-size // lanes) * lanes
-    step, ahead = BLOCK if direct else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
-    described = address_of(pages), kind, direct, size, item, width, *pages.strides[:3]
-    call.fields[name] = *described, address_of(factors), *steps, step, ahead
+    in_registers = kind in IN_REGISTERS and size % lanes == 0 and not steps[3]
+    step, ahead = BLOCK if direct or in_registers else STEP, max(1, min(AHEAD // max(size * item, 1), BLOCK))
+    described = address_of(pages), kind, direct, in_registers, size, item, width, *pages.strides[:3]
+    call.fields[name] = *described, address_of(factors), *steps, factors.itemsize, step, ahead
     return kind
 
 

@@ -20,6 +20,7 @@ from refattn_numba.cpu.simd import (
     between,
     bytes_at,
     filled,
+    halves_at,
     integers_at,
     lanes_of,
     largest_of,
@@ -29,6 +30,7 @@ from refattn_numba.cpu.simd import (
     pointer_to,
     prefetch,
     select,
+    signed_bytes_at,
     store,
     total_of,
 )
@@ -39,13 +41,14 @@ BLOCK = 64  # positions whose scores are made before their weights
 STEP = 32  # positions that are numbers in the thread's memory at a time, where they were not numbers before
 
 Stored = np.dtype(
-    [(name, np.int64) for name in ("address", "kind", "direct", "size", "item", "width", "page", "head", "row")]
-    + [(name, np.int64) for name in ("factors", "factor_page", "factor_head", "factor_row", "factor_step", "step", "ahead")],
+    [(name, np.int64) for name in ("address", "kind", "direct", "in_registers", "size", "item", "width", "page", "head", "row")]
+    + [(name, np.int64) for name in ("factors", "factor_page", "factor_head", "factor_row", "factor_step", "factor_item", "step", "ahead")],
     align=True,
 )
 """A pool of pages as it lies in memory.
 
-`kind` is what its bits mean (`stored_numbers`); `direct` says that they are numbers as they stand. A row has `size` elements of `item`
+`kind` is what its bits mean (`stored_numbers`); `direct` says that they are numbers as they stand, `in_registers` that they become
+numbers where they are multiplied, times one factor for each position at the end. A row has `size` elements of `item`
 bytes, which become `width` numbers. Steps are in bytes; those of the factors of the elements are 0 along an axis that has one for all.
 Rows are read `step` at a time, while as many are fetched that lie `ahead` rows behind them.
 """
@@ -94,16 +97,14 @@ def decode(calls: Any, options: Any, memory: Array, counters: Integers) -> None:
             for t in range(0, count, key.step):
                 n = smaller(key.step, count - t)
                 soon = row_of(call, key, sequence, head, smaller(at + t + key.ahead, end - 1))
-                lines, step, later = numbers_of(key, options, page, head, offset + t, n, soon, numbers)
-                dots(rows, query, key.width, lines, step, later, n, key.width, weights + t, BLOCK)
+                add_scores(call, options, page, head, offset + t, n, soon, query, numbers, weights + t)
             for r in range(rows):
                 of_row = largest + r * lanes, total + r * lanes, sums + r * value.width
                 weigh(weights + r * BLOCK, *reached(call, sequence, r, at, count), call.softcap, *of_row, value.width)
             for t in range(0, count, value.step):
                 n = smaller(value.step, count - t)
                 soon = row_of(call, value, sequence, head, smaller(at + t + value.ahead, end - 1))
-                lines, step, later = numbers_of(value, options, page, head, offset + t, n, soon, numbers)
-                add_values(call, sequence, at + t, n, weights + t, lines, step, later, sums)
+                add_values(call, options, sequence, page, head, offset + t, at + t, n, soon, weights + t, numbers, sums)
             at += count
         for r in range(rows):
             at = task * rows + r
@@ -155,8 +156,64 @@ def weigh(scores: Any, first: int, last: int, cap: float, largest: Any, total: A
 
 
 @compiled
-def add_values(call: Any, sequence: int, at: int, count: int, weights: Any, lines: Any, step: int, soon: Any, sums: Any) -> None:
-    """Add weighted values to each row's sums: of four rows at a time that reach the same positions."""
+def add_scores(
+    call: Any, options: Any, page: int, head: int, row: int, count: int, soon: int, query: Any, numbers: Any, scores: Any
+) -> None:
+    """Products of all rows of queries with some rows of keys."""
+    key = call.key
+    if options is not None and key.in_registers:
+        address, step = place_of_row(key, page, head, row), key.row // key.item
+        if key.kind == types.INT8:
+            codes, later = signed_bytes_at(address), signed_bytes_at(soon)
+            dots(call.rows, query, key.width, codes, step, later, count, key.width, scores, BLOCK)
+        else:
+            halves, then = halves_at(address), halves_at(soon)
+            dots(call.rows, query, key.width, halves, step, then, count, key.width, scores, BLOCK)
+        scale_rows(key, page, head, row, count, scores, call.rows)
+    else:
+        lines, step, after = numbers_of(key, options, page, head, row, count, soon, numbers)
+        dots(call.rows, query, key.width, lines, step, after, count, key.width, scores, BLOCK)
+
+
+@compiled
+def scale_rows(stored: Any, page: int, head: int, row: int, count: int, out: Any, rows: int) -> None:
+    """Each row's numbers, one for each position, times the positions' factors."""
+    factors = stored.factors + page * stored.factor_page + head * stored.factor_head + row * stored.factor_row
+    lanes, whole = lanes_of(out), 0
+    if stored.factor_row in (0, stored.factor_item):
+        whole = count // lanes * lanes
+        for t in range(0, whole, lanes):
+            by = load(pointer_to(factors, out), t) if stored.factor_row else filled(out, pointer_to(factors, out)[0])
+            for at in range(t, rows * BLOCK, BLOCK):
+                store(out, at, load(out, at) * by)
+    for t in range(whole, count):
+        number = pointer_to(factors + t * stored.factor_row, out)[0]
+        for at in range(t, rows * BLOCK, BLOCK):
+            out[at] = out[at] * number
+
+
+@compiled
+def add_values(
+    call: Any, options: Any, sequence: int, page: int, head: int, row: int, at: int, count: int, soon: int, weights: Any, numbers: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    """Add weighted values to each row's sums."""
+    value = call.value
+    if options is not None and value.in_registers:
+        address, step = place_of_row(value, page, head, row), value.row // value.item
+        scale_rows(value, page, head, row, count, weights, call.rows)
+        if value.kind == types.INT8:
+            add_weighted(call, sequence, at, count, weights, signed_bytes_at(address), step, signed_bytes_at(soon), sums)
+        else:
+            add_weighted(call, sequence, at, count, weights, halves_at(address), step, halves_at(soon), sums)
+    else:
+        lines, step, later = numbers_of(value, options, page, head, row, count, soon, numbers)
+        add_weighted(call, sequence, at, count, weights, lines, step, later, sums)
+
+
+@compiled
+def add_weighted(call: Any, sequence: int, at: int, count: int, weights: Any, lines: Any, step: int, soon: Any, sums: Any) -> None:
+    """Of four rows at a time that reach the same positions."""
     width = call.value.width
     for r in range(0, call.rows, ROWS):
         end, reach = smaller(r + ROWS, call.rows), reached(call, sequence, r, at, count)
@@ -172,6 +229,12 @@ def add_values(call: Any, sequence: int, at: int, count: int, weights: Any, line
 
 
 @compiled
+def place_of_row(stored: Any, page: int, head: int, row: int) -> int:
+    """Its address."""
+    return stored.address + page * stored.page + head * stored.head + row * stored.row
+
+
+@compiled
 def row_of(call: Any, stored: Any, sequence: int, head: int, position: int) -> int:
     """Where a position's row is."""
     page = integer(call.table, sequence * call.pages + position // call.page_size)
@@ -181,7 +244,7 @@ def row_of(call: Any, stored: Any, sequence: int, head: int, position: int) -> i
 @compiled
 def numbers_of(stored: Any, options: Any, page: int, head: int, row: int, count: int, soon: int, out: Any) -> Any:
     """Rows of a page as whole registers: where they lie, or in `out`; and the step from one to the next."""
-    address = stored.address + page * stored.page + head * stored.head + row * stored.row
+    address = place_of_row(stored, page, head, row)
     if stored.direct:
         return pointer_to(address, out), stored.row // stored.item, pointer_to(soon, out)
     factors = stored.factors + page * stored.factor_page + head * stored.factor_head + row * stored.factor_row

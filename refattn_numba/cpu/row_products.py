@@ -1,6 +1,7 @@
 """Products of a few rows with a block of rows, whose sums stay in registers; all rows are whole registers.
 
 Other than in `products`, lanes are the features of a head, so that a row of keys or values is read once, in the order of memory.
+Rows of the block may be codes, int8 or the bits of bfloat16, which become numbers in registers (`stored_numbers`).
 """
 
 from __future__ import annotations
@@ -28,13 +29,28 @@ from refattn_numba.cpu.simd import (
     splat,
     store_to,
 )
+from refattn_numba.cpu.stored_numbers import CONVERTERS
 
 REGISTERS, LINES = HOST.panel
 SUMS = 16 if REGISTERS * LINES >= 16 else 8
 """Sums of a product; with their operands they fill the registers."""
 
 ROWS = 4  # rows of queries that share what is loaded
+LINE_BYTES = 64  # that are fetched at a time
 AT_A_TIME = SUMS // 2  # rows of a block that one row is multiplied by at a time; the most
+
+
+def _item(pointer: Any) -> int:
+    return pointer.dtype.bitwidth // 8
+
+
+def _numbers_at(builder: Builder, address: Value, pointer: Any, vector: Vector) -> Value:
+    """As many as a register holds, from an address of what a pointer points to."""
+    convert = CONVERTERS.get(pointer.dtype)
+    if convert is None:
+        return load_from(builder, address, vector.ir, _item(pointer))
+    codes = load_from(builder, address, ir.VectorType(ir.IntType(pointer.dtype.bitwidth), vector.lanes), _item(pointer))
+    return convert(builder, codes, vector)
 
 
 def sums_of(builder: Builder, vectors: list[Value]) -> Value:
@@ -68,8 +84,11 @@ def _dots(rows: int) -> Callable[..., Any]:
     def dots(typing: Any, a: Any, a_step: Any, b: Any, b_step: Any, soon: Any, count: Any, depth: Any, out: Any, out_step: Any) -> Any:
         vector = Vector(out.dtype)
         size, lanes = out.dtype.bitwidth // 8, vector.lanes
+        line_size = LINE_BYTES // _item(b)
+        each = max(1, min(columns, line_size // lanes))  # registers of a row that one line fills
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            pointer = sig.args[2]
             a, a_step, b, b_step, soon, count, depth, out, out_step = args
             lines = [builder.gep(a, [builder.mul(a_step, I64(r))]) for r in range(rows)]
             sums = [cgutils.alloca_once(builder, vector.ir) for _ in range(rows * columns)]
@@ -78,14 +97,18 @@ def _dots(rows: int) -> Callable[..., Any]:
                 last = builder.sub(count, I64(1))
                 here = [builder.select(builder.icmp_signed("<", i, last), i, last) for i in here]
                 block = [builder.gep(b, [builder.mul(i, b_step)]) for i in here]
-                later = [builder.gep(soon, [builder.mul(i, b_step)]) for i in here]
                 for place in sums:
                     builder.store(constant(vector.ir, 0.0), place)
                 with cgutils.for_range_slice(builder, I64(0), depth, I64(lanes), I64) as (d, _):
                     of_rows = [load_from(builder, builder.gep(line, [d]), vector.ir, size) for line in lines]
+                    # the rows' lines in turn: the first of them with the first register, and so on
+                    turn = builder.urem(builder.udiv(d, I64(lanes)), I64(each))
+                    at = builder.mul(builder.udiv(d, I64(each * lanes)), I64(each * lanes))
+                    for j in range(0, columns, each):
+                        row = builder.add(builder.add(first, I64(j)), turn)
+                        fetch_line(builder, builder.gep(soon, [builder.add(builder.mul(row, b_step), at)]))
                     for j, line in enumerate(block):
-                        fetch_line(builder, builder.gep(later[j], [d]))
-                        operand = load_from(builder, builder.gep(line, [d]), vector.ir, size)
+                        operand = _numbers_at(builder, builder.gep(line, [d]), pointer, vector)
                         for row, place in zip(of_rows, sums[j::columns], strict=True):
                             builder.store(fused(builder, row, operand, builder.load(place)), place)
                 totals = [builder.load(place) for place in sums]
@@ -124,8 +147,10 @@ def _sums(rows: int, registers: int) -> Callable[..., Any]:
     def add(typing: Any, weights: Any, w_step: Any, b: Any, b_step: Any, soon: Any, first: Any, last: Any, out: Any, out_step: Any) -> Any:
         vector = Vector(out.dtype)
         size, lanes = out.dtype.bitwidth // 8, vector.lanes
+        each = max(1, LINE_BYTES // _item(b) // lanes)
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            pointer = sig.args[2]
             weights, w_step, b, b_step, soon, first, last, out, out_step = args
             lines = [builder.gep(weights, [builder.mul(w_step, I64(r))]) for r in range(rows)]
             sums = [[cgutils.alloca_once(builder, vector.ir) for _ in range(registers)] for _ in lines]
@@ -135,9 +160,9 @@ def _sums(rows: int, registers: int) -> Callable[..., Any]:
             with cgutils.for_range_slice(builder, first, last, I64(1), I64) as (t, _):
                 line = builder.gep(b, [builder.mul(t, b_step)])
                 later = builder.gep(soon, [builder.mul(t, b_step)])
-                for i in range(registers):
+                for i in range(0, registers, each):
                     fetch_line(builder, builder.gep(later, [I64(i * lanes)]))
-                numbers = [load_from(builder, builder.gep(line, [I64(i * lanes)]), vector.ir, size) for i in range(registers)]
+                numbers = [_numbers_at(builder, builder.gep(line, [I64(i * lanes)]), pointer, vector) for i in range(registers)]
                 for of_row, row in zip(lines, sums, strict=True):
                     weight = splat(builder, vector.ir, builder.load(builder.gep(of_row, [t])))
                     for number, place in zip(numbers, row, strict=True):

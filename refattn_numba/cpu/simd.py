@@ -158,6 +158,20 @@ def bytes_at(typing: Any, address: Any) -> Any:
 
 
 @instruction
+def signed_bytes_at(typing: Any, address: Any) -> Any:
+    """A pointer to 8-bit integers."""
+    made = types.CPointer(types.int8)
+    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
+def halves_at(typing: Any, address: Any) -> Any:
+    """A pointer to the bits of bfloat16."""
+    made = types.CPointer(types.uint16)
+    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+
+@instruction
 def integers_at(typing: Any, address: Any) -> Any:
     """A pointer to 64-bit integers."""
     made = types.CPointer(types.int64)

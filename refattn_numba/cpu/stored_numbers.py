@@ -96,3 +96,8 @@ read_bfloat16 = _reader(PAIR, _bfloat16)
 read_int8 = _reader(BYTE, _integers)
 read_e4m3fn = _reader(BYTE, _small_float(8, 3, 0x7F, 7))
 read_e5m2 = _reader(BYTE, _small_float(8, 2, 0x7C, 15))
+
+CONVERTERS: dict[Any, Callable[[Builder, Value, Vector], Value]] = {types.int8: _integers, types.uint16: _bfloat16}
+"""Of codes that cost little to convert wherever they are multiplied, by the type that a pointer to them has."""
+
+IN_REGISTERS = frozenset({INT8, BFLOAT16})
