@@ -19,6 +19,7 @@ from refattn_numba.composites import (
 )
 from refattn_numba.cpu.specialisations import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
+from refattn_numba.deformable import deform_conv2d, modulated_deform_conv2d
 from refattn_numba.linear import (
     chunked_delta_rule,
     chunked_gated_delta_rule,
@@ -39,11 +40,13 @@ __all__ = [
     "chunked_linear_attention",
     "decode_attention",
     "decode_attention_with_lse",
+    "deform_conv2d",
     "delta_rule",
     "elu_plus_one",
     "gated_delta_rule",
     "gated_linear_attention",
     "linear_attention",
+    "modulated_deform_conv2d",
     "multi_head_attention",
     "paged_attention",
     "paged_attention_with_lse",

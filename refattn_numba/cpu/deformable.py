@@ -13,13 +13,13 @@ from refattn.convolution.rule import bias_gradient
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.deformable_call import (
     TASKS,
-    TILE,
     DeformCall,
     backward_weights,
     blocks_of,
     forward_weights,
     memory_of,
     spans_of,
+    tiles_of,
     weight_gradient,
 )
 from refattn_numba.cpu.deformable_kernels import backward, forward
@@ -42,11 +42,11 @@ def convolve_deformed(
     blocks, weights = forward_weights(packed(weight, dtype), given, groups, offset_groups)
     fields = {"batch": batch, "channels": channels, "height": height, "width": width, "out_channels": len(weight)}
     fields |= {"out_group": out_group, "offset_groups": offset_groups, "places": places, "out_width": offset.shape[3]}
-    fields |= {"taps": taps, "kernel_width": weight.shape[3], "num_blocks": len(blocks), "tiles": -(-places // TILE)}
+    fields |= {"taps": taps, "kernel_width": weight.shape[3], "num_blocks": len(blocks), **tiles_of(places)}
     fields |= {f"stride_{way}": s for way, s in zip(("down", "right"), steps, strict=True)}
     fields |= {f"dilation_{way}": d for way, d in zip(("down", "right"), gaps, strict=True)}
     fields |= {"top": pairs[0][0], "left": pairs[1][0]}
-    call = Record({**fields, **memory_of(blocks, taps, out_group, dtype.itemsize)}, layout=DeformCall)
+    call = Record({**fields, **memory_of(blocks, fields["tile"], taps, out_group, dtype.itemsize)}, layout=DeformCall)
     call.add(pixels=channels_last(x, dtype), offset=packed(offset, dtype))
     call.add(**{name: packed(a, dtype) for name, a in (("modulation", modulation), ("bias", bias)) if a is not None})
     output = np.empty((batch, len(weight), *offset.shape[2:]), dtype)
@@ -93,5 +93,3 @@ def channels_last(x: Array, dtype: np.dtype[Any]) -> Array:
 def summed(parts: Array) -> Array:
     """What each task gives."""
     return parts[0] if len(parts) == 1 else parts.sum(axis=0)
-
-

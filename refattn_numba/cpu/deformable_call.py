@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ import numpy as np
 from refattn._core import Array, Integers
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import packed
-from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.products import LINES, SPARE
 
-TILE = 48  # output positions at a time: a multiple of the lines of any product
-DEPTH_BYTES = 4608  # of one position's samples: 128 channels of 9 taps in float32
+POSITIONS = 96  # of the output at a time, at most
+DEPTH_BYTES = 2304  # of one position's samples: 64 channels of 9 taps in float32
 TASKS = 32  # of a backward pass, on any number of cores, so that results are the same
 SHARED = 8  # tasks among which channels that share their offsets are divided at most: each has its own part of the gradient
 
@@ -26,7 +27,7 @@ MADE = ("d_output", "d_pixels", "d_offset", "d_modulation", "d_weights")
 SIZES = (
     "batch", "channels", "height", "width", "out_channels", "out_group", "offset_groups", "places", "out_width", "taps", "kernel_width",
     "stride_down", "stride_right", "dilation_down", "dilation_right", "top", "left",
-    "num_blocks", "num_spans", "tiles", "tasks", "chunks", "weights_size", "out_step", "column_step", "memory_size",
+    "num_blocks", "num_spans", "tile", "tiles", "tasks", "chunks", "weights_size", "out_step", "column_step", "memory_size",
 )  # fmt: skip
 
 PLACES = ("columns", "d_columns", "total", "zeros")
@@ -81,7 +82,7 @@ def spans_of(blocks: list[Block], offset_groups: int) -> Integers:
     for group in range(offset_groups):
         own = [i for i, block in enumerate(blocks) if block.offset_group == group]
         bounds = np.linspace(own[0], own[-1] + 1, min(most, len(own)) + 1).astype(int)
-        spans += [(int(first), int(end), part) for part, (first, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))]
+        spans += [(int(first), int(end), part) for part, (first, end) in enumerate(itertools.pairwise(bounds))]
     return packed(spans, np.int64)
 
 
@@ -123,8 +124,8 @@ def _laid_out(
     matrices, flat = np.zeros(size, weight.dtype), weight.reshape(*weight.shape[:2], taps)
     for block in blocks:
         own = flat[_rows(block, out_group), _own(block, weight)]  # output, channel, tap
-        turned = own.swapaxes(1, 2) if rows_are_outputs else own.transpose(2, 1, 0)
-        matrix = turned.reshape(out_group, -1) if rows_are_outputs else turned.reshape(-1, out_group)
+        rows = own.swapaxes(1, 2).reshape(out_group, taps * block.channels)
+        matrix = rows if rows_are_outputs else rows.T
         matrices[block.weights : block.weights + len(matrix) * block.step].reshape(len(matrix), block.step)[:, : matrix.shape[1]] = matrix
     return blocks, matrices
 
@@ -138,11 +139,18 @@ def _own(block: Block, weight: Array) -> slice:
     return slice(first, first + block.channels)
 
 
-def memory_of(blocks: list[Block], taps: int, out_group: int, itemsize: int) -> dict[str, int]:
+def tiles_of(places: int) -> dict[str, int]:
+    """Positions at a time, as even as whole lines of products allow."""
+    tile = whole(-(-places // -(-places // POSITIONS)), LINES) if places else LINES
+    return {"tile": tile, "tiles": -(-places // tile)}
+
+
+def memory_of(blocks: list[Block], tile: int, taps: int, out_group: int, itemsize: int) -> dict[str, int]:
     """Steps, places and size of one thread's memory."""
     lanes, most = HOST.register_bytes // itemsize, max(block.channels for block in blocks)
     steps = {"column_step": whole(taps * most, lanes) + lanes, "out_step": whole(out_group, lanes)}
-    rows = dict.fromkeys(("columns", "d_columns"), TILE * steps["column_step"])
-    sizes = {**rows, "total": TILE * steps["out_step"], "zeros": whole(most, lanes)}
+    lines = whole(tile, SPARE)
+    rows = dict.fromkeys(("columns", "d_columns"), lines * steps["column_step"])
+    sizes = {**rows, "total": lines * steps["out_step"], "zeros": whole(most, lanes)}
     ends = np.cumsum([sizes[name] for name in PLACES])
     return {**steps, **{f"at_{n}": int(end) - sizes[n] for n, end in zip(PLACES, ends, strict=True)}, "memory_size": int(ends[-1])}

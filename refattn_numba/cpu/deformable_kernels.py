@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.deformable_call import FIELDS, TILE, Block
+from refattn_numba.cpu.deformable_call import FIELDS, Block
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import add_product, product
 from refattn_numba.cpu.simd import filled, integers_at, lanes_of, load, multiply_add, next_of, pointer_to, store, total_of
@@ -41,8 +41,8 @@ def forward(calls: Any, options: Any, shared: Array, counters: Integers) -> None
         task = next_of(counters, 0)
         if task >= call.tasks:
             return
-        example, first = task // call.tiles, task % call.tiles * TILE
-        count = smaller(TILE, call.places - first)
+        example, first = task // call.tiles, task % call.tiles * call.tile
+        count = smaller(call.tile, call.places - first)
         for i in range(call.num_blocks):
             block = block_at(call, i)
             gather(call, memory, block, example, first, count, columns)
@@ -74,8 +74,8 @@ def backward(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
             weights, d_weights = pointer_to(call.weights, memory), pointer_to(call.d_weights, memory) + chunk * call.weights_size
             for example in range(chunk * call.batch // call.chunks, (chunk + 1) * call.batch // call.chunks):
                 given = pointer_to(call.d_output, memory) + (example * call.out_channels + block.group * call.out_group) * call.places
-                for first in range(0, call.places, TILE):
-                    count, dy = smaller(TILE, call.places - first), given + first
+                for first in range(0, call.places, call.tile):
+                    count, dy = smaller(call.tile, call.places - first), given + first
                     gather(call, memory, block, example, first, count, columns)
                     add_product(columns, call.column_step, dy, call.places, ONE, call.out_group, count,
                                 d_weights + matrix, block.step, depth, columns)  # fmt: skip
@@ -157,9 +157,7 @@ def write_group(call: Any, total: Any, group: int, example: int, first: int, cou
     out = pointer_to(call.output, total) + ((example * call.out_channels + channel) * call.places + first)
     bias = pointer_to(call.bias, total)
     for o in range(call.out_group):
-        more = total[0] * 0
-        if call.bias:
-            more = bias[channel + o]
+        more = np.float64(bias[channel + o]) if call.bias else 0.0
         for i in range(count):
             out[o * call.places + i] = total[i * call.out_step + o] + more
 
@@ -197,9 +195,7 @@ def times(weight: float, x: float) -> float:
 
 
 @compiled
-def scatter(
-    call: Any, memory: Any, block: Block, example: int, first: int, count: int, d_columns: Any, part: int, is_new: bool
-) -> None:
+def scatter(call: Any, memory: Any, block: Block, example: int, first: int, count: int, d_columns: Any, part: int, is_new: bool) -> None:
     """From the gradients of samples to those of pixels, offsets and modulation."""
     image = example * call.height * call.width * call.channels + block.channel
     pixels, d_pixels = pointer_to(call.pixels, memory) + image, pointer_to(call.d_pixels, memory) + image
