@@ -10,7 +10,11 @@ parts. All take tensors of PyTorch in main memory too, and then return tensors, 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
 from refattn_numba.composites import (
+    acmix,
+    cbam,
     multi_head_attention,
+    non_local,
+    squeeze_excitation,
     transformer,
     transformer_decoder,
     transformer_decoder_layer,
@@ -34,6 +38,8 @@ from refattn_numba.linear import (
 from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
 
 __all__ = [
+    "acmix",
+    "cbam",
     "chunked_delta_rule",
     "chunked_gated_delta_rule",
     "chunked_gated_linear_attention",
@@ -48,10 +54,12 @@ __all__ = [
     "linear_attention",
     "modulated_deform_conv2d",
     "multi_head_attention",
+    "non_local",
     "paged_attention",
     "paged_attention_with_lse",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_with_lse",
+    "squeeze_excitation",
     "transformer",
     "transformer_decoder",
     "transformer_decoder_layer",
