@@ -119,7 +119,10 @@ def bad_calls(random: Random) -> Iterator[BadCall]:
         "other positions", {**given, "padding": 1}, ValueError, r"offset is for \(2, 4\) output positions, but the convolution has \(4, 6\)"
     )
     yield BadCall(
-        "one number a tap", {**given, "offset": random.normal((2, 6, 2, 4))}, ValueError, r"kernel_width \* 2 is 6 in offset, but should be 12"
+        "one number a tap",
+        {**given, "offset": random.normal((2, 6, 2, 4))},
+        ValueError,
+        r"kernel_width \* 2 is 6 in offset, but should be 12",
     )
     three = {"offset_groups": 3, "offset": random.normal((2, 36, 2, 4))}
     yield BadCall("groups that do not divide", {**given, **three}, ValueError, "offset_groups is 3, but must divide the 4 channels of x")

@@ -118,8 +118,9 @@ def _laid_out(
     for first, count in given:
         rows, columns = (out_group, taps * count) if rows_are_outputs else (taps * count, out_group)
         group, place = divmod(first, in_group)
-        ends = place == 0, place + count == in_group
-        blocks.append(Block(first, count, first // (channels // offset_groups), group, *map(int, ends), size, whole(columns, lanes)))
+        is_first, is_last = int(place == 0), int(place + count == in_group)
+        offset_group = first // (channels // offset_groups)
+        blocks.append(Block(first, count, offset_group, group, is_first, is_last, size, whole(columns, lanes)))
         size += whole(rows, SPARE) * blocks[-1].step
     matrices, flat = np.zeros(size, weight.dtype), weight.reshape(*weight.shape[:2], taps)
     for block in blocks:

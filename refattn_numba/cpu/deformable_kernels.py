@@ -92,7 +92,7 @@ def block_at(call: Any, i: int) -> Block:
 
 
 @compiled
-def before(at: float, size: int) -> tuple[int, float]:
+def before(at: Any, size: int) -> tuple[Any, Any]:
     """The whole number before a position, and how far it is beyond; -2 for what is no number."""
     near = -2.0 if at < -2.0 else (size * 1.0 if at > size else at)
     if near != near:  # noqa: PLR0124
