@@ -27,7 +27,7 @@ MADE = ("d_output", "d_pixels", "d_offset", "d_modulation", "d_weights")
 SIZES = (
     "batch", "channels", "height", "width", "out_channels", "out_group", "offset_groups", "places", "out_width", "taps", "kernel_width",
     "stride_down", "stride_right", "dilation_down", "dilation_right", "top", "left",
-    "num_blocks", "num_spans", "tile", "tiles", "tasks", "chunks", "weights_size", "out_step", "column_step", "memory_size",
+    "num_blocks", "tile", "tiles", "tasks", "chunks", "weights_size", "out_step", "column_step", "memory_size",
 )  # fmt: skip
 
 PLACES = ("columns", "d_columns", "total", "zeros")
