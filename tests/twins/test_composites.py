@@ -41,5 +41,5 @@ def test_parts_are_the_fast_ones(name, part, monkeypatch):
     given = in_float32(name)
     want = getattr(refattn_numba, name)(**given)
     monkeypatch.setitem(_twin._TWINS, part, SimpleNamespace(vjp=vjp))
-    np.testing.assert_array_equal(getattr(refattn_numba, name)(**given), want)
+    np.testing.assert_allclose(getattr(refattn_numba, name)(**given), want, rtol=0, atol=1e-5)  # a sum's order differs
     assert calls
