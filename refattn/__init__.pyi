@@ -114,7 +114,9 @@ from refattn.convolution import conv3d as conv3d
 from refattn.convolution import conv_transpose1d as conv_transpose1d
 from refattn.convolution import conv_transpose2d as conv_transpose2d
 from refattn.convolution import conv_transpose3d as conv_transpose3d
+from refattn.convolution import deform_conv2d as deform_conv2d
 from refattn.convolution import depthwise_conv2d as depthwise_conv2d
+from refattn.convolution import modulated_deform_conv2d as modulated_deform_conv2d
 from refattn.convolution import pointwise_conv2d as pointwise_conv2d
 from refattn.convolution import separable_conv2d as separable_conv2d
 from refattn.convolution import unfold2d as unfold2d
@@ -169,6 +171,7 @@ from refattn.primitives import relu as relu
 from refattn.primitives import resize_bilinear as resize_bilinear
 from refattn.primitives import resize_nearest as resize_nearest
 from refattn.primitives import rms_norm as rms_norm
+from refattn.primitives import sample_bilinear as sample_bilinear
 from refattn.primitives import scaled as scaled
 from refattn.primitives import scatter_add as scatter_add
 from refattn.primitives import segment_softmax as segment_softmax

@@ -10,8 +10,12 @@ parts. All take tensors of PyTorch in main memory too, and then return tensors, 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
 from refattn_numba.composites import (
+    acmix,
+    cbam,
     multi_head_attention,
+    non_local,
     separable_conv2d,
+    squeeze_excitation,
     transformer,
     transformer_decoder,
     transformer_decoder_layer,
@@ -30,6 +34,7 @@ from refattn_numba.convolution import (
 )
 from refattn_numba.cpu.specialisations import warm_up
 from refattn_numba.decode import decode_attention, decode_attention_with_lse, paged_attention, paged_attention_with_lse
+from refattn_numba.deformable import deform_conv2d, modulated_deform_conv2d
 from refattn_numba.linear import (
     chunked_delta_rule,
     chunked_gated_delta_rule,
@@ -44,6 +49,8 @@ from refattn_numba.linear import (
 from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
 
 __all__ = [
+    "acmix",
+    "cbam",
     "chunked_delta_rule",
     "chunked_gated_delta_rule",
     "chunked_gated_linear_attention",
@@ -56,19 +63,23 @@ __all__ = [
     "conv_transpose3d",
     "decode_attention",
     "decode_attention_with_lse",
+    "deform_conv2d",
     "delta_rule",
     "depthwise_conv2d",
     "elu_plus_one",
     "gated_delta_rule",
     "gated_linear_attention",
     "linear_attention",
+    "modulated_deform_conv2d",
     "multi_head_attention",
+    "non_local",
     "paged_attention",
     "paged_attention_with_lse",
     "pointwise_conv2d",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_with_lse",
     "separable_conv2d",
+    "squeeze_excitation",
     "transformer",
     "transformer_decoder",
     "transformer_decoder_layer",

@@ -27,10 +27,14 @@ def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
     return twin_of(reference, like=reference, makes_new=False)(fast)
 
 
+separable_conv2d = composite(refattn.separable_conv2d)
+squeeze_excitation = composite(refattn.squeeze_excitation)
+cbam = composite(refattn.cbam)
+non_local = composite(refattn.non_local)
+acmix = composite(refattn.acmix)
 multi_head_attention = composite(refattn.multi_head_attention)
 transformer_encoder_layer = composite(refattn.transformer_encoder_layer)
 transformer_decoder_layer = composite(refattn.transformer_decoder_layer)
 transformer_encoder = composite(refattn.transformer_encoder)
 transformer_decoder = composite(refattn.transformer_decoder)
 transformer = composite(refattn.transformer)
-separable_conv2d = composite(refattn.separable_conv2d)

@@ -54,6 +54,7 @@ RELATIVE = "positional/relative.py"
 BESIDE = "attention/spatial/conv_attention.py"
 LOCAL = "attention/spatial/local_attention.py"
 ACMIX = "attention/spatial/acmix.py"
+DEFORMED, SAMPLING = "convolution/deformable.py", "primitives/sampling.py"
 RECURRENT = "attention/linear/rule.py"
 
 FAULTS = (
@@ -148,6 +149,16 @@ FAULTS = (
     Fault("maps of a group apart", ACMIX, "mixed.swapaxes(1, 2).reshape", "mixed.reshape", "acmix"),
     Fault("a projection's gradient from the attention alone", ACMIX, "back(d_attention[name] + d_map)", "back(d_attention[name] + 0 * d_map)", "acmix"),
     Fault("overlap of windows kept once", "convolution/im2col.py", "x[seen] += columns[:, :, :, i]", "x[seen] = columns[:, :, :, i]", "unfold2d"),
+    Fault("taps moved to the right first", DEFORMED, "(batch, offset_groups, taps, 2, *out), 3, 2)", "(batch, offset_groups, taps, 2, *out), 3, 2)[:, :, ::-1]", "deform_conv2d modulated_deform_conv2d"),
+    Fault("offsets of all taps down, then all to the right", DEFORMED, "offset.reshape(batch, offset_groups, taps, 2, *out), 3, 2)", "offset.reshape(batch, offset_groups, 2, taps, *out).swapaxes(2, 3), 3, 2)",
+          "deform_conv2d modulated_deform_conv2d"),
+    Fault("taps not moved by the padding", DEFORMED, "s * np.arange(n) - before +", "s * np.arange(n) +", "deform_conv2d"),
+    Fault("taps column by column", DEFORMED, "both.reshape(2, math", "both.swapaxes(1, 2).reshape(2, math", "deform_conv2d"),
+    Fault("channels of offset groups in turns: taps of others", DEFORMED, "maps = x.reshape(batch, offset_groups, channels // offset_groups, *x.shape[2:])",
+          "maps = x.reshape(batch, channels // offset_groups, offset_groups, *x.shape[2:]).swapaxes(1, 2)", "deform_conv2d"),
+    Fault("a tap outside reads the first pixel", SAMPLING, "seen = np.where(inside, read, 0)", "seen = read", "sample_bilinear deform_conv2d"),
+    Fault("a tap outside gives to the first pixel", SAMPLING, "np.where(inside, _times(weights, d_y), 0)", "_times(weights, d_y)", "sample_bilinear"),
+    Fault("slopes of a tap from the nearest row alone", SAMPLING, "_times(rows.weights, d_weights[:, 1] - d_weights[:, 0])", "d_weights[:, 1] - d_weights[:, 0]", "sample_bilinear"),
     Fault("weights of a sum swapped in the pullback", "primitives/arithmetic.py", '"alpha": unbroadcast(a * dy', '"alpha": unbroadcast(b * dy', "weighted_sum"),
     Fault("smoothing not spread", "primitives/loss.py", "(label_smoothing / classes)", "label_smoothing", "cross_entropy"),
     Fault("tanh left out of the pullback", SCORE, "activation_pullback(d_score[\"x\"])[\"x\"]", "d_score[\"x\"]", "additive_attention concat_attention"),

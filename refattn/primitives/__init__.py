@@ -26,6 +26,7 @@ from refattn.primitives.normalization import batch_norm, batch_norm_training, gr
 from refattn.primitives.padding import pad
 from refattn.primitives.reductions import global_avg_pool, global_max_pool, max_over, mean_over
 from refattn.primitives.resize import resize_bilinear, resize_nearest
+from refattn.primitives.sampling import sample_bilinear
 from refattn.primitives.softmax import log_softmax, logsumexp, softmax
 from refattn.primitives.triangular_solve import triangular_solve
 
@@ -74,6 +75,7 @@ __all__ = [
     "resize_bilinear",
     "resize_nearest",
     "rms_norm",
+    "sample_bilinear",
     "scaled",
     "scatter_add",
     "segment_softmax",

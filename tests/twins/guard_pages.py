@@ -2,7 +2,7 @@
 
 Run what is to be looked at in a process of its own. ``python -m tests.twins.guard_pages decode 0 20`` calls the decoding twins with the
 random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, ``scans`` with linear attentions,
-and ``outside`` reads one element too many.
+``deformable`` with deformable convolutions, and ``outside`` reads one element too many.
 """
 
 from __future__ import annotations
@@ -94,6 +94,20 @@ def call_scans(seed):
         pullback(*(fenced(np.ones_like(x), at_start=at_start) for x in y))
 
 
+def call_deformable(seed):
+    """Deformable convolutions, forward and backward, whose offsets may be anything."""
+    import refattn_numba
+    from refattn_numba.cpu import deformable, deformable_call
+    from tests.twins import test_deformable
+
+    deformable.np = deformable_call.np = Fenced()
+    name = test_deformable.NAMES[seed % 2]
+    given = test_deformable.draw(np.random.default_rng(seed), name, ("float32", "float64")[seed // 2 % 2], strange=0.7)
+    for at_start in (False, True):
+        y, pullback = getattr(refattn_numba, name).vjp(**all_fenced(given, at_start=at_start))
+        pullback(fenced(np.ones_like(y), at_start=at_start))
+
+
 def read_outside(_):
     """What the fence is for."""
     x = fenced(np.ones(5, np.float32))
@@ -104,7 +118,13 @@ if __name__ == "__main__":
     from refattn_numba.cpu import threads
 
     threads.aligned = Fenced().aligned
-    call = {"decode": call_decode, "attention": call_attention, "scans": call_scans, "outside": read_outside}[sys.argv[1]]
+    call = {
+        "decode": call_decode,
+        "attention": call_attention,
+        "scans": call_scans,
+        "deformable": call_deformable,
+        "outside": read_outside,
+    }[sys.argv[1]]
     for number in range(*map(int, sys.argv[2:])):
         call(number)
         print(number, flush=True)

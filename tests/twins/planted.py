@@ -25,6 +25,11 @@ HEADS, DROPOUT, SOFTCAP = f"{ATTENTION}[bias of heads]", f"{ATTENTION}[dropout]"
 LINEAR, GATED, DELTA, GATED_DELTA = (
     f"{SCANS}-{name}]" for name in ("linear_attention", "gated_linear_attention", "delta_rule", "gated_delta_rule")
 )
+DEFORM, DEFORM_CALL = "deformable_kernels.py", "deformable_call.py"
+DEFORMED, STRANGE = (
+    f"tests/twins/test_deformable.py::{name}"
+    for name in ("test_several_blocks_and_parts", "test_a_strange_number_anywhere_is_that_of_the_reference")
+)
 FUZZ = "tests/twins/test_fuzz.py::test_random_calls"
 BFLOAT16 = "tests/twins/test_twins.py::test_passes_the_check[scaled_dot_product_attention_with_lse-bfloat16]"
 
@@ -77,4 +82,15 @@ FAULTS = (
     Fault("parts of the values in one place", SCAN_BACKWARD, "row += at.part * call.count * call.length", "row += 0", "tests/twins/test_scans.py::test_few_heads_share_their_columns"),
     Fault("state at the end not stored", SCAN_FORWARD, "pointer_to(call.end, memory) + (head * size + begin)", "pointer_to(call.end, memory) + begin", LINEAR),
     Fault("what is not finite in whole chunks", "scan.py", "if not np.isfinite(end).all():", "if length < 0:", "tests/twins/test_scans.py::test_later_positions_reach_no_earlier_one"),
+    Fault("taps of the second block overwrite those of the first", DEFORM, "if block.is_first:", "if block.is_first or block.channel:", DEFORMED),
+    Fault("tap beyond the last row is read", DEFORM, "row >= call.height or column < 0 or column >= call.width:\n        return outside", "row > call.height or column < 0 or column >= call.width:\n        return outside", "tests/twins/test_deformable.py::test_random_calls"),
+    Fault("tap of weight 0 is read", DEFORM, "outside if w01 == 0 else pixel", "pixel", f"{STRANGE}[x-nan]"),
+    Fault("tap at no number reads zeros", DEFORM, "return np.int64(-2), near\n", "return np.int64(-2), 0.0\n", f"{STRANGE}[offset-nan]"),
+    Fault("ragged channels of a tap get no gradient", DEFORM, "target[c] += line[c] * scale", "target[c] += 0", DEFORMED),
+    Fault("ragged channels of a tap in no inner product", DEFORM, "rest += p[c] * line[c]", "rest += 0", DEFORMED),
+    Fault("taps summed over blocks from anything", DEFORM, "number if is_new else p[0] + number", "number", DEFORMED),
+    Fault("taps of the first offset group", DEFORM, "(example * call.offset_groups + offset_group) * call.taps + tap\n", "example * call.offset_groups * call.taps + tap\n", DEFORMED),
+    Fault("modulation left out of a tap's slope", DEFORM, "by * (times(back, d10 - d00)", "(times(back, d10 - d00)", DEFORMED),
+    Fault("taps placed in single precision", DEFORM, "np.float64(column) + np.float64(moves", "np.float32(column) + np.float32(moves", "tests/twins/test_deformable.py::test_a_small_offset_counts_far_from_the_origin"),
+    Fault("weights of a tap's other group", DEFORM_CALL, "slice(block.group * out_group, (block.group + 1) * out_group)", "slice(0, out_group)", "tests/twins/test_deformable.py::test_random_calls"),
 )  # fmt: skip

@@ -54,6 +54,7 @@ def test_the_specialisations_are_a_closed_list():
     random = np.random.default_rng(0)
     x, many = np.ones((2, 3, 5), np.float32), random.standard_normal((2, 4, 40, 6)).astype(np.float32)
     attend, scan = refattn_numba.scaled_dot_product_attention, refattn_numba.gated_linear_attention
+    deform, moves, kernels = refattn_numba.deform_conv2d, many[:, :2], many[0, :, :4, :1, None]
     attend.vjp(x[:, ::-1], x.astype(">f4"), np.asfortranarray(x), causal=True, softcap=1.0)
     calls = [
         attend.vjp(*[x.astype(t) for x in (many, many, many)], causal=True, bias=b)
@@ -63,6 +64,7 @@ def test_the_specialisations_are_a_closed_list():
     calls += [attend.vjp(many[:, :, :1], many[:, :2], many[:, :2])]
     calls += [scan.vjp(*[x.astype(t)[..., ::-1] for x in (many, many, many, -np.abs(many))]) for t in ("f2", "f4", "f8")]
     calls += [refattn_numba.linear_attention.vjp(many, many[:, :2], many[:, :2], causal=True)]
+    calls += [deform.vjp(*[x.astype(t) for x in (many[..., ::-1], moves, kernels)]) for t in ("f2", "f4", "f8")]
     for y, pullback in calls:
         pullback(y[0] if isinstance(y, tuple) else y)
     listed = defaultdict(set)
@@ -70,7 +72,7 @@ def test_the_specialisations_are_a_closed_list():
         listed[s.kernel].add(tuple(map(str, s.types)))
     for kernel, types in listed.items():
         assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
-    assert sum(len(types) for types in listed.values()) == 24 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
+    assert sum(len(types) for types in listed.values()) == 28 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
 
 
 def test_every_kernel_is_on_the_list():
@@ -93,7 +95,7 @@ def test_warming_up_says_what_it_took(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["refattn_numba", "--dtype", "float16"])
     main()
     said = capsys.readouterr().out
-    assert "narrow_float16" in said and "backward_bias" in said and "12 kernels in " in said
+    assert "narrow_float16" in said and "backward_bias" in said and "14 kernels in " in said
     with pytest.raises(ValueError, match="groups are"):
         refattn_numba.warm_up("forward")
     with pytest.raises(ValueError, match="dtypes are"):

@@ -12,6 +12,8 @@ from refattn.testing.inputs.case import Case
 
 DIRECT = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "conv2d_im2col": 2}
 TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+DEFORMABLE = {"deform_conv2d": False, "modulated_deform_conv2d": True}
+"""Whether samples have weights of their own."""
 
 Geometry = dict[str, Any]
 
@@ -24,6 +26,8 @@ def cases(name: str, random: Random, *, quick: bool) -> Iterator[Case]:
             yield from _magnitudes(random, DIRECT[name])
     elif name in TRANSPOSED:
         yield from _transposed(random, TRANSPOSED[name])
+    elif name in DEFORMABLE:
+        yield from _deformable(random, modulated=DEFORMABLE[name])
 
 
 def _call(random: Random, batch: int, groups: int, channels: tuple[int, int], size: Any, kernel: Any, **options: Any) -> Geometry:
@@ -88,3 +92,23 @@ def _transposed(random: Random, axes: int) -> Iterator[Case]:
     yield Case("3 groups of 7 channels", call(3, (7, 5), three, stride=2, padding=1))
     yield Case("dilated further than the kernel", call(1, (3, 2), (2,) * axes, dilation=3, padding=1))
     yield Case("kernel along the last axis", call(1, (3, 4), (*(1,) * (axes - 1), 5), padding=(*(0,) * (axes - 1), 2)))
+
+
+def _deformable(random: Random, *, modulated: bool) -> Iterator[Case]:
+    """Offsets of less than a pixel, of several, and beyond the image; of groups that cross those of the weights."""
+
+    def call(
+        channels: tuple[int, int], out: tuple[int, int], kernel: tuple[int, int], scale: float, parts: int, **options: Any
+    ) -> Geometry:
+        given = _call(random, 2, options.pop("groups", 1), channels, (9, 7), kernel, **options)
+        taps = parts * kernel[0] * kernel[1]
+        given["offset"] = scale * random.normal((2, 2 * taps, *out))
+        if modulated:
+            given["modulation"] = random.uniform(0, 1, (2, taps, *out))
+        return {**given, "offset_groups": parts}
+
+    yield Case("offsets within a pixel", call((5, 7), (9, 7), (3, 3), 0.125, 1, padding=1, bias=random.normal(7)))
+    yield Case("offsets beyond the image", call((3, 4), (7, 5), (3, 3), 8.0, 1))
+    yield Case("17 channels", call((17, 3), (5, 3), (2, 3), 1.0, 1, stride=2, padding=((0, 1), (1, 0))))
+    yield Case("offset groups across groups", call((3, 4), (9, 7), (1, 3), 1.0, 3, groups=2, padding=(0, 1)))
+    yield Case("one group of offsets for many", call((1, 1), (7, 7), (3, 1), 1.0, 1, groups=6))

@@ -27,9 +27,9 @@ from refattn.testing.precision import Format
 
 
 def is_bilinear(mechanism: Mechanism[..., Any]) -> bool:
-    """Whether it is one convolution of x with weight."""
+    """Whether it is one convolution of x with weight, which stands on the same grid everywhere."""
     arrays = set(mechanism.spec.signature.parameters)
-    return mechanism.spec.family == "convolution" and {"x", "weight"} <= arrays and "state" not in arrays
+    return mechanism.spec.family == "convolution" and {"x", "weight"} <= arrays and not {"state", "offset"} & arrays
 
 
 def laws(
