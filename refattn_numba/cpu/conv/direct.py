@@ -10,6 +10,7 @@ import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.conv.direct_call import Linear, blocks_of, described, record, sides, width_of
+from refattn_numba.cpu.conv.direct_few import spread_few, suits
 from refattn_numba.cpu.conv.direct_linear import convolve
 from refattn_numba.cpu.conv.direct_pack import packed
 from refattn_numba.cpu.conv.direct_tables import tables
@@ -36,7 +37,9 @@ def seconds(problem: Problem, face: Face) -> float:
 
 
 def pack(problem: Problem, face: Face, weight: Array) -> Any:
-    """In blocks of lanes."""
+    """In blocks of lanes; as it is where there are few channels."""
+    if face == "spread" and suits(problem):
+        return weight
     return packed(problem, "spread" if face == "spread" else "correlate", weight)
 
 
@@ -47,6 +50,8 @@ def correlate(problem: Problem, x: Array, packed: Any, epilogue: Epilogue) -> Fi
 
 def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Finished:
     """The gradient of the input."""
+    if suits(problem):
+        return _finished(spread_few(problem, dy, packed, epilogue), epilogue)
     return _linear(problem, "spread", dy, packed, epilogue)
 
 
@@ -77,9 +82,12 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
     if epilogue.bias is not None:
         call.add(bias=epilogue.bias)
     run_tasks(convolve, call, False, boxes * problem.groups * blocks if y.size else 0, int(problem.operations), problem.dtype)
-    if epilogue.activation in {None, "relu"}:
-        return Finished(y, y)
-    return finish(y, Epilogue(None, epilogue.activation))
+    return _finished(y, epilogue)
+
+
+def _finished(y: Array, epilogue: Epilogue) -> Finished:
+    """What is left of an epilogue after the bias and relu."""
+    return finish(y, Epilogue(None, None if epilogue.activation == "relu" else epilogue.activation))
 
 
 def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:
