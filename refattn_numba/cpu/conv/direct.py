@@ -16,13 +16,15 @@ from refattn_numba.cpu.conv.direct_pack import packed
 from refattn_numba.cpu.conv.direct_tables import tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
+from refattn_numba.cpu.conv.layouts import to_channels_last
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.threads import run_tasks
 
-DEPTH = 256  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
+DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
+GATHERED = 128  # numbers of a sum, from which on channels had better lie side by side than be read across
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
 
 
@@ -57,10 +59,12 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
 
 def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     inner, made, size = sides(problem, face)
+    if inner * math.prod(problem.kernel) >= GATHERED:
+        x = np.moveaxis(to_channels_last(problem, x), -1, 1)
     y = problem.empty(problem.groups * made, size)
     found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
     box, boxes = _box(problem.batch, size, problem.groups * blocks)
-    rows, width = math.prod(box) + 1, width_of(problem.dtype)
+    rows, width = math.prod(box) + 2, width_of(problem.dtype)
     taps = math.prod(problem.kernel)
     places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 16 * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
     fields = {
@@ -71,6 +75,7 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         **{f"out_{axis}": n for axis, n in zip("dhw", size, strict=True)},
         **{f"box_{axis}": n for axis, n in zip("ndhw", box, strict=True)},
         "boxes": boxes,
+        "holes": found.covered < math.prod(size),
         "positions_first": weight.nbytes <= RESIDENT,
         "channels_first": not problem.channels_last,
         "relu": epilogue.activation == "relu",

@@ -22,7 +22,7 @@ DirectCall = np.dtype(
     + [(f"source_{axis}", np.int64) for axis in ("n", *AXIS, "c")]
     + [(name, np.int64) for name in ("classes_d", "classes_h", "classes_w", "classes_end", "kernel", "kernel_h", "kernel_w")]
     + [(name, np.int64) for name in ("batch", "groups", "inner", "made", "width", "blocks", "out_d", "out_h", "out_w")]
-    + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu")]
+    + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu", "holes")]
     + [(f"{name}_{axis}", np.int64) for name in ("size", "stride", "gap", "before") for axis in AXIS]
     + [(name, np.int64) for name in ("kernel_d", "low", "length", "at_panel", "at_tile", "at_planes", "at_slots")]
     + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step")]

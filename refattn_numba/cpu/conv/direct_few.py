@@ -16,7 +16,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import AXIS, record, width_of
-from refattn_numba.cpu.conv.gathered import add_gathered
+from refattn_numba.cpu.conv.gathered import gathered_product
 from refattn_numba.cpu.conv.problem import Epilogue, Problem
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled, kernel
@@ -166,7 +166,7 @@ def _give(
             at = slots[3 * r] * call.source_d + slots[3 * r + 1] * call.source_h + slots[3 * r + 2] * call.source_w
             columns = smaller(lanes, call.out_w - slots[3 * r + 2])
             _load(call, source + (at + first * call.source_c), depth, columns, panel + r * lanes)
-        add_gathered(count, panel, weight + first * lines, steps, depth, sources, places, lines, tile)
+        gathered_product(count, panel, weight + first * lines, steps, depth, sources, places, lines, tile, tile, 1)
     for r in range(count):
         for c in range(call.made):
             line = c * call.kernel

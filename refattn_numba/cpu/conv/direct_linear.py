@@ -6,7 +6,7 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import load_taps
-from refattn_numba.cpu.conv.gathered import add_gathered
+from refattn_numba.cpu.conv.gathered import gathered_product
 from refattn_numba.cpu.conv.layouts import copy_rows, turn_tile
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE
@@ -65,15 +65,13 @@ def _rows(begin: Any, end: Any) -> int:
 
 @compiled
 def _fill(call: Any, tile: Any, block: int, begin: Any, end: Any) -> None:
-    """The bias, or zeros, in all rows and in the spare one."""
-    lanes, width, valid = lanes_of(tile), call.width, _valid(call, block)
-    bias = pointer_to(call.bias, tile)
+    """The bias, or zeros, behind the spare row; and in all rows where some have no tap."""
+    width, valid, rows = call.width, _valid(call, block), _rows(begin, end)
+    given, bias = pointer_to(call.bias, tile), tile + (rows + 1) * width
     for lane in range(width):
-        tile[lane] = bias[_channel(call, block) + lane] if call.bias != 0 and lane < valid else 0
-    for lane in range(0, width, lanes):
-        numbers = load(tile, lane)
-        for row in range(_rows(begin, end) + 1):
-            store(tile, row * width + lane, numbers)
+        bias[lane] = given[_channel(call, block) + lane] if call.bias != 0 and lane < valid else 0
+    if call.holes:
+        copy_rows(bias, 0, rows, width, tile, width)
 
 
 @compiled
@@ -127,12 +125,12 @@ def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end:
                 for line in range(lines, lines + SPARE):
                     sources[line], places[line] = sources[lines - 1], rows * call.width
                 count = load_taps(call, classes, taps, d, h, w, found)
-                _add_class(call, registers, packed, source, found, count * call.inner, steps, sources, places, lines, tile)
+                _add_class(call, registers, packed, source, found, count * call.inner, steps, sources, places, lines, tile, tile + (rows + 1) * call.width)
 
 
 @compiled
 def _add_class(
-    call: Any, registers: int, packed: Any, source: Any, found: Any, whole: int, steps: Any, sources: Any, places: Any, lines: int, tile: Any
+    call: Any, registers: int, packed: Any, source: Any, found: Any, whole: int, steps: Any, sources: Any, places: Any, lines: int, tile: Any, bias: Any
 ) -> None:
     """Blocks of depth, of nearly the same size."""
     depth = _ceil(whole, _ceil(whole, call.depth))
@@ -146,7 +144,7 @@ def _add_class(
                 steps[2 * (k + i)] = (row + channel + i) * call.width
                 steps[2 * (k + i) + 1] = offset + (channel + i) * call.source_c
             k, tap, channel = k + some, tap + 1, 0
-        add_gathered(registers, packed, source, steps, size, sources, places, lines, tile)
+        gathered_product(registers, packed, source, steps, size, sources, places, lines, tile, bias if first == 0 else tile, 0 if first == 0 else 1)
 
 
 @compiled

@@ -9,6 +9,7 @@ read the same taps are a *class*, and what stands in between two bounds of taps.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -35,11 +36,14 @@ class Tables(NamedTuple):
         Tap, and offset in the source.
     begin : tuple of int
         Where the classes of each axis begin, and the end of the last one's.
+    covered : int
+        How many positions read a tap at all.
     """
 
     classes: Integers
     taps: Integers
     begin: tuple[int, ...]
+    covered: int
 
 
 def tables(problem: Problem, face: Linear) -> Tables:
@@ -59,9 +63,9 @@ def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before
                 classes.append((*row, len(taps), len(taps) + len(found)))
                 taps += found
         begin.append(len(classes))
-    return Tables(
-        np.array(classes, np.int64).reshape(-1, len(CLASS)), np.array(taps, np.int64).reshape(-1, 2), tuple(begin)
-    )
+    rows = np.array(classes, np.int64).reshape(-1, len(CLASS))
+    covered = math.prod(int(rows[low:high, CLASS.index("count")].sum()) for low, high in itertools.pairwise(begin))
+    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), covered)
 
 
 def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Any]:

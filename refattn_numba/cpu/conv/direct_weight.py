@@ -12,7 +12,7 @@ from refattn_numba.cpu.call import aligned
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, load_taps, record, width_of
 from refattn_numba.cpu.conv.direct_pack import unpack
 from refattn_numba.cpu.conv.direct_tables import tables
-from refattn_numba.cpu.conv.gathered import add_gathered
+from refattn_numba.cpu.conv.gathered import gathered_product
 from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.problem import Problem
 from refattn_numba.cpu.jit import compiled, kernel
@@ -127,5 +127,5 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
                                 at_h, at_d = 0, at_d + 1
                                 if at_d == d[2]:
                                     at_d, n = 0, n + 1
-                    add_gathered(registers, d_output, source, steps, depth, sources, places, lines, sums)
+                    gathered_product(registers, d_output, source, steps, depth, sources, places, lines, sums, sums, 1)
                     begin += depth

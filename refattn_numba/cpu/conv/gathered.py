@@ -1,14 +1,15 @@
 """Products whose operands lie anywhere: the one micro-kernel of the direct method.
 
-Every face of a convolution has the form ``c[line, lane] += sum over k of a[k, lane] * b[line, k]``, where a and c have lanes side by
-side in memory. What makes it a convolution is where a and b lie::
+Every face of a convolution has the form ``c[line, lane] = before + sum over k of a[k, lane] * b[line, k]``, where a and c have lanes
+side by side in memory. What makes it a convolution is where a and b lie::
 
     a[k]        = a[a_step[k] : a_step[k] + lanes]       a row of packed weights, or a position of d_output
     b[line, k]  = b[source[line] + b_step[k]]            a position and a tap give one number of the input, read in place
     c[line]     = c[place[line] : place[line] + lanes]
+    before      = given[step * place[line] : ... + lanes]        c itself, or with a step of 0 the same numbers for all lines
 
 so that strides, dilations and borders are numbers in tables, no input is padded or copied, and a step costs two more loads than in
-`products`, of which it is a copy otherwise: a block of sums stays in registers, begins with 0, and is added to c once.
+`products`, of which it is a copy otherwise: a block of sums stays in registers, begins with 0, and is added once.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ def _strip(registers: int) -> Any:
     at_a_time = min(REGISTERS * LINES // registers, SPARE)
 
     @instruction
-    def strip(typing: Any, a: Any, b: Any, steps: Any, depth: Any, sources: Any, places: Any, lines: Any, c: Any) -> Any:
+    def strip(typing: Any, a: Any, b: Any, steps: Any, depth: Any, sources: Any, places: Any, lines: Any, c: Any,
+              given: Any, step: Any) -> Any:  # fmt: skip
         vector = Vector(c.dtype)
         size, width = c.dtype.bitwidth // 8, vector.lanes
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            a, b, steps, depth, sources, places, lines, c = args
+            a, b, steps, depth, sources, places, lines, c, given, step = args
             lanes = [I64(i * width) for i in range(registers)]
             sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in range(at_a_time)]
 
@@ -53,14 +55,15 @@ def _strip(registers: int) -> Any:
                         for operand, place in zip(operands, line, strict=True):
                             builder.store(fused(builder, operand, number, builder.load(place)), place)
                 for j, line in enumerate(sums):
-                    out = builder.gep(c, [entry(places, first, j)])
+                    at = entry(places, first, j)
+                    out, before = builder.gep(c, [at]), builder.gep(given, [builder.mul(at, step)])
                     for lane, place in zip(lanes, line, strict=True):
-                        address = builder.gep(out, [lane])
-                        store_to(builder, builder.fadd(load_from(builder, address, vector.ir, size), builder.load(place)), address, size)
+                        number = load_from(builder, builder.gep(before, [lane]), vector.ir, size)
+                        store_to(builder, builder.fadd(number, builder.load(place)), builder.gep(out, [lane]), size)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(a, b, steps, index, sources, places, index, c), build
+        return types.void(a, b, steps, index, sources, places, index, c, given, index), build
 
     return strip
 
@@ -69,13 +72,13 @@ _widest, _two, _one = (_strip(registers) for registers in (REGISTERS, 2, 1))
 
 
 @compiled
-def add_gathered(
-    registers: int, a: Any, b: Any, steps: Any, depth: int, sources: Any, places: Any, lines: int, c: Any
+def gathered_product(
+    registers: int, a: Any, b: Any, steps: Any, depth: int, sources: Any, places: Any, lines: int, c: Any, given: Any, step: int
 ) -> None:
-    """``c += b @ a`` for so many registers of lanes; lines beyond the last one are computed too, and their places written."""
+    """``c = given + b @ a`` for so many registers of lanes; lines beyond the last one are computed too, and their places written."""
     if registers > 2:
-        _widest(a, b, steps, depth, sources, places, lines, c)
+        _widest(a, b, steps, depth, sources, places, lines, c, given, step)
     elif registers > 1:
-        _two(a, b, steps, depth, sources, places, lines, c)
+        _two(a, b, steps, depth, sources, places, lines, c, given, step)
     else:
-        _one(a, b, steps, depth, sources, places, lines, c)
+        _one(a, b, steps, depth, sources, places, lines, c, given, step)
