@@ -37,6 +37,7 @@ def packed(problem: Problem, face: Linear, weight: Array) -> Array:
         "lane_step": steps[0],
         "step": steps[1],
         "chunks": chunks,
+        "part": weight.size,
         "memory_size": (width * width),
     }
     run_tasks(pack, record(fields, source=weight, weight=result), False, problem.groups * blocks * chunks, 4 * weight.size, problem.dtype)
@@ -61,14 +62,37 @@ def pack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
         out = pointer_to(call.weight, shared) + (block * taps * call.inner + first) * width
         for lane in range(0, width, lanes):
             some = smaller(lanes, valid - lane)
+            from_lane = source + lane * call.lane_step
             if some == lanes and call.step == taps and count * taps >= lanes:
-                _by_squares(call, source + lane * call.lane_step, count * taps, out + lane, square)
+                _by_squares(call, from_lane, count * taps, out + lane, square)
+            elif some == lanes and call.lane_step == taps:
+                last = group + (channel + lane) * taps + (first + count - 1) * call.step + lanes * (taps + lanes)
+                whole = count if last <= call.part else count - 1
+                for c in range(whole):
+                    _by_taps(call, from_lane + c * call.step, out + (c * width + lane), square)
+                _by_number(call, from_lane, whole, count, lanes, out + lane)
             else:
-                for c in range(count):
-                    for t in range(taps):
-                        row = out + ((t * call.inner + c) * width + lane)
-                        for i in range(lanes):
-                            put(row, i, get(source, (lane + i) * call.lane_step + c * call.step + t) if i < some else 0.0)
+                _by_number(call, from_lane, 0, count, some, out + lane)
+
+
+@compiled
+def _by_number(call: Any, source: Any, first: int, last: int, some: int, out: Any) -> None:
+    """Any channels from first to last, and lanes of which some do not exist."""
+    for c in range(first, last):
+        for t in range(call.kernel):
+            row = out + (t * call.inner + c) * call.width
+            for i in range(lanes_of(out)):
+                put(row, i, get(source, i * call.lane_step + c * call.step + t) if i < some else 0.0)
+
+
+@compiled
+def _by_taps(call: Any, source: Any, out: Any, square: Any) -> None:
+    """Where the taps of all lanes lie one after another; numbers behind them are read too."""
+    lanes = lanes_of(square)
+    for first in range(0, call.kernel, lanes):
+        transpose(source + first, call.kernel, square, lanes)
+        for t in range(first, smaller(first + lanes, call.kernel)):
+            store(out, t * call.inner * call.width, load(square, (t - first) * lanes))
 
 
 @compiled
