@@ -13,18 +13,20 @@ from refattn_numba.cpu.conv.direct_call import Linear, blocks_of, described, rec
 from refattn_numba.cpu.conv.direct_few import spread_few, suits
 from refattn_numba.cpu.conv.direct_linear import convolve
 from refattn_numba.cpu.conv.direct_pack import packed
-from refattn_numba.cpu.conv.direct_tables import tables
+from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.layouts import to_channels_last
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
-from refattn_numba.cpu.products import SPARE
+from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
 
 DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
 GATHERED = 128  # numbers of a sum, from which on channels had better lie side by side than be read across
+RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
+BANDWIDTH = 8e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
 
 
@@ -34,8 +36,20 @@ def takes(problem: Problem, face: Face) -> str | None:
 
 
 def seconds(problem: Problem, face: Face) -> float:
-    """At the rate of a core's multiply-adds."""
-    return problem.operations / 1e11
+    """Multiply-adds of whole registers with the taps that exist, and bytes."""
+    made = problem.c if face == "spread" else problem.o
+    lanes = width_of(problem.dtype) // REGISTERS
+    registers = -(-made // lanes) % REGISTERS
+    full = made // width_of(problem.dtype) * REGISTERS if registers else -(-made // lanes)
+    filled = made / (lanes * (full + (REGISTERS if registers > 2 else registers))) if made else 1.0
+    if face == "spread" and suits(problem):
+        filled = 1.0
+    inputs, outputs = (
+        problem.batch * problem.groups * n for n in (problem.c * math.prod(problem.size), problem.o * math.prod(problem.out))
+    )
+    item = problem.dtype.itemsize
+    weights = problem.groups * problem.c * problem.o * math.prod(problem.kernel)
+    return problem.operations * inside(problem) / filled * item / RATE + 2 * (inputs + outputs + weights) * item / BANDWIDTH
 
 
 def pack(problem: Problem, face: Face, weight: Array) -> Any:
@@ -97,7 +111,7 @@ def _finished(y: Array, epilogue: Epilogue) -> Finished:
 
 def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:
     """How many positions a task has along each axis, and how many boxes there are: positions of one box lie one after another."""
-    shape = (batch, *size)
+    shape = (max(1, batch), *size)
     limit = min(BOX, max(24, math.prod(shape) * blocks // (TASKS * numba.get_num_threads())))
     box = list(shape)
     for axis in range(len(shape)):

@@ -142,7 +142,11 @@ def _reach(low: int, high: int, before: int, gap: int, taps: int, stride: int, s
 
 @compiled
 def _fill_tables(call: Any, memory: int, lines: int) -> None:
-    steps, sources, places = integers_at(memory + call.at_steps), integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    steps, sources, places = (
+        integers_at(memory + call.at_steps),
+        integers_at(memory + call.at_sources),
+        integers_at(memory + call.at_places),
+    )
     for k in range(call.depth):
         steps[2 * k], steps[2 * k + 1] = k * call.width, k * lines
     for line in range(lines + SPARE):
@@ -150,12 +154,14 @@ def _fill_tables(call: Any, memory: int, lines: int) -> None:
 
 
 @compiled
-def _give(
-    call: Any, memory: int, source: Any, weight: Any, planes: Any, count: int, d: int, d_end: int, h: int, h_end: int
-) -> None:
+def _give(call: Any, memory: int, source: Any, weight: Any, planes: Any, count: int, d: int, d_end: int, h: int, h_end: int) -> None:
     """The product for some registers of positions, and its sums to the planes."""
     panel, tile = pointer_to(memory + call.at_panel, planes), pointer_to(memory + call.at_tile, planes)
-    steps, sources, places = integers_at(memory + call.at_steps), integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    steps, sources, places = (
+        integers_at(memory + call.at_steps),
+        integers_at(memory + call.at_sources),
+        integers_at(memory + call.at_places),
+    )
     slots = integers_at(memory + call.at_slots)
     lanes, lines = lanes_of(planes), call.made * call.kernel
     for i in range(0, lines * call.width, lanes):

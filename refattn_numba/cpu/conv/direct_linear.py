@@ -87,7 +87,11 @@ def _inside(row: Any, low: int, high: int) -> tuple[int, int]:
 def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = integers_at(memory + call.at_steps), integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    steps, sources, places = (
+        integers_at(memory + call.at_steps),
+        integers_at(memory + call.at_sources),
+        integers_at(memory + call.at_places),
+    )
     rows, lanes = _rows(begin, end), lanes_of(tile)
     registers = _ceil(_valid(call, block), lanes)
     size = call.kernel * call.inner * call.width
@@ -125,12 +129,36 @@ def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end:
                 for line in range(lines, lines + SPARE):
                     sources[line], places[line] = sources[lines - 1], rows * call.width
                 count = load_taps(call, classes, taps, d, h, w, found)
-                _add_class(call, registers, packed, source, found, count * call.inner, steps, sources, places, lines, tile, tile + (rows + 1) * call.width)
+                _add_class(
+                    call,
+                    registers,
+                    packed,
+                    source,
+                    found,
+                    count * call.inner,
+                    steps,
+                    sources,
+                    places,
+                    lines,
+                    tile,
+                    tile + (rows + 1) * call.width,
+                )
 
 
 @compiled
 def _add_class(
-    call: Any, registers: int, packed: Any, source: Any, found: Any, whole: int, steps: Any, sources: Any, places: Any, lines: int, tile: Any, bias: Any
+    call: Any,
+    registers: int,
+    packed: Any,
+    source: Any,
+    found: Any,
+    whole: int,
+    steps: Any,
+    sources: Any,
+    places: Any,
+    lines: int,
+    tile: Any,
+    bias: Any,
 ) -> None:
     """Blocks of depth, of nearly the same size."""
     depth = _ceil(whole, _ceil(whole, call.depth))
@@ -144,7 +172,9 @@ def _add_class(
                 steps[2 * (k + i)] = (row + channel + i) * call.width
                 steps[2 * (k + i) + 1] = offset + (channel + i) * call.source_c
             k, tap, channel = k + some, tap + 1, 0
-        gathered_product(registers, packed, source, steps, size, sources, places, lines, tile, bias if first == 0 else tile, 0 if first == 0 else 1)
+        gathered_product(
+            registers, packed, source, steps, size, sources, places, lines, tile, bias if first == 0 else tile, 0 if first == 0 else 1
+        )
 
 
 @compiled

@@ -124,9 +124,7 @@ def unpack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
         count, channel = smaller(call.chunk, call.inner - first), block % call.blocks * width
         valid = smaller(width, call.made - channel)
         source = pointer_to(call.source, shared) + task * call.step
-        out = pointer_to(call.output, shared) + (
-            ((block // call.blocks * call.made + channel) * call.inner + first) * taps
-        )
+        out = pointer_to(call.output, shared) + (((block // call.blocks * call.made + channel) * call.inner + first) * taps)
         for lane in range(0, valid, lanes):
             some = smaller(lanes, valid - lane)
             for at in range(0, count * taps, lanes):

@@ -21,6 +21,9 @@ from refattn_numba.cpu.conv.problem import AXES, Problem
 
 Linear: TypeAlias = Literal["correlate", "spread"]
 
+Progression: TypeAlias = tuple[int, int, int, int, int, list[tuple[int, int]]]
+"""First position, step, count, pace, size of the source, and the offset of each tap."""
+
 CLASS = ("first", "step", "count", "source", "pace", "begin", "end")
 """Of an axis: positions ``first + step * j`` for ``j < count`` read ``source + pace * j`` plus the offsets of taps begin to end."""
 
@@ -51,6 +54,15 @@ def tables(problem: Problem, face: Linear) -> Tables:
     return _tables(problem.size, problem.kernel, problem.out, problem.stride, problem.dilation, problem.before, face)
 
 
+def inside(problem: Problem) -> float:
+    """Which part of all pairs of an output position and a tap does not fall on padding."""
+    found, part = tables(problem, "correlate"), 1.0
+    for (low, high), n, k in zip(itertools.pairwise(found.begin), problem.out, problem.kernel, strict=True):
+        rows = dict(zip(CLASS, found.classes[low:high].T, strict=True))
+        part *= float((rows["count"] * (rows["end"] - rows["begin"])).sum()) / max(1, n * k)
+    return part
+
+
 @lru_cache(maxsize=256)
 def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before: Any, face: Linear) -> Tables:
     classes: list[tuple[int, ...]] = []
@@ -58,8 +70,8 @@ def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before
     begin = [0]
     for axis in range(AXES):
         n, k, o, s, d, b = (x[axis] for x in (size, kernel, out, stride, dilation, before))
-        for *progression, offsets in _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b):
-            for row, found in _classes(*progression, offsets):
+        for progression in _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b):
+            for row, found in _classes(*progression):
                 classes.append((*row, len(taps), len(taps) + len(found)))
                 taps += found
         begin.append(len(classes))
@@ -68,11 +80,11 @@ def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before
     return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), covered)
 
 
-def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Any]:
+def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Progression]:
     yield 0, 1, o, s, n, [(t, d * t - b) for t in range(k)]
 
 
-def _spread(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Any]:
+def _spread(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Progression]:
     for first in range(min(s, n)):
         offsets = [(t, (first + b - d * t) // s) for t in range(k) if (first + b - d * t) % s == 0]
         yield first, s, -(-(n - first) // s), 1, o, offsets

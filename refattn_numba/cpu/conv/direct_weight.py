@@ -85,7 +85,11 @@ def correlate_weight(calls: Any, options: Any, shared: Array, counters: Integers
 def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, part: int) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = integers_at(memory + call.at_steps), integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    steps, sources, places = (
+        integers_at(memory + call.at_steps),
+        integers_at(memory + call.at_sources),
+        integers_at(memory + call.at_places),
+    )
     image = call.out_d * call.out_h * call.out_w
     d_output = pointer_to(call.d_output, sums) + block * call.batch * image * call.width
     source = pointer_to(call.source, sums) + (block // call.blocks * call.inner + channel) * call.source_c

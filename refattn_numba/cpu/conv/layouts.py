@@ -72,7 +72,14 @@ def _transpose(x: Array, made: Array, batch: int, rows: int, columns: int) -> No
 
 def _move(x: Array, made: Array, fields: dict[str, int], batch: int, rows: int, columns: int) -> None:
     blocks = -(-rows // fields["block"])
-    sizes = {"memory_size": 0, "batch": batch, "rows": rows, "columns": columns, "blocks": blocks, "source_n": fields["groups"] * rows * columns}
+    sizes = {
+        "memory_size": 0,
+        "batch": batch,
+        "rows": rows,
+        "columns": columns,
+        "blocks": blocks,
+        "source_n": fields["groups"] * rows * columns,
+    }
     call = Record({**fields, **sizes}, layout=Move)
     call.add(source=x, output=made)
     tasks = batch * fields["groups"] * blocks * -(-columns // COLUMNS)
