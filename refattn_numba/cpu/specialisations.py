@@ -23,6 +23,8 @@ from refattn_numba.cpu import (
     scan_features,
     scan_forward,
 )
+from refattn_numba.cpu.conv import direct_few, direct_linear, direct_pack, direct_weight, layouts
+from refattn_numba.cpu.conv.direct_call import DirectCall
 from refattn_numba.cpu.deformable_call import DeformCall
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import Source, compile_once
@@ -30,7 +32,7 @@ from refattn_numba.cpu.scan_call import ScanCall
 from refattn_numba.cpu.threads import kernel_types
 
 Group: TypeAlias = Literal["attention", "options", "caches", "linear", "convolution"]
-"""Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; attention whose state has one size; deformable
+"""Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; attention whose state has one size;
 convolution."""
 
 Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
@@ -74,6 +76,10 @@ def specialisations() -> Iterator[Specialisation]:
             yield Specialisation("linear", precision, kernel, scans)
         for kernel in (deformable_kernels.forward, deformable_kernels.backward):
             yield Specialisation("convolution", precision, kernel, kernel_types(dtype, has_options=False, layout=DeformCall))
+        direct = direct_pack.pack, direct_linear.convolve, direct_few.scatter, direct_weight.correlate_weight, direct_pack.unpack
+        for kernel in direct:
+            yield Specialisation("convolution", precision, kernel, kernel_types(dtype, has_options=False, layout=DirectCall))
+        yield Specialisation("convolution", precision, layouts.turn, kernel_types(dtype, has_options=False, layout=layouts.Move))
         yield Specialisation("linear", precision, scan_features.elu_plus_one, _from_to(precision, precision))
     stored: tuple[tuple[Precision, str], ...] = (("bfloat16", "uint16"), ("float16", "float16"))
     for precision, name in stored:
@@ -105,7 +111,7 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[
     ----------
     *groups : {"attention", "options", "caches", "linear", "convolution"}
         Softmax attention; the same with bias, mask, dropout or softcap; caches of smaller types; linear attention and the delta rule;
-        deformable convolution. All, where none is named.
+        convolution. All, where none is named.
     dtypes : iterable of {"float32", "float64", "bfloat16", "float16"}, optional
         The types in which arrays are stored. Kernels for float16 are those for float32 and conversions; so are those for bfloat16
         where the processor does not multiply it.

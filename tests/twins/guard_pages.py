@@ -2,7 +2,7 @@
 
 Run what is to be looked at in a process of its own. ``python -m tests.twins.guard_pages decode 0 20`` calls the decoding twins with the
 random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, ``scans`` with linear attentions,
-``deformable`` with deformable convolutions, and ``outside`` reads one element too many.
+``deformable`` with deformable convolutions, ``convolutions`` with the direct method, and ``outside`` reads one element too many.
 """
 
 from __future__ import annotations
@@ -108,6 +108,23 @@ def call_deformable(seed):
         pullback(fenced(np.ones_like(y), at_start=at_start))
 
 
+def call_convolutions(seed):
+    """The direct method, forward and backward, in both layouts."""
+    import refattn_numba
+    from refattn_numba.cpu.conv import direct, direct_pack, direct_weight, layouts, problem
+    from tests.twins import test_conv_direct
+
+    for module in (direct, direct_weight, layouts, problem):
+        module.np = Fenced()
+    direct_pack.aligned = direct_weight.aligned = layouts.aligned = Fenced().aligned
+    name, given = test_conv_direct.draw(np.random.default_rng(seed))
+    for at_start in (False, True):
+        for x in (fenced(given["x"], at_start=at_start), np.moveaxis(fenced(np.moveaxis(given["x"], 1, -1), at_start=at_start), -1, 1)):
+            fences = {**all_fenced(given, at_start=at_start), "x": x}
+            y, pullback = getattr(refattn_numba, name).vjp(**fences, algorithm="direct")
+            pullback(fenced(np.ones_like(y), at_start=at_start))
+
+
 def read_outside(_):
     """What the fence is for."""
     x = fenced(np.ones(5, np.float32))
@@ -123,6 +140,7 @@ if __name__ == "__main__":
         "attention": call_attention,
         "scans": call_scans,
         "deformable": call_deformable,
+        "convolutions": call_convolutions,
         "outside": read_outside,
     }[sys.argv[1]]
     for number in range(*map(int, sys.argv[2:])):

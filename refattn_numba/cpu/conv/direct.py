@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numba
 import numpy as np
 
 from refattn._core import Array
-from refattn.convolution import rule
+from refattn_numba.cpu.conv.direct_call import Linear, blocks_of, described, record, sides, width_of
+from refattn_numba.cpu.conv.direct_few import spread_few, suits
+from refattn_numba.cpu.conv.direct_linear import convolve
+from refattn_numba.cpu.conv.direct_pack import packed
+from refattn_numba.cpu.conv.direct_tables import inside, tables
+from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
-from refattn_numba.cpu.conv.problem import Algorithm, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.conv.layouts import to_channels_last
+from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.products import REGISTERS, SPARE
+from refattn_numba.cpu.threads import run_tasks
+
+DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
+BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
+TASKS = 4  # of each thread, at least, where there are positions enough
+GATHERED = 128  # numbers of a sum, from which on channels had better lie side by side than be read across
+RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
+BANDWIDTH = 8e9
+RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
 
 
 def takes(problem: Problem, face: Face) -> str | None:
@@ -18,46 +36,89 @@ def takes(problem: Problem, face: Face) -> str | None:
 
 
 def seconds(problem: Problem, face: Face) -> float:
-    """At the rate of a core's multiply-adds."""
-    return problem.operations / 1e11
+    """Multiply-adds of whole registers with the taps that exist, and bytes."""
+    made = problem.c if face == "spread" else problem.o
+    lanes = width_of(problem.dtype) // REGISTERS
+    registers = -(-made // lanes) % REGISTERS
+    full = made // width_of(problem.dtype) * REGISTERS if registers else -(-made // lanes)
+    filled = made / (lanes * (full + (REGISTERS if registers > 2 else registers))) if made else 1.0
+    if face == "spread" and suits(problem):
+        filled = 1.0
+    inputs, outputs = (
+        problem.batch * problem.groups * n for n in (problem.c * math.prod(problem.size), problem.o * math.prod(problem.out))
+    )
+    item = problem.dtype.itemsize
+    weights = problem.groups * problem.c * problem.o * math.prod(problem.kernel)
+    return problem.operations * inside(problem) / filled * item / RATE + 2 * (inputs + outputs + weights) * item / BANDWIDTH
 
 
 def pack(problem: Problem, face: Face, weight: Array) -> Any:
-    """As it is."""
-    return rule.in_groups(weight, problem.groups, axis=0)
-
-
-def _padded(problem: Problem, x: Array) -> Array:
-    wide = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(problem.out, problem.stride, problem.dilation, problem.kernel, strict=True)]
-    pairs = [(b, max(0, w - b - n)) for b, w, n in zip(problem.before, wide, problem.size, strict=True)]
-    return rule.in_groups(np.pad(x, ((0, 0), (0, 0), *pairs)), problem.groups, axis=1)
+    """In blocks of lanes; as it is where there are few channels."""
+    if face == "spread" and suits(problem):
+        return weight
+    return packed(problem, "spread" if face == "spread" else "correlate", weight)
 
 
 def correlate(problem: Problem, x: Array, packed: Any, epilogue: Epilogue) -> Finished:
-    """One matrix product for each tap."""
-    y = rule.correlate(_padded(problem, x), packed, problem.out, problem.stride, problem.dilation)
-    return finish(_stored(problem, rule.joined(y, axis=1)), epilogue)
+    """The output."""
+    return _linear(problem, "correlate", x, packed, epilogue)
 
 
 def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Finished:
-    """Likewise."""
-    whole = _padded(problem, np.zeros((0, problem.groups, *problem.size), problem.dtype)).shape[3:]
-    dx = rule.joined(rule.spread(rule.in_groups(dy, problem.groups, axis=1), packed, whole, problem.stride, problem.dilation), axis=1)
-    inner = tuple(slice(b, b + n) for b, n in zip(problem.before, problem.size, strict=True))
-    return finish(_stored(problem, dx[(..., *inner)]), epilogue)
+    """The gradient of the input."""
+    if suits(problem):
+        return _finished(spread_few(problem, dy, packed, epilogue), epilogue)
+    return _linear(problem, "spread", dy, packed, epilogue)
 
 
-def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
-    """Likewise."""
-    dy = rule.in_groups(dy, problem.groups, axis=1)
-    dw = rule.weight_gradient(_padded(problem, x), dy, problem.kernel, problem.stride, problem.dilation)
-    return np.ascontiguousarray(rule.joined(dw, axis=0)).reshape(-1, problem.c, *problem.kernel)
+def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
+    inner, made, size = sides(problem, face)
+    if inner * math.prod(problem.kernel) >= GATHERED:
+        x = np.moveaxis(to_channels_last(problem, x), -1, 1)
+    y = problem.empty(problem.groups * made, size)
+    found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
+    box, boxes = _box(problem.batch, size, problem.groups * blocks)
+    rows, width = math.prod(box) + 2, width_of(problem.dtype)
+    taps = math.prod(problem.kernel)
+    places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 16 * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
+    fields = {
+        **described(problem, found, x),
+        "inner": inner,
+        "made": made,
+        "blocks": blocks,
+        **{f"out_{axis}": n for axis, n in zip("dhw", size, strict=True)},
+        **{f"box_{axis}": n for axis, n in zip("ndhw", box, strict=True)},
+        "boxes": boxes,
+        "holes": found.covered < math.prod(size),
+        "positions_first": weight.nbytes <= RESIDENT,
+        "channels_first": not problem.channels_last,
+        "relu": epilogue.activation == "relu",
+        "depth": DEPTH,
+        **dict(zip(("at_taps", "at_steps", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
+        "memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize,
+    }
+    call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps)
+    if epilogue.bias is not None:
+        call.add(bias=epilogue.bias)
+    run_tasks(convolve, call, False, boxes * problem.groups * blocks if y.size else 0, int(problem.operations), problem.dtype)
+    return _finished(y, epilogue)
 
 
-def _stored(problem: Problem, y: Array) -> Array:
-    made = problem.empty(y.shape[1], y.shape[2:])
-    made[...] = y
-    return made
+def _finished(y: Array, epilogue: Epilogue) -> Finished:
+    """What is left of an epilogue after the bias and relu."""
+    return finish(y, Epilogue(None, None if epilogue.activation == "relu" else epilogue.activation))
+
+
+def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:
+    """How many positions a task has along each axis, and how many boxes there are: positions of one box lie one after another."""
+    shape = (max(1, batch), *size)
+    limit = min(BOX, max(24, math.prod(shape) * blocks // (TASKS * numba.get_num_threads())))
+    box = list(shape)
+    for axis in range(len(shape)):
+        if math.prod(box) <= limit:
+            break
+        box[axis] = max(1, limit // math.prod(shape[axis + 1 :]))
+    return tuple(box), math.prod(-(-n // b) for n, b in zip(shape, box, strict=True))
 
 
 DIRECT = Algorithm("direct", True, takes, seconds, pack, correlate, spread, weight_gradient)
