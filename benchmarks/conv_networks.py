@@ -18,7 +18,7 @@ from benchmarks.torch_peer import fastest
 IMAGE = 224
 
 
-def _square(batch: int, channels: int, filters: int, size: int, kernel: int, **options: int) -> Layer:
+def _square(batch: int, channels: int, filters: int, size: int, kernel: int, **options: Any) -> Layer:
     return Layer(batch, channels, filters, (size, size), kernel, **options)
 
 
@@ -76,9 +76,9 @@ def _all(calls: list[tuple[int, Call]]) -> Call:
     def run() -> Any:
         corners = []
         for count, call in calls:
-            for _ in range(count):
-                result = call()
-            corners.append(result[:1, :CORNER] + 0)  # a copy, so that the rest is free
+            for _ in range(count - 1):
+                call()
+            corners.append(call()[:1, :CORNER] + 0)  # a copy, so that the rest is free
         return tuple(corners)
 
     return run
