@@ -26,8 +26,8 @@ def causal(batch: int, channels: int, length: int, taps: int, direction: Literal
     calls = {"refattn_numba": _ours(refattn_numba, x, weight, dy, direction)}
     if (torch := installed("torch")) is not None:
         calls["torch"] = fastest(_torch_calls(torch, x, weight, dy, direction))
-    corner = (a.astype(float) for a in (x[:, :CORNER], weight[:CORNER], dy[:, :CORNER]))
-    return {**calls, "exact": _ours(refattn, *corner, direction)}
+    few, taps_of_few, d_few = (a.astype(float) for a in (x[:, :CORNER], weight[:CORNER], dy[:, :CORNER]))
+    return {**calls, "exact": _ours(refattn, few, taps_of_few, d_few, direction)}
 
 
 def _ours(module: Any, x: np.ndarray, weight: np.ndarray, dy: np.ndarray, direction: str) -> Call:

@@ -1,9 +1,8 @@
 """Products as in `products`, beside which memory is read and written.
 
 A convolution of one tap multiplies each number that it reads a few dozen times only: a core would wait as long for memory as it
-multiplies. So with each step of a sum, a cache line of the block that comes next begins to be read; it need not exist. And sums may
-go from registers to where they stay: past the caches, for results that these could not hold, whose lines then are not read before
-they are overwritten.
+multiplies. So with each step of a sum, a cache line of the block that comes next begins to be read; it need not exist. And results that
+no cache could hold go from registers to memory: their lines then are not read before they are overwritten.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ def _strip(registers: int) -> Any:
 
     @instruction
     def strip(typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any, c: Any, c_step: Any, add: Any,
-              out: Any, out_step: Any, direct: Any, stream: Any, soon: Any, soon_step: Any) -> Any:  # fmt: skip
+              out: Any, out_step: Any, direct: Any, soon: Any, soon_step: Any) -> Any:  # fmt: skip
         vector = Vector(c.dtype)
         size, width = c.dtype.bitwidth // 8, vector.lanes
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            a, a_step, b, b_line, b_step, lines, depth, c, c_step, add, out, out_step, direct, stream, soon, soon_step = args
+            a, a_step, b, b_line, b_step, lines, depth, c, c_step, add, out, out_step, direct, soon, soon_step = args
             lanes, zero, last = [I64(i * width) for i in range(registers)], constant(vector.ir, 0.0), builder.sub(lines, I64(1))
             sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in range(at_a_time)]
             to, to_step = builder.select(direct, out, c), builder.select(direct, out_step, c_step)
@@ -86,7 +85,7 @@ def _strip(registers: int) -> Any:
                     for lane, place in zip(lanes, line, strict=True):
                         before = builder.select(add, load_from(builder, builder.gep(of_c, [lane]), vector.ir, size), zero)
                         made.append((builder.fadd(before, builder.load(place)), builder.gep(of_out, [lane])))
-                with builder.if_else(stream) as (past_caches, to_caches):
+                with builder.if_else(direct) as (past_caches, to_caches):
                     with past_caches:
                         for value, address in made:
                             _store_past_caches(builder, value, address)
@@ -96,7 +95,7 @@ def _strip(registers: int) -> Any:
             return context.get_dummy_value()
 
         index, yes = types.intp, types.boolean
-        return types.void(a, index, b, index, index, index, index, c, index, yes, c, index, yes, yes, b, index), build
+        return types.void(a, index, b, index, index, index, index, c, index, yes, c, index, yes, b, index), build
 
     return strip
 
@@ -107,25 +106,23 @@ _widest, _two, _one = (_strip(registers) for registers in (REGISTERS, 2, 1))
 @compiled
 def product_ahead(
     a: Any, a_step: int, b: Any, b_line: int, b_step: int, lines: int, depth: int, c: Any, c_step: int, width: int, add: bool,
-    out: Any, out_step: int, direct: bool, stream: bool, soon: Any, soon_step: int,
+    out: Any, out_step: int, direct: bool, soon: Any, soon_step: int,
 ) -> None:  # fmt: skip
-    """``c = b @ a``, or with `add` ``c += b @ a``; if `direct`, that goes to `out`, and c stays as it is.
+    """``c = b @ a``, or with `add` ``c += b @ a``; if `direct`, that goes to `out` past the caches, and c stays as it is.
 
-    The width is rounded up to whole registers. Behind the last line c is overwritten, as by `products`, but nothing of `out`.
-    With `stream`, which has to be direct, out goes past the caches: it is aligned, and its step whole registers.
+    The width is rounded up to whole registers. Behind the last line c is overwritten, as by `products`, but nothing of `out`, which
+    has to be aligned, with a step of whole registers.
     Meanwhile four cache lines of each of `depth` rows at `soon` are fetched.
     """
     lanes, at = lanes_of(c), 0
     while at < width:
         left = width - at
         if left > (REGISTERS - 1) * lanes:
-            _widest(
-                a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, stream, soon, soon_step
-            )
+            _widest(a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, soon, soon_step)
             at += REGISTERS * lanes
         elif left > lanes:
-            _two(a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, stream, soon, soon_step)
+            _two(a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, soon, soon_step)
             at += 2 * lanes
         else:
-            _one(a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, stream, soon, soon_step)
+            _one(a + at, a_step, b, b_line, b_step, lines, depth, c + at, c_step, add, out + at, out_step, direct, soon, soon_step)
             at += lanes

@@ -14,7 +14,7 @@ from refattn._core import Array
 from refattn_numba.cpu.conv.activation import CODES, activated, before_activated
 from refattn_numba.cpu.conv.problem import Activation, Epilogue, Finished
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.simd import filled, lanes_of, load, pointer_to, store, total_of
+from refattn_numba.cpu.simd import filled, lanes_of, largest_of, load, pointer_to, store, total_of
 from refattn_numba.cpu.sizes import smaller
 from refattn_numba.cpu.threads import run
 
@@ -111,7 +111,7 @@ def _finish_row(p: Any, q: Any, bias: Any, one_bias: bool, size: int, code: int)
     for i in range(whole, size):
         x = p[i] + (bias[0] if one_bias else bias[i])
         p[i] = x
-        q[i] = total_of(activated(p, code, filled(p, x))) / lanes
+        q[i] = largest_of(activated(p, code, filled(p, x)))
 
 
 @kernel
@@ -123,7 +123,7 @@ def pull_back(x: Array, dy: Array, out: Array, code: int, share: int, shares: in
     for i in range(first, whole, lanes):
         store(c, i, before_activated(c, code, load(a, i), load(b, i)))
     for i in range(whole, end):
-        c[i] = total_of(before_activated(c, code, filled(c, a[i]), filled(c, b[i]))) / lanes
+        c[i] = largest_of(before_activated(c, code, filled(c, a[i]), filled(c, b[i])))
 
 
 @kernel

@@ -51,10 +51,7 @@ def takes(problem: Problem, face: Face) -> str | None:
 def seconds(problem: Problem, face: Face) -> float:
     """Operations on tiles that are filled up, and each array once."""
     depth, lines = (problem.c, problem.o) if face != "spread" else (problem.o, problem.c)
-    if problem.channels_last:
-        lines = whole(lines, lanes(problem.dtype))
-    else:
-        lines = whole(lines, LINES)
+    lines = whole(lines, lanes(problem.dtype) if problem.channels_last else LINES)
     positions = problem.batch * math.prod(problem.out)
     operations = 2.0 * problem.groups * depth * lines * positions * problem.dtype.itemsize / 4
     moved = problem.groups * positions * (problem.c + problem.o) * problem.dtype.itemsize
@@ -103,7 +100,11 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     shape = (problem.groups * problem.o, problem.c, 1, 1, 1)
     if not total:
         return np.zeros(shape, problem.dtype)
-    lane_block, line_block, part = evenly(lane_count, 2 * width, width), evenly(line_count, LINE_BLOCK, LINES), evenly(total, PART, lanes(problem.dtype))
+    lane_block, line_block, part = (
+        evenly(lane_count, 2 * width, width),
+        evenly(line_count, LINE_BLOCK, LINES),
+        evenly(total, PART, lanes(problem.dtype)),
+    )
     blocks = problem.groups * -(-lane_count // lane_block) * -(-line_count // line_block)
     share = whole(-(-total // min(-(-SHARES // blocks), -(-total // part))), part)
     shares = -(-total // share)
@@ -133,7 +134,7 @@ def _moves(problem: Problem) -> bool:
 
 
 def _read(problem: Problem, x: Array, *, copied: bool = True) -> Array:
-    """x at the positions that are read, in its layout."""
+    """The positions of x that are read, in its layout."""
     if not _moves(problem):
         return x
     at = tuple(slice(0, (o - 1) * s + 1, s) for o, s in zip(problem.out, problem.stride, strict=True))
@@ -181,7 +182,7 @@ def _product(
         "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
         "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
         "memory_size": at_sums + size, "activation": CODES[epilogue.activation],
-        "stream": int(streams(made, lines if problem.channels_last else math.prod(problem.out))),
+        "stream": int(epilogue.activation is None and streams(made, lines if problem.channels_last else math.prod(problem.out))),
     }  # fmt: skip
     fields["tasks"] = problem.groups * fields["tasks_each"] * fields["line_blocks"]
     call = record(**fields)

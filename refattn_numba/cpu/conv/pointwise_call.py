@@ -16,7 +16,7 @@ from refattn_numba.cpu.simd import TILE_BYTES
 PART = 128  # of a sum that is made in registers: its operands, a tile wide, fill most of a core's first cache
 LINE_BLOCK = 43 * LINES  # and the sums, with a block of positions, its second one
 TILES = 4  # of positions or channels that a block has
-STREAM_BYTES = 8 << 20  # results of more are not expected to be found in a core's caches
+STREAM_BYTES = 4 << 20  # results of more are not expected to be found in the cores' own caches
 
 ADDRESSES = ("source", "weight", "bias", "out", "before")
 SIZES = (

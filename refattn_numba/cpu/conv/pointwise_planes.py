@@ -1,7 +1,7 @@
 """One tap, where the positions of a channel lie next to one another: lanes are positions.
 
 A thread copies a block of positions, a part of the channels at a time, so that it lies in its caches whatever the size of the image;
-where an example ends within a block, the next one goes on. Sums of whole tiles go to where they stay, others through the block.
+where an example ends within a block, the next one goes on. So do the sums, but for those that go past the caches.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
+from refattn_numba.cpu.conv.activation import activate_rows, bias_rows
 from refattn_numba.cpu.conv.ahead import product_ahead
 from refattn_numba.cpu.conv.blocks import gather, place_of, scatter
-from refattn_numba.cpu.conv.activation import activate_rows, bias_rows
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import lanes_of, next_of, pointer_to, tile_of
 from refattn_numba.cpu.sizes import smaller
@@ -50,16 +50,18 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
         next_k, next_first = (0, first + call.block) if is_last else (k + depth, first)
         for q in range(0, count, width):
             size, to, to_step = smaller(width, count - q), sums + q, step
-            direct = is_last and call.activation == 0 and size % lanes_of(memory) == 0 and (first + q) % positions + size <= positions
+            direct = is_last and call.stream != 0 and size % lanes_of(memory) == 0 and (first + q) % positions + size <= positions
             if direct:
                 to, to_step = out + place_of(first + q, example, positions), positions
             soon = source + (next_k * positions + place_of(next_first + q, call.groups * call.depth * positions, positions))
             product_ahead(
                 memory + q, step, b, call.weight_line, call.weight_step, lines, depth, sums + q, step, size, begun or k > 0,
-                to, to_step, direct, direct and call.stream != 0, soon, positions,
+                to, to_step, direct, soon, positions,
             )  # fmt: skip
-            if is_last and not direct:
-                if call.before != 0:
-                    scatter(sums + q, step, lines, first + q, size, pointer_to(call.before, memory) + at, example, positions)
-                activate_rows(call.activation, sums + q, step, lines, size)
+            if is_last and call.stream != 0 and not direct:
                 scatter(sums + q, step, lines, first + q, size, out, example, positions)
+    if call.stream == 0:
+        if call.before != 0:
+            scatter(sums, step, lines, first, count, pointer_to(call.before, memory) + at, example, positions)
+        activate_rows(call.activation, sums, step, lines, count)
+        scatter(sums, step, lines, first, count, out, example, positions)
