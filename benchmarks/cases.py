@@ -45,6 +45,7 @@ class Case:
 
 SUITES = {
     "attention": "benchmarks.attention",
+    "conv": "benchmarks.conv",
     "deformable": "benchmarks.deformable",
     "linear": "benchmarks.linear",
     "reference": "benchmarks.reference",

@@ -19,13 +19,13 @@ def onnx_call(onnx: Any, runtime: Any, given: Given) -> Call:
     options = [given.options[n] for n in ("mask", "bias") if n in given.options]
     if problem.window is not None:
         options = [given.dense_mask()]
-    standard = _session(onnx, runtime, "Attention", "", [*arrays, *options], is_causal=int(problem.causal))
+    standard = session(onnx, runtime, "Attention", "", [*arrays, *options], is_causal=int(problem.causal))
     ways: list[Call] = [lambda: standard()[0]]
     if problem.heads == problem.kv_heads and not options:
         # heads lie side by side in rows there, and arrays are laid out so before the clock runs
         rows = [x.swapaxes(1, 2).reshape(problem.batch, x.shape[2], -1) for x in arrays]
         attributes = {"num_heads": problem.heads, "unidirectional": int(problem.causal)}
-        own = _session(onnx, runtime, "MultiHeadAttention", "com.microsoft", rows, **attributes)
+        own = session(onnx, runtime, "MultiHeadAttention", "com.microsoft", rows, **attributes)
         shape = (problem.batch, problem.query_len, problem.heads, problem.head_dim)
 
         def in_rows() -> Any:
@@ -36,7 +36,7 @@ def onnx_call(onnx: Any, runtime: Any, given: Given) -> Call:
     return fastest(ways)
 
 
-def _session(onnx: Any, runtime: Any, operator: str, domain: str, inputs: Sequence[Any], **attributes: int) -> Any:
+def session(onnx: Any, runtime: Any, operator: str, domain: str, inputs: Sequence[Any], **attributes: Any) -> Any:
     """A call that runs the operator on as many threads as every contender has."""
     kinds = {"float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}
     names = [f"x{i}" for i in range(len(inputs))]

@@ -4,7 +4,7 @@ Contenders take turns, on the same number of threads and the same inputs, after 
 is the median of the rounds, and what follows it half the distance of the quartiles. Peak memory is that of our own call, its
 inputs and the interpreter.
 
-Attention is held to floors, in `runs` runs of a process each; there a turn is many calls, and waits until other programs rest.
+Attention and convolutions are held to floors, in `runs` runs of a process each; there a turn is many calls, and waits until other programs rest.
 """
 
 from __future__ import annotations

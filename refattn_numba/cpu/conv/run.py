@@ -16,7 +16,7 @@ from refattn.convolution import rule
 from refattn.convolution.rule import Padding, Pairs, PerAxis
 from refattn.primitives.padding import PaddingMode, pad
 from refattn_numba.cpu.conv.choice import Name, choose
-from refattn_numba.cpu.conv.epilogue import before_activation
+from refattn_numba.cpu.conv.epilogue import before_activation, bias_gradient
 from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Layout, Problem
 from refattn_numba.cpu.conversion import STORED, narrowed, widened
 
@@ -92,7 +92,7 @@ def convolve(
         return {
             "x": dx if pad_pullback is None else pad_pullback(dx)["x"],
             "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, given, d).reshape(weight.shape),
-            "bias": None if bias is None else rule.bias_gradient(d),
+            "bias": None if bias is None else bias_gradient(d),
         }
 
     return done.output.reshape(*done.output.shape[:2], *out), _reading(pullback, activation)
@@ -127,7 +127,7 @@ def convolve_transposed(
         return {
             "x": _linear(problem, "correlate", how, d, kernels, Epilogue()).output.reshape(x.shape),
             "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, d, given).reshape(weight.shape),
-            "bias": None if bias is None else rule.bias_gradient(d),
+            "bias": None if bias is None else bias_gradient(d),
         }
 
     return done.output.reshape(*done.output.shape[:2], *size), _reading(pullback, activation)

@@ -1,0 +1,198 @@
+"""Kernels of one tap: a matrix for each group, times the channels at each position. Nothing is unfolded and, but for a stride, nothing moved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refattn._core import Array
+from refattn_numba.cpu.call import Record, aligned
+from refattn_numba.cpu.conv.activation import CODES
+from refattn_numba.cpu.conv.epilogue import finish
+from refattn_numba.cpu.conv.pointwise_call import (
+    LINE_BLOCK,
+    PART,
+    TILES,
+    GradientCall,
+    evenly,
+    lanes,
+    record,
+    room,
+    streams,
+    tile,
+    wanted_tasks,
+    whole,
+)
+from refattn_numba.cpu.conv.pointwise_planes import planes
+from refattn_numba.cpu.conv.pointwise_rows import rows
+from refattn_numba.cpu.conv.pointwise_weights import weights
+from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.products import LINES
+from refattn_numba.cpu.threads import run_tasks
+
+RATE = 1.4e11  # operations a second of a core, of a part of a sum with whole tiles
+BANDWIDTH = 1.5e10  # bytes a second of a core, to and from memory
+SHARES = 16  # of the positions, where a gradient is too small to be many tasks
+
+
+def takes(problem: Problem, face: Face) -> str | None:
+    """What reads each position once at most, and no padding."""
+    if math.prod(problem.kernel) != 1:
+        return f"the kernel has {' x '.join(map(str, problem.kernel))} taps, but must have one"
+    if any(problem.before) or any((o - 1) * s >= n for o, s, n in zip(problem.out, problem.stride, problem.size, strict=True)):
+        return "its padding is not zero"
+    if not problem.c * problem.o:
+        return "there are no channels"
+    return None
+
+
+def seconds(problem: Problem, face: Face) -> float:
+    """Operations on tiles that are filled up, and each array once."""
+    depth, lines = (problem.c, problem.o) if face != "spread" else (problem.o, problem.c)
+    lines = whole(lines, lanes(problem.dtype) if problem.channels_last else LINES)
+    positions = problem.batch * math.prod(problem.out)
+    operations = 2.0 * problem.groups * depth * lines * positions * problem.dtype.itemsize / 4
+    moved = problem.groups * positions * (problem.c + problem.o) * problem.dtype.itemsize
+    if _moves(problem):
+        moved *= 3
+    return operations / RATE + moved / BANDWIDTH
+
+
+def pack(problem: Problem, face: Face, weight: Array) -> Any:
+    """As it is, or in strips of the channels that are made: (groups, strips, depth, tile), filled with zeros."""
+    matrices = weight.reshape(problem.groups, problem.o, problem.c)
+    if not problem.channels_last:
+        return matrices
+    matrices = matrices.swapaxes(1, 2) if face == "correlate" else matrices
+    width = tile(problem.dtype)
+    strips = -(-matrices.shape[2] // width)
+    made = np.zeros((problem.groups, strips, matrices.shape[1], width), problem.dtype)
+    for strip in range(strips):
+        part = matrices[:, :, strip * width : (strip + 1) * width]
+        made[:, strip, :, : part.shape[2]] = part
+    return made
+
+
+def correlate(problem: Problem, x: Array, packed: Any, epilogue: Epilogue) -> Finished:
+    """The product at each position that is read."""
+    return _product(problem, _read(problem, x), packed, problem.c, problem.o, (problem.c, 1), epilogue)
+
+
+def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Finished:
+    """The product with the transpose, at the positions that were read; elsewhere zeros."""
+    if not _moves(problem):
+        return _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), epilogue)
+    made = _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), Epilogue()).output
+    dx = problem.empty(made.shape[1], problem.size)
+    dx[...] = 0
+    _read(problem, dx, copied=False)[...] = made
+    return finish(dx, epilogue)
+
+
+def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
+    """Products of all pairs of channels; lanes are those of which there are fewer."""
+    x, of_x = _read(problem, x), problem.c <= problem.o
+    of_lanes, of_lines = (x, dy) if of_x else (dy, x)
+    lane_count, line_count = (problem.c, problem.o) if of_x else (problem.o, problem.c)
+    total, width = problem.batch * math.prod(problem.out), tile(problem.dtype)
+    shape = (problem.groups * problem.o, problem.c, 1, 1, 1)
+    if not total:
+        return np.zeros(shape, problem.dtype)
+    lane_block, line_block, part = (
+        evenly(lane_count, 2 * width, width),
+        evenly(line_count, LINE_BLOCK, LINES),
+        evenly(total, PART, lanes(problem.dtype)),
+    )
+    blocks = problem.groups * -(-lane_count // lane_block) * -(-line_count // line_block)
+    share = whole(-(-total // min(-(-SHARES // blocks), -(-total // part))), part)
+    shares = -(-total // share)
+    made = np.empty((shares, *shape), problem.dtype)
+    step, sums = lane_block + lanes(problem.dtype), whole(room(line_block), lanes(problem.dtype))
+    at_lanes = lane_block * max(part, 0 if of_x else sums)
+    at_lines = at_lanes + part * step
+    at_sums = at_lines + line_block * part
+    call = Record(
+        {
+            "groups": problem.groups, "lanes": lane_count, "lines": line_count, "positions": math.prod(problem.out), "total": total,
+            "part": part, "share": share, "lane_block": lane_block, "lane_blocks": -(-lane_count // lane_block),
+            "line_block": line_block, "line_blocks": -(-line_count // line_block), "lane_step": step, "tasks": blocks * shares,
+            "by_rows": int(problem.channels_last), "turned": 0 if of_x else sums, "at_lanes": at_lanes, "at_lines": at_lines, "at_sums": at_sums,
+            "memory_size": at_sums + sums * step,
+        },
+        layout=GradientCall,
+    )  # fmt: skip
+    call.add(of_lanes=of_lanes, of_lines=of_lines, out=made)
+    run_tasks(weights, call, False, blocks * shares, total * problem.groups * problem.c * problem.o, problem.dtype)
+    return made[0] if shares == 1 else made.sum(axis=0)
+
+
+def _moves(problem: Problem) -> bool:
+    """Whether some positions of x are not read."""
+    return problem.out != problem.size
+
+
+def _read(problem: Problem, x: Array, *, copied: bool = True) -> Array:
+    """The positions of x that are read, in its layout."""
+    if not _moves(problem):
+        return x
+    at = tuple(slice(0, (o - 1) * s + 1, s) for o, s in zip(problem.out, problem.stride, strict=True))
+    seen = x[(..., *at)]
+    if not copied:
+        return seen
+    made = problem.empty(x.shape[1], problem.out)
+    made[...] = seen
+    return made
+
+
+def _result(problem: Problem, channels: int) -> Array:
+    """As `Problem.empty`, on a cache line."""
+    size: Axes = problem.out
+    flat = aligned(problem.batch * channels * math.prod(size), problem.dtype)
+    if problem.channels_last:
+        return np.moveaxis(flat.reshape(problem.batch, *size, channels), -1, 1)
+    return flat.reshape(problem.batch, channels, *size)
+
+
+def _product(
+    problem: Problem, x: Array, packed: Any, depth: int, lines: int, steps: tuple[int, int], epilogue: Epilogue
+) -> Finished:  # fmt: skip
+    """From `depth` channels of each group to `lines`; `steps` of the matrix are from line to line, and along the sum."""
+    total, width = problem.batch * math.prod(problem.out), tile(problem.dtype)
+    made = before = _result(problem, problem.groups * lines)
+    if not total:
+        return Finished(made, made)
+    if epilogue.activation in {"silu", "gelu"}:
+        before = _result(problem, problem.groups * lines)
+    is_planes, most = not problem.channels_last, LINE_BLOCK if not problem.channels_last else TILES * width
+    line_block, block = evenly(lines, most, LINES if is_planes else width), TILES * width if is_planes else PART
+    part = evenly(depth, PART) if is_planes or lines > width else evenly(depth, width)
+    tasks = problem.groups * -(-total // block) * -(-lines // line_block)
+    while tasks < wanted_tasks() and block > width:
+        block, tasks = block // 2, 2 * tasks
+    task = block * max(1, min(4, tasks // (2 * wanted_tasks())))
+    step, at_sums = block + lanes(problem.dtype), 0
+    if is_planes:
+        at_sums, size = part * step, room(line_block) * step + block
+    else:
+        step, size, steps = room(block), room(block) * line_block, (packed[0].size, packed[0, 0].size)
+    fields = {
+        "groups": problem.groups, "depth": depth, "lines": lines, "positions": math.prod(problem.out), "total": total, "part": part,
+        "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
+        "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
+        "memory_size": at_sums + size, "activation": CODES[epilogue.activation],
+        "stream": int(epilogue.activation is None and streams(made, lines if problem.channels_last else math.prod(problem.out))),
+    }  # fmt: skip
+    fields["tasks"] = problem.groups * fields["tasks_each"] * fields["line_blocks"]
+    call = record(**fields)
+    call.add(source=x, weight=packed, out=made)
+    if before is not made:
+        call.add(before=before)
+    if epilogue.bias is not None:
+        call.add(bias=epilogue.bias)
+    run_tasks(planes if is_planes else rows, call, False, fields["tasks"], total * problem.groups * depth * lines, problem.dtype)
+    return Finished(made, before)
+
+
+POINTWISE = Algorithm("pointwise", True, takes, seconds, pack, correlate, spread, weight_gradient)

@@ -1,0 +1,95 @@
+"""What the kernels of one tap are told: a matrix for each group of channels, at each position of all examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from refattn._core import Array
+from refattn_numba.cpu.call import CACHE_LINE, Record
+from refattn_numba.cpu.instructions import HOST
+from refattn_numba.cpu.products import LINES, SPARE
+from refattn_numba.cpu.simd import TILE_BYTES
+
+PART = 128  # of a sum that is made in registers: its operands, a tile wide, fill most of a core's first cache
+LINE_BLOCK = 43 * LINES  # and the sums, with a block of positions, its second one
+TILES = 4  # of positions or channels that a block has
+STREAM_BYTES = 4 << 20  # results of more are not expected to be found in the cores' own caches
+
+ADDRESSES = ("source", "weight", "bias", "out", "before")
+SIZES = (
+    "groups", "depth", "lines", "positions", "total", "part", "weight_line", "weight_step",
+    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "memory_size", "activation", "stream",
+)  # fmt: skip
+
+PointwiseCall = np.dtype([(name, np.int64) for name in (*ADDRESSES, *SIZES)], align=True)
+"""``out[group, line, p] = sum over k of weight[group, line, k] * source[group, k, p]``, for `total` positions p of all examples.
+
+weight : rows of a matrix for each group, or packed strips of tiles.
+part : of the depth, at a time.
+line_block, block, task : lines of a task; positions of a block, and of a task, which is some blocks.
+step, at_sums : from row to row of a thread's blocks, and where the sums begin.
+"""
+
+
+GradientCall = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "of_lanes", "of_lines", "out", "groups", "lanes", "lines", "positions", "total", "part", "share", "lane_block", "lane_blocks",
+            "line_block", "line_blocks", "lane_step", "tasks", "by_rows", "turned", "at_lanes", "at_lines", "at_sums", "memory_size",
+        )
+    ],
+    align=True,
+)  # fmt: skip
+"""``out[share, group, line, lane] = sum over the positions p of a share of of_lines[group, line, p] * of_lanes[group, lane, p]``.
+
+share : positions of each.
+lane_block, line_block : of a task.
+lane_step : from row to row of blocks whose rows are lanes.
+by_rows : whether channels lie next to one another in both arrays.
+turned : where lanes come first in `out`, the step of their rows in a thread's memory; else 0.
+"""
+
+
+def whole(n: int, step: int) -> int:
+    """The next multiple."""
+    return -(-n // step) * step
+
+
+def evenly(n: int, most: int, step: int = 1) -> int:
+    """The size of equal parts of n that are at most so large, but for being multiples of `step`."""
+    return whole(-(-n // -(-n // most)), step) if n else step
+
+
+def tile(dtype: np.dtype[Any]) -> int:
+    """Numbers of a tile."""
+    return TILE_BYTES // dtype.itemsize
+
+
+def lanes(dtype: np.dtype[Any]) -> int:
+    """Numbers of a register."""
+    return HOST.register_bytes // dtype.itemsize
+
+
+def room(lines: int) -> int:
+    """Lines that products may write to."""
+    return whole(lines, SPARE)
+
+
+def wanted_tasks() -> int:
+    """So many that no thread has to wait long for the last."""
+    return 4 * numba.get_num_threads()
+
+
+def streams(out: Array, row: int) -> bool:
+    """Whether a result is large, and can be stored past the caches, where its rows, or their parts, have `row` numbers."""
+    is_aligned = out.ctypes.data % CACHE_LINE == 0 and row * out.itemsize % CACHE_LINE == 0
+    return is_aligned and HOST.register_bytes <= CACHE_LINE and out.nbytes > STREAM_BYTES
+
+
+def record(**fields: int) -> Record:
+    """Without arrays yet."""
+    return Record(fields, layout=PointwiseCall)
