@@ -6,11 +6,12 @@ from typing import Literal, TypeAlias
 
 from refattn_numba.cpu.conv.depthwise import DEPTHWISE
 from refattn_numba.cpu.conv.direct import DIRECT
+from refattn_numba.cpu.conv.fft import FFT
 from refattn_numba.cpu.conv.problem import Accuracy, Algorithm, Face, Problem
 
 Name: TypeAlias = Literal["auto", "direct", "winograd", "fft", "pointwise", "depthwise"]
 
-ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, DEPTHWISE)
+ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, DEPTHWISE, FFT)
 """All; the first takes every problem."""
 
 

@@ -22,6 +22,7 @@ from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.threads import run_tasks
 
 PARTS = 64  # of a gradient of weights at most, which are summed at last: not the threads, so that they change no bit
+TOGETHER = 8  # planes of one task, each of which is fetched while the one before is computed
 PART_ROWS = 8  # rows of pixels in a part at least
 
 
@@ -81,7 +82,7 @@ def _planes_record(problem: Problem, face: LinearFace, *arrays: Any) -> Record:
 def _pixels_record(problem: Problem, face: LinearFace, *arrays: Any) -> Record:
     tables, taps = pixels_of(problem._replace(batch=0), face), math.prod(problem.kernel)
     record = _record(problem, face, PixelsCall, *arrays)
-    record.add(phases=tables.phases, places=tables.places, groups=tables.groups)
+    record.add(phases=tables.phases, groups=tables.groups)
     for i in range(2):
         record.add(**{f"ends{i}": tables.ends[i], f"taps{i}": tables.taps[i]})
     size = -(-(ROOM * taps + 1) // lanes_of(problem)) * lanes_of(problem)
@@ -108,7 +109,9 @@ def _linear(problem: Problem, face: LinearFace, given: Array, weight: Array, epi
         out = np.empty(made.shape, problem.dtype) if problem.channels_last else made
         numbers = np.ascontiguousarray(weight.reshape(channels, -1)[:, planes_of(alike, face).order])
         record = _planes_record(problem, face, np.ascontiguousarray(given), out, numbers, epilogue.bias)
-        tasks = problem.batch * problem.groups
+        count = problem.batch * problem.groups
+        together = max(1, min(TOGETHER, count // (2 * TOGETHER)))
+        tasks, record = -(-count // together), record.more(count=count, together=together)
         run_tasks(planes, record.more(tasks=tasks), has_options=False, tasks=tasks, cost=cost, dtype=problem.dtype)
         if problem.channels_last:
             made[...] = out

@@ -75,9 +75,7 @@ class Pixels(NamedTuple):
     ends, taps : tuple of array
         For axes 0 and 1: where the taps of each phase end, and ``(tap, place)``.
     phases : array
-        For axis 2: count, the first pixel that has all taps and the one behind the last, and first and end of taps and of groups.
-    places : array
-        Of the taps of axis 2.
+        For axis 2: count, the first pixel that has all taps and the one behind the last, and the first and the end of its groups.
     groups : array
         Taps with neighbouring pixels: place, number of taps, and the number of the first.
     order : array
@@ -87,7 +85,6 @@ class Pixels(NamedTuple):
     ends: tuple[Integers, Integers]
     taps: tuple[Integers, Integers]
     phases: Integers
-    places: Integers
     groups: Integers
     order: Integers
 
@@ -172,24 +169,18 @@ def pixels_of(problem: Problem, face: LinearFace) -> Pixels:
     axes, kernel = axes_of(problem, face), problem.kernel
     ends = [np.cumsum([0] + [len(p.taps) for p in a.phases]) for a in axes[:2]]
     taps = [_table([found for p in a.phases for found in p.taps], 2) for a in axes[:2]]
-    last, places, groups, phases = axes[2], [], [], []
+    last, groups, phases = axes[2], [], []
     order: list[int] = []
     for phase in last.phases:
         low, high = (phase.taps[0][1], phase.taps[-1][1]) if phase.taps else (0, 0)
         begin = min(max(0, -(low // last.step_in)), phase.count)
         end = phase.count if not phase.taps else min(max((last.inputs - 1 - high) // last.step_in + 1, begin), phase.count)
-        first = len(order), len(groups)
-        steps = [(t, p // last.step_in) for t, p in phase.taps]
+        first, at = len(groups), len(order)
         together = len({p % last.step_in for _, p in phase.taps}) <= 1
-        found = _grouped(steps) if together else [(0, [t]) for t, _ in phase.taps]
-        at = len(order)
+        found = _grouped([(t, p // last.step_in) for t, p in phase.taps]) if together else [(0, [t]) for t, _ in phase.taps]
         for _, columns in found:
-            groups.append((phase.taps[at - first[0]][1], len(columns), at))
-            at += len(columns)
-        order += [t for t, _ in phase.taps]
-        places += [p for _, p in phase.taps]
-        phases.append((phase.count, begin, end, first[0], len(order), first[1], len(groups)))
+            groups.append((phase.taps[len(order) - at][1], len(columns), len(order)))
+            order += columns
+        phases.append((phase.count, begin, end, first, len(groups)))
     lines = np.arange(kernel[0] * kernel[1])[:, None] * kernel[2] + np.array(order, np.int64)
-    return Pixels(
-        (ends[0], ends[1]), (taps[0], taps[1]), _table(phases, 7), np.array(places, np.int64), _table(groups, 3), lines.reshape(-1)
-    )
+    return Pixels((ends[0], ends[1]), (taps[0], taps[1]), _table(phases, 5), _table(groups, 3), lines.reshape(-1))

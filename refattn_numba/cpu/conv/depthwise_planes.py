@@ -13,14 +13,15 @@ import numpy as np
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.windows import ROWS, RUN, line_products, line_window, plane_window, row_products, short_window
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.simd import between, filled, integers_at, lanes_of, load, next_of, pointer_to, store, total_of
+from refattn_numba.cpu.simd import between, filled, integers_at, lanes_of, load, next_of, pointer_to, prefetch, select, store, total_of
 from refattn_numba.cpu.sizes import larger, smaller
 from refattn_numba.cpu.tiles import fill
 
 LONG = 4  # registers of `line_window`
+LINE = 16  # numbers of float32 in a cache line
 
 PlanesCall = np.dtype(
-    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases", "n_runs", "groups", "tasks", "memory_size")]
+    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases", "n_runs", "groups", "tasks", "count", "together", "memory_size")]
     + [(name, np.int64) for name in ("inputs", "outputs", "taps", "plane", "room", "batch", "parts")]
     + [(f"{name}{axis}", np.int64) for name in ("in", "out", "grid", "step_in", "step_out", "lowest") for axis in range(3)],
     align=True,
@@ -30,7 +31,7 @@ PlanesCall = np.dtype(
 
 @kernel
 def planes(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
-    """Fill y from x; a task is one group of one example."""
+    """Fill y from x; a task is some groups of examples, one after another."""
     call = calls[0]
     memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
     fill(memory, call.memory_size, 0.0)
@@ -39,22 +40,26 @@ def planes(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
         task = next_of(counters, 0)
         if task >= call.tasks:
             return
-        for j in range(call.inputs):
-            load_plane(call, pointer_to(call.x, memory) + (task * call.inputs + j) * size_in, memory + j * call.plane)
-        for j in range(call.outputs):
-            channel = task % call.groups * call.outputs + j
-            start = filled(memory, pointer_to(call.bias, memory)[channel] if call.bias else 0.0)
-            weight = pointer_to(call.weight, memory) + channel * call.taps
-            out = pointer_to(call.y, memory) + (task * call.outputs + j) * size_out
-            for phase in range(call.n_phases):
-                fill_phase(call, memory, weight, start, out, integers_at(call.phases) + phase * 8)
+        for group in range(task * call.together, smaller((task + 1) * call.together, call.count)):
+            for j in range(call.inputs):
+                load_plane(call, pointer_to(call.x, memory) + (group * call.inputs + j) * size_in, memory + j * call.plane)
+            for j in range(call.outputs):
+                channel = group % call.groups * call.outputs + j
+                start = filled(memory, pointer_to(call.bias, memory)[channel] if call.bias else 0.0)
+                weight = pointer_to(call.weight, memory) + channel * call.taps
+                out = pointer_to(call.y, memory) + (group * call.outputs + j) * size_out
+                for phase in range(call.n_phases):
+                    fill_phase(call, memory, weight, start, out, integers_at(call.phases) + phase * 8)
 
 
 @compiled
-def copy_row(source: Any, count: int, out: Any) -> None:
-    """By whole registers, of which the last two may overlap."""
+def copy_row(source: Any, count: int, left: int, out: Any) -> None:
+    """By whole registers, of which the last two may overlap; a short one ends with zeros, where `left` numbers can be read."""
     lanes = lanes_of(out)
     if count < lanes:
+        if left >= lanes:
+            store(out, 0, select(between(load(source, 0), 0, count - 1), load(source, 0), filled(out, 0.0)))
+            return
         for i in range(count):
             out[i] = source[i]
         return
@@ -77,7 +82,10 @@ def load_plane(call: Any, source: Any, out: Any) -> None:
             if call.step_in2 == 1:
                 first = larger(0, call.lowest2)
                 end = smaller(call.in2, call.lowest2 + call.grid2)
-                copy_row(row + first, larger(end - first, 0), out + (cell * size + line + first - call.lowest2))
+                left = 0 if call.step_in0 * call.step_in1 > 1 else ((call.in0 - i) * call.in1 - j) * call.in2 - first
+                copy_row(row + first, larger(end - first, 0), left, out + (cell * size + line + first - call.lowest2))
+                for ahead in range(0, call.in2, LINE):
+                    prefetch(row + call.in0 * call.in1 * call.in2, ahead)
             else:
                 for phase in range(call.step_in2):
                     take_every(row, call.in2, call.step_in2, phase + call.lowest2, call.grid2, out + ((cell + phase) * size + line))
@@ -108,15 +116,24 @@ def fill_phase(call: Any, memory: Any, weight: Any, start: Any, out: Any, phase:
             fill_rows(source, call.grid2, runs, count, weight, start, to, call.step_out1 * call.out2, rows, columns)
         else:
             flat = memory + call.inputs * call.plane
+            if rows >= ROWS and lanes // 2 < columns < lanes:
+                for row in range(0, rows, ROWS):
+                    h = smaller(row, rows - ROWS)
+                    plane_window(source + h * call.grid2, call.grid2, runs, count, weight, 1, start, flat + h * lanes, lanes)
+                for h in range(rows):
+                    scatter(flat + h * lanes, columns, rows - h if call.step_out1 == 1 else 0, to + h * call.step_out1 * call.out2, call.step_out2)
+                continue
             fill_line(source, call.grid2, runs, count, weight, start, flat, (rows - 1) * call.grid2 + columns)
             for h in range(rows):
-                scatter(flat + h * call.grid2, columns, to + h * call.step_out1 * call.out2, call.step_out2)
+                scatter(flat + h * call.grid2, columns, rows - h if call.step_out1 == 1 else 0, to + h * call.step_out1 * call.out2, call.step_out2)
 
 
 @compiled
-def scatter(source: Any, count: int, out: Any, step: int) -> None:
-    """A row with gaps."""
-    if step == 1:
+def scatter(source: Any, count: int, rows: int, out: Any, step: int) -> None:
+    """A row with gaps. Where `rows` of this size are still to come, what is written behind it is overwritten by them."""
+    if step == 1 and count * (rows - 1) >= lanes_of(out) > count:
+        store(out, 0, load(source, 0))
+    elif step == 1:
         for i in range(count):
             out[i] = source[i]
     elif step == 2:
@@ -196,7 +213,7 @@ def add_products(call: Any, memory: Any, dy: Any, sums: Any) -> None:
         if call.out2 < lanes:
             step, flat = lanes, memory + call.plane
             for h in range(call.out1):
-                copy_row(given + h * call.out2, call.out2, flat + h * lanes)
+                copy_row(given + h * call.out2, call.out2, call.out2 * (call.out1 * (call.out0 - z) - h), flat + h * lanes)
             given = flat
         for column in range(0, call.out2, lanes):
             at = larger(0, smaller(column, call.out2 - lanes))
