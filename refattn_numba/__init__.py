@@ -18,6 +18,7 @@ from refattn_numba.composites import (
     transformer_encoder,
     transformer_encoder_layer,
 )
+from refattn_numba.causal import causal_conv1d
 from refattn_numba.convolution import (
     conv1d,
     conv2d,
@@ -48,6 +49,7 @@ __all__ = [
     "chunked_gated_delta_rule",
     "chunked_gated_linear_attention",
     "chunked_linear_attention",
+    "causal_conv1d",
     "conv1d",
     "conv2d",
     "conv3d",

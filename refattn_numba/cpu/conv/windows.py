@@ -21,6 +21,7 @@ from numba.core import cgutils, types
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.simd import (
+    I32,
     I64,
     Builder,
     Value,
@@ -34,7 +35,7 @@ from refattn_numba.cpu.simd import (
 )
 
 RUN = 3  # integers in a table
-FEW_REGISTERS = 16
+LINE_SUMS = 8  # registers of dy that `line_sums` takes
 ROWS = 6 if HOST.name in {"AVX2", "generic"} else 8
 """Sums and inputs of this many rows fill at most half of the registers each."""
 
@@ -71,8 +72,11 @@ class _Sliding:
                 self.builder.store(self.builder.load(source), place)
 
 
-def _window(rows: int, registers: int, *, each_lane: bool) -> Any:
-    """Outputs from `start`; a tap's weight is one number, or one `each_lane`."""
+def _window(rows: int, registers: int, *, each_lane: bool = False, streamed: bool = False) -> Any:
+    """Outputs from `start`; a tap's weight is one number, or one `each_lane`.
+
+    Outputs that are `streamed` go to memory past the caches, and lie on whole registers.
+    """
 
     @instruction
     def window(
@@ -111,7 +115,9 @@ def _window(rows: int, registers: int, *, each_lane: bool) -> Any:
             for j, line in enumerate(sums):
                 for i, place in enumerate(line):
                     address = builder.gep(out, [builder.add(builder.mul(out_step, I64(j)), I64(i * lanes))])
-                    store_to(builder, builder.load(place), address, size)
+                    stored = store_to(builder, builder.load(place), address, size * lanes if streamed else size)
+                    if streamed:
+                        stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
             return context.get_dummy_value()
 
         index = types.intp
@@ -166,11 +172,46 @@ def _products(rows: int) -> Any:
     return products
 
 
-plane_window = _window(ROWS, 1, each_lane=False)
+def _line_sums(registers: int) -> Any:
+    """To the sums of each tap the products of `registers` registers of dy with those of x from there on, and of dy alone behind them."""
+
+    @instruction
+    def line_sums(typing: Any, x: Any, taps: Any, dy: Any, sums: Any) -> Any:
+        vector = Vector(x.dtype)
+        size, lanes = x.dtype.bitwidth // 8, vector.lanes
+
+        def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            x, taps, dy, sums = args
+
+            def read(pointer: Value, i: int) -> Value:
+                return load_from(builder, builder.gep(pointer, [I64(i * lanes)]), vector.ir, size)
+
+            def add(number: Value, tap: Value) -> None:
+                address = builder.gep(sums, [builder.mul(tap, I64(lanes))])
+                store_to(builder, builder.fadd(load_from(builder, address, vector.ir, size), number), address, size)
+
+            given = [read(dy, i) for i in range(registers)]
+            with cgutils.for_range(builder, taps) as loop:
+                first = builder.gep(x, [loop.index])
+                parts = [builder.fmul(given[i], read(first, i)) for i in range(2)]
+                for i in range(2, registers):
+                    parts[i % 2] = fused(builder, given[i], read(first, i), parts[i % 2])
+                add(builder.fadd(*parts), loop.index)
+            while len(given) > 1:
+                given = [builder.fadd(a, b) for a, b in zip(given[::2], given[1::2], strict=True)]
+            add(given[0], taps)
+            return context.get_dummy_value()
+
+        return types.void(x, types.intp, dy, sums), build
+
+    return line_sums
+
+
+plane_window = _window(ROWS, 1)
 """`ROWS` rows of one register each, and one weight for all lanes."""
-line_window = _window(1, 4, each_lane=False)
+line_window = _window(1, 4)
 """One row of four registers."""
-short_window = _window(1, 1, each_lane=False)
+short_window = _window(1, 1)
 """One register."""
 channel_window = _window(ROWS, 1, each_lane=True)
 """One register of channels of `ROWS` pixels."""
@@ -178,3 +219,6 @@ pixel_window = _window(1, 1, each_lane=True)
 """One register of channels of one pixel."""
 row_products = _products(ROWS)
 line_products = _products(1)
+streamed_window = _window(1, 4, streamed=True)
+"""As `line_window`."""
+line_sums = _line_sums(LINE_SUMS)
