@@ -9,6 +9,7 @@ parts. All take tensors of PyTorch in main memory too, and then return tensors, 
 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
+from refattn_numba.causal import causal_conv1d
 from refattn_numba.composites import (
     acmix,
     cbam,
@@ -50,6 +51,7 @@ from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
 
 __all__ = [
     "acmix",
+    "causal_conv1d",
     "cbam",
     "chunked_delta_rule",
     "chunked_gated_delta_rule",

@@ -113,9 +113,9 @@ def load_from(builder: Builder, address: Value, vector: ir.VectorType, size: int
     return builder.load(builder.bitcast(address, vector.as_pointer()), align=size)
 
 
-def store_to(builder: Builder, value: Value, address: Value, size: int) -> None:
+def store_to(builder: Builder, value: Value, address: Value, size: int) -> Value:
     """Likewise."""
-    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=size)
+    return builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=size)
 
 
 def _size(pointer: Any) -> int:

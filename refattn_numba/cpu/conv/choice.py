@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from refattn_numba.cpu.conv.depthwise import DEPTHWISE
 from refattn_numba.cpu.conv.direct import DIRECT
+from refattn_numba.cpu.conv.fft import FFT
 from refattn_numba.cpu.conv.pointwise import POINTWISE
 from refattn_numba.cpu.conv.problem import Accuracy, Algorithm, Face, Problem
 
 Name: TypeAlias = Literal["auto", "direct", "winograd", "fft", "pointwise", "depthwise"]
 
-ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, POINTWISE)
+ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, POINTWISE, DEPTHWISE, FFT)
 """All; the first takes every problem."""
 
 

@@ -45,11 +45,11 @@ def stored(convolve: Function) -> Function:
     def single(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Any, Pullback]:
         if (dtype := x.dtype).name not in STORED:
             return convolve(x, weight, bias, **options)
-        y, pullback = convolve(*(None if a is None else _in_order(widened, a) for a in (x, weight, bias)), **options)
-        narrow = partial(_in_order, partial(narrowed, dtype=dtype))
+        y, pullback = convolve(*(None if a is None else in_order(widened, a) for a in (x, weight, bias)), **options)
+        narrow = partial(in_order, partial(narrowed, dtype=dtype))
 
         def pullback_of_stored(dy: Array) -> Grads:
-            return {n: None if g is None else narrow(g) for n, g in pullback(_in_order(widened, dy)).items()}
+            return {n: None if g is None else narrow(g) for n, g in pullback(in_order(widened, dy)).items()}
 
         return narrow(y), pullback_of_stored
 
@@ -161,7 +161,7 @@ def is_channels_last(x: Array) -> bool:
     return x.shape[1] > 1 and math.prod(x.shape[2:]) > 1 and rows.flags.c_contiguous
 
 
-def _in_order(convert: Callable[[Array], Array], x: Array) -> Array:
+def in_order(convert: Callable[[Array], Array], x: Array) -> Array:
     """A conversion that keeps the layout of memory."""
     return np.moveaxis(convert(np.moveaxis(x, 1, -1)), -1, 1) if x.ndim > 2 and is_channels_last(x) else convert(x)
 
