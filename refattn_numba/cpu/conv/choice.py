@@ -6,10 +6,11 @@ from typing import Literal, TypeAlias
 
 from refattn_numba.cpu.conv.direct import DIRECT
 from refattn_numba.cpu.conv.problem import Accuracy, Algorithm, Face, Problem
+from refattn_numba.cpu.conv.winograd import WINOGRAD
 
 Name: TypeAlias = Literal["auto", "direct", "winograd", "fft", "pointwise", "depthwise"]
 
-ALGORITHMS: tuple[Algorithm, ...] = (DIRECT,)
+ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, WINOGRAD)
 """All; the first takes every problem."""
 
 
