@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from refattn_numba.cpu.conv import winograd_kernels as kernels
 from refattn_numba.cpu.conv import winograd_weight
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
-from refattn_numba.cpu.conv.winograd_matrices import TAPS, growth
+from refattn_numba.cpu.conv.winograd_matrices import GROWTH, TAPS
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
@@ -32,10 +33,10 @@ FIELDS = (
 
 WinogradCall = np.dtype([(name, np.int64) for name in FIELDS], align=True)
 
-NEAR, FAR = 40 * 2**10, 600 * 2**10
+NEAR, FAR = 40 * 2**10, 720 * 2**10
 """Bytes of a slab in the first cache, and of a block of products in the second one."""
 
-LARGEST_GROWTH = growth(4) ** 2
+LARGEST_GROWTH = GROWTH[4] ** 2
 """Of the bound of errors: what two axes of F(4, 3) have. With three axes that have 3 taps, one is F(4, 3) at most."""
 
 
@@ -86,6 +87,7 @@ def even(whole: int, most: int) -> int:
     return -(-whole // -(-whole // max(1, min(most, whole))))
 
 
+@functools.lru_cache(256)
 def tiled(problem: Problem, m: Axes) -> Tiling:
     """Slabs that fit the first cache."""
     d, h, w = (-(-n // k) for n, k in zip(problem.out, m, strict=True))
@@ -112,16 +114,17 @@ def takes(problem: Problem, face: Face) -> str | None:
     return None if min(problem.c, problem.o) else "there are no channels"
 
 
-def candidates(problem: Problem) -> list[Axes]:
+@functools.cache
+def candidates(kernel: Axes) -> list[Axes]:
     """Outputs of a tile along each axis, as the bound of errors allows."""
-    found = itertools.product(*((4, 2) if k == TAPS else (1,) for k in problem.kernel))
-    return [m for m in found if math.prod(growth(i) for i in m if i > 1) <= LARGEST_GROWTH]
+    found = itertools.product(*((2, 4) if k == TAPS else (1,) for k in kernel))
+    return [m for m in found if math.prod(GROWTH[i] for i in m) <= LARGEST_GROWTH]
 
 
 def seconds(problem: Problem, face: Face) -> float:
     """Of the best tile."""
     problem = mirrored(problem) if face == "spread" else problem
-    return min(seconds_of(problem, face, m) for m in candidates(problem))
+    return min(seconds_of(problem, face, m) for m in candidates(problem.kernel))
 
 
 def seconds_of(problem: Problem, face: Face, m: Axes) -> float:
@@ -131,15 +134,17 @@ def seconds_of(problem: Problem, face: Face, m: Axes) -> float:
     products = tiles * problem.c * o / 70e9
     again = -(-problem.c // 64) + -(-problem.o // 64) if face == "weight_gradient" else 2
     transforms = tiles * (c + o) * again / 2 / 3e9
-    weights = problem.c * o / 1.2e9
+    weights = problem.c * o / 3e9
     return 20e-6 + problem.groups * cut.points * (products + transforms + weights) * problem.dtype.itemsize / 4
 
 
+@functools.lru_cache(256)
 def best(problem: Problem, face: Face) -> Axes:
     """The tile that should be the fastest."""
-    return min(candidates(problem), key=lambda m: seconds_of(problem, face, m))
+    return min(candidates(problem.kernel), key=lambda m: seconds_of(problem, face, m))
 
 
+@functools.lru_cache(256)
 def fields_of(problem: Problem, cut: Tiling) -> dict[str, Any]:
     """What all kernels are told."""
     axes = ("d", "h", "w")
@@ -157,6 +162,7 @@ def fields_of(problem: Problem, cut: Tiling) -> dict[str, Any]:
     return fields
 
 
+@functools.lru_cache(256)
 def memory_of(problem: Problem, cut: Tiling, **more: int) -> dict[str, int]:
     """Where a thread's parts of memory begin, and its size, in numbers."""
     width, taps = lanes(problem.dtype), math.prod(problem.kernel)
@@ -192,7 +198,8 @@ def pack(problem: Problem, face: Face, weight: Array) -> Any:
     if flipped:
         problem, steps = mirrored(problem), {"o_step": taps, "c_step": problem.c * taps}
     cut = tiled(problem, best(problem, face))
-    fields = {**fields_of(problem, cut), **memory_of(problem, cut), **steps, "is_flipped": int(flipped)}
+    fields = {**fields_of(problem, cut), **steps, "is_flipped": int(flipped)}
+    fields |= memory_of(problem, cut, dense=(kernels.NEAR * taps + lanes(problem.dtype)) * lanes(problem.dtype))
     made = np.empty((problem.groups, fields["panels"], problem.c, taps, fields["panel"]), problem.dtype)
     tasks = problem.groups * fields["panels"] * -(-problem.c // kernels.DEPTH)
     run(kernels.pack, fields, tasks, 4 * made.size, problem.dtype, weight=weight, panels_at=made)
@@ -215,7 +222,7 @@ def convolved(problem: Problem, m: Axes, x: Array, packed: Array, epilogue: Epil
     dtype, cut, y = problem.dtype, tiled(problem, m), problem.empty(problem.groups * problem.o, problem.out)
     if not y.size:
         return finish(y, epilogue)
-    fields, width = fields_of(problem, cut), lanes(dtype)
+    fields, width = dict(fields_of(problem, cut)), lanes(dtype)
     panel, panels, points, tiles = (fields[name] for name in ("panel", "panels", "points", "tiles"))
     c = up(problem.c, width)
     fields |= {"v_point": c, "v_tile": points * c + width, "m_point": panel, "m_tile": points * panel + width}
@@ -278,10 +285,10 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
         dw[...] = 0
         return dw
     cut = tiled(problem, best(problem, "weight_gradient"))
-    fields, width = fields_of(problem, cut), lanes(dtype)
+    fields, width = dict(fields_of(problem, cut)), lanes(dtype)
     panel, panels, points, slabs, taps = (fields[name] for name in ("panel", "panels", "points", "slabs", "taps"))
     c_block = min(panel, problem.c)
-    block = max(1, FAR // ((panel + up(c_block, width)) * points * dtype.itemsize) // (cut.rows * cut.columns))
+    block = max(1, 2 * FAR // ((panel + up(c_block, width)) * points * dtype.itemsize) // (cut.rows * cut.columns))
     most = min(block, slabs) * cut.rows * cut.columns
     c_blocks = -(-problem.c // c_block)
     tasks = problem.groups * c_blocks * panels

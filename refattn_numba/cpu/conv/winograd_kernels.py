@@ -23,12 +23,15 @@ from refattn_numba.cpu.conv.winograd_slabs import (
 )
 from refattn_numba.cpu.conv.winograd_transforms import points_of, transform_weight
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import add_product, product
-from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, store
+from refattn_numba.cpu.products import SPARE, add_product, product
+from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, prefetch, store, tile_of
 from refattn_numba.cpu.sizes import smaller
 
 DEPTH = 128
 """Input channels whose products are summed before they are added to memory: their panel of weights stays in the first cache."""
+
+NEAR = 16
+"""Input channels whose packed weights stay there while those of all registers are written."""
 
 
 @compiled
@@ -71,6 +74,15 @@ def store_panel(call: Any, memory: Any, slab: int, group: int, panel: int, point
     return at.rows * at.columns
 
 
+@compiled
+def fetch_part(p: Any, numbers: int, part: int, parts: int) -> None:
+    """Begin to read one of the parts of what is needed next."""
+    line = tile_of(p) // 4  # a cache line is a quarter of a tile's
+    lines = (numbers + line - 1) // line
+    for i in range(part * lines // parts, (part + 1) * lines // parts):
+        prefetch(p, i * line)
+
+
 @kernel
 def pack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
     """The weights as ``[group][panel][c][taps][panel of o]``, flipped for the gradient of the input; a task has `DEPTH` channels c."""
@@ -84,16 +96,29 @@ def pack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
             return
         group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * DEPTH
         rows = smaller(width, call.o - panel * width)
-        for c in range(first, smaller(first + DEPTH, call.c)):
-            out = pointer_to(call.panels_at, memory) + ((group * call.panels + panel) * call.c + c) * taps * width
-            source = pointer_to(call.weight, memory) + (
-                group * call.c * call.o * taps + panel * width * call.o_step + c * call.c_step
-            )
+        last = smaller(first + DEPTH, call.c)
+        for near in range(first, last, NEAR):
             for i in range(0, rows, lanes):
-                gather(source + i * call.o_step, call.o_step, smaller(rows - i, lanes), taps, memory)
-                for t in range(taps):
-                    to = taps - 1 - t if call.is_flipped != 0 else t
-                    store(out, to * width + i, load(memory, t * lanes))
+                source = pointer_to(call.weight, memory) + (group * call.c * call.o * taps + (panel * width + i) * call.o_step)
+                out = pointer_to(call.panels_at, memory) + (((group * call.panels + panel) * call.c + near) * taps * width + i)
+                pack_square(call, source + near * call.c_step, smaller(rows - i, lanes), smaller(NEAR, last - near), memory, out)
+
+
+@compiled
+def pack_square(call: Any, source: Any, rows: int, channels: int, memory: Any, out: Any) -> None:
+    """One register of o and a few channels c."""
+    taps, width, lanes = call.taps, call.panel, lanes_of(memory)
+    if call.is_flipped != 0:
+        for c in range(channels):
+            gather(source + c * call.c_step, call.o_step, rows, taps, memory)
+            for t in range(taps):
+                store(out, (c * taps + taps - 1 - t) * width, load(memory, t * lanes))
+        return
+    for row in range(rows):
+        fetch_part(source + (lanes + row) * call.o_step, channels * taps, 0, 1)
+    gather(source, call.o_step, rows, channels * taps, memory)
+    for t in range(channels * taps):
+        store(out, t * width, load(memory, t * lanes))
 
 
 @compiled
@@ -127,15 +152,28 @@ def transform_weights(calls: Any, options: Any, shared: Array, counters: Integer
 
 @compiled
 def multiply(call: Any, u: Any, u_point: int, v: Any, tiles: int, first: int, count: int, width: int, products: Any) -> None:
-    """For each point, tiles by some input channels times these by a panel; what is not first is added."""
+    """For each point, tiles by some input channels times these by a panel; what is not first is added.
+
+    What is read next stands in the second cache or beyond, and the processor does not foresee it in time: a product reads it ahead.
+    """
+    parts = (tiles + SPARE - 1) // SPARE
     for point in range(call.points):
         for k in range(0, count, DEPTH):
             a, b, c = u + (point * u_point + k * call.panel), v + (point * call.v_point + k), products + point * call.m_point
-            depth = smaller(DEPTH, count - k)
-            if first + k == 0:
-                product(a, call.panel, b, call.v_tile, 1, tiles, depth, c, call.m_tile, width, c)
-            else:
-                add_product(a, call.panel, b, call.v_tile, 1, tiles, depth, c, call.m_tile, width, c)
+            depth, is_last = smaller(DEPTH, count - k), k + DEPTH >= count
+            next_a = u + ((point + 1) * u_point if is_last else point * u_point + (k + DEPTH) * call.panel)
+            next_b = v + ((point + 1) * call.v_point if is_last else point * call.v_point + k + DEPTH)
+            for part in range(parts):
+                tile = part * SPARE
+                lines = smaller(SPARE, tiles - tile)
+                fetch_part(next_a, depth * call.panel, part, parts)
+                soon = next_b if part + 1 == parts else b + (tile + SPARE) * call.v_tile
+                for line in range(smaller(SPARE, tiles) if part + 1 == parts else smaller(SPARE, tiles - tile - SPARE)):
+                    fetch_part(soon + line * call.v_tile, depth, 0, 1)
+                if first + k == 0:
+                    product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
+                else:
+                    add_product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
 
 
 @kernel

@@ -78,3 +78,7 @@ def growth(m: int) -> float:
     """How much larger the bound of one axis is than that of a sum of products, for numbers of one size."""
     inputs, weights, outputs = map(sizes, MATRICES[m])
     return float((outputs @ (weights.sum(axis=1) * inputs.sum(axis=1))).max() / TAPS)
+
+
+GROWTH = {1: 1.0, **{m: growth(m) for m in MATRICES}}
+"""Of an axis by the outputs of a tile."""

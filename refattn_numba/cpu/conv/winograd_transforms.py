@@ -149,6 +149,10 @@ def transform_weight(m_d: int, m_h: int, m_w: int, x: Any, x_step: int, one: Any
     """From one register for each tap, x_step apart, to one for each point; `one` and `two` are memory of float64."""
     lanes, p_d, p_h = lanes_of(x), points_of(m_d), points_of(m_h)
     t_h, t_w = taps_of(m_h), taps_of(m_w)
+    if m_d == 1:
+        weights_along(m_h, x, x, t_w * x_step, x_step, two, t_w * lanes, lanes, t_w)
+        weights_along(m_w, x, two, lanes, t_w * lanes, out, out_step, points_of(m_w) * out_step, p_h)
+        return
     weights_along(m_d, x, x, t_h * t_w * x_step, x_step, one, t_h * t_w * lanes, lanes, t_h * t_w)
     for d in range(p_d):
         weights_along(m_h, x, one + d * t_h * t_w * lanes, t_w * lanes, lanes, two + d * p_h * t_w * lanes, t_w * lanes, lanes, t_w)

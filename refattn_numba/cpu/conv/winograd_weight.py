@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.conv.winograd_kernels import load_x, tile_of_call
+from refattn_numba.cpu.conv.winograd_kernels import fetch_part, load_x, tile_of_call
 from refattn_numba.cpu.conv.winograd_slabs import load_slab, place_of_slab, scatter, to_points, y_image
 from refattn_numba.cpu.conv.winograd_transforms import gradient_of_weight
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import add_product, product
+from refattn_numba.cpu.products import SPARE, add_product, product
 from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, store
 from refattn_numba.cpu.sizes import smaller
 
@@ -44,6 +44,25 @@ def store_weight(call: Any, memory: Any, group: int, c: int, o: int, sums: Any, 
         scatter(memory + call.at_dense, rows, (end - first) * taps, out, step)
 
 
+@compiled
+def multiply_tiles(call: Any, x: Any, y: Any, sums: Any, tiles: int, channels: int, width: int, is_first: bool) -> None:
+    """For each point, the products of all c with all o, summed over tiles; what is not first is added."""
+    parts = (channels + SPARE - 1) // SPARE
+    for point in range(call.points):
+        a, b, to = y + point * call.m_point, x + point * call.v_point, sums + point * call.s_point
+        for part in range(parts):
+            c = part * SPARE
+            lines = smaller(SPARE, channels - c)
+            fetch_part(a + call.m_point, tiles * call.m_tile, part, parts)
+            fetch_part(b + call.v_point, tiles * call.v_tile, part, parts)
+            out = to + c * call.panel
+            if is_first:
+                product(a, call.m_tile, b + c, 1, call.v_tile, lines, tiles, out, call.panel, width, out)
+            else:
+                fetch_part(sums + (point + 1) * call.s_point if part + 1 == parts else out + SPARE * call.panel, SPARE * call.panel, 0, 1)
+                add_product(a, call.m_tile, b + c, 1, call.v_tile, lines, tiles, out, call.panel, width, out)
+
+
 @kernel
 def add_tiles(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
     """Sums over the tiles of a slice; a task is a slice, a group, and a block of c and of o, whose weights it stores if no slice is left."""
@@ -72,12 +91,7 @@ def add_tiles(calls: Any, options: Any, shared: Array, counters: Integers) -> No
                 for i in range(0, outputs, lanes):
                     load_dy(call, memory, slab, group * call.o + o + i, outputs - i, y_points + (tiles * call.m_tile + i))
                 tiles += found
-            for point in range(call.points):
-                a, b, to = y_points + point * call.m_point, x_points + point * call.v_point, sums + point * call.s_point
-                if begin == slice_ * call.slice_slabs:
-                    product(a, call.m_tile, b, 1, call.v_tile, channels, tiles, to, width, outputs, to)
-                else:
-                    add_product(a, call.m_tile, b, 1, call.v_tile, channels, tiles, to, width, outputs, to)
+            multiply_tiles(call, x_points, y_points, sums, tiles, channels, outputs, begin == slice_ * call.slice_slabs)
         if call.slices == 1:
             for first in range(0, channels, call.store_block):
                 store_weight(call, memory, group, c, o, sums, first, smaller(first + call.store_block, channels))
