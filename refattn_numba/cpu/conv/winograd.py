@@ -39,6 +39,9 @@ NEAR, FAR = 40 * 2**10, 720 * 2**10
 LARGEST_GROWTH = GROWTH[4] ** 2
 """Of the bound of errors: what two axes of F(4, 3) have. With three axes that have 3 taps, one is F(4, 3) at most."""
 
+FEW, LARGEST_GROWTH_OF_FEW = 8, GROWTH[4]
+"""Products of a sum whose rounding errors do not outweigh those of the transforms, and the growth that these may have then."""
+
 
 def lanes(dtype: Any) -> int:
     """Numbers of a register."""
@@ -115,16 +118,22 @@ def takes(problem: Problem, face: Face) -> str | None:
 
 
 @functools.cache
-def candidates(kernel: Axes) -> list[Axes]:
-    """Outputs of a tile along each axis, as the bound of errors allows."""
+def allowed(kernel: Axes, largest: float) -> list[Axes]:
+    """Outputs of a tile along each axis whose bound of errors is not larger."""
     found = itertools.product(*((2, 4) if k == TAPS else (1,) for k in kernel))
-    return [m for m in found if math.prod(GROWTH[i] for i in m) <= LARGEST_GROWTH]
+    return [m for m in found if math.prod(GROWTH[i] for i in m) <= largest] or [tuple(min(2, k) for k in kernel)]
+
+
+def candidates(problem: Problem, face: Face) -> list[Axes]:
+    """Outputs of a tile along each axis, as the bound of errors allows, which is stricter where few products are summed."""
+    terms = problem.batch * math.prod(problem.out) // 16 if face == "weight_gradient" else problem.c
+    return allowed(problem.kernel, LARGEST_GROWTH if terms >= FEW else LARGEST_GROWTH_OF_FEW)
 
 
 def seconds(problem: Problem, face: Face) -> float:
     """Of the best tile."""
     problem = mirrored(problem) if face == "spread" else problem
-    return min(seconds_of(problem, face, m) for m in candidates(problem.kernel))
+    return min(seconds_of(problem, face, m) for m in candidates(problem, face))
 
 
 def seconds_of(problem: Problem, face: Face, m: Axes) -> float:
@@ -141,7 +150,7 @@ def seconds_of(problem: Problem, face: Face, m: Axes) -> float:
 @functools.lru_cache(256)
 def best(problem: Problem, face: Face) -> Axes:
     """The tile that should be the fastest."""
-    return min(candidates(problem.kernel), key=lambda m: seconds_of(problem, face, m))
+    return min(candidates(problem, face), key=lambda m: seconds_of(problem, face, m))
 
 
 @functools.lru_cache(256)
