@@ -9,10 +9,11 @@ from refattn_numba.cpu.conv.direct import DIRECT
 from refattn_numba.cpu.conv.fft import FFT
 from refattn_numba.cpu.conv.pointwise import POINTWISE
 from refattn_numba.cpu.conv.problem import Accuracy, Algorithm, Face, Problem
+from refattn_numba.cpu.conv.winograd import WINOGRAD
 
 Name: TypeAlias = Literal["auto", "direct", "winograd", "fft", "pointwise", "depthwise"]
 
-ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, POINTWISE, DEPTHWISE, FFT)
+ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, POINTWISE, DEPTHWISE, WINOGRAD, FFT)
 """All; the first takes every problem."""
 
 

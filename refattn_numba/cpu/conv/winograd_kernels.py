@@ -1,0 +1,249 @@
+"""Winograd's convolution: the output, or the gradient of the input, which is the output of a convolution with mirrored weights.
+
+There are two orders. Where there are many tiles, a task is a block of them: it transforms its inputs, and the transformed weights, which
+all tasks read, stream through (`by_tiles`). Where there are few, and the weights are the larger part, a task is a panel of output
+channels: it transforms its weights, a few input channels at a time, and uses them at once for all tiles (`by_panels`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refattn._core import Array, Integers
+from refattn_numba.cpu.conv.winograd_slabs import (
+    doubles_at,
+    from_points,
+    gather,
+    load_slab,
+    place_of_slab,
+    store_slab,
+    to_points,
+    x_image,
+    y_image,
+)
+from refattn_numba.cpu.conv.winograd_transforms import points_of, transform_weight
+from refattn_numba.cpu.jit import compiled, kernel
+from refattn_numba.cpu.products import SPARE, add_product, product
+from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, prefetch, store, tile_of
+from refattn_numba.cpu.sizes import smaller
+
+DEPTH = 128
+"""Input channels whose products are summed before they are added to memory: their panel of weights stays in the first cache."""
+
+NEAR = 16
+"""Input channels whose packed weights stay there while those of all registers are written."""
+
+
+@compiled
+def tile_of_call(call: Any) -> tuple[int, int, int]:
+    """Outputs of a tile along each axis."""
+    return call.m_d, call.m_h, call.m_w
+
+
+@compiled
+def x_extent(call: Any, rows: int, columns: int) -> tuple[int, int, int]:
+    """Positions of x that tiles read."""
+    m_h, m_w = call.m_h, call.m_w
+    return points_of(call.m_d), (rows - 1) * m_h + points_of(m_h), (columns - 1) * m_w + points_of(m_w)
+
+
+@compiled
+def load_x(call: Any, memory: Any, slab: int, channel: int, count: int, out: Any, point: int, tile: int) -> int:
+    """The tiles of a slab, transformed; how many there are."""
+    at, m = place_of_slab(call, slab), tile_of_call(call)
+    wide = x_extent(call, at.rows, at.columns)
+    loaded, one, two = memory + call.at_slab, memory + call.at_one, memory + call.at_two
+    load_slab(x_image(call, memory), m, wide, at, channel, count, memory + call.at_dense, loaded)
+    to_points(True, m, wide, at, loaded, one, two, out, point, tile)
+    return at.rows * at.columns
+
+
+@compiled
+def store_panel(call: Any, memory: Any, slab: int, group: int, panel: int, points: Any) -> int:
+    """The outputs of the tiles of a slab, for one panel of channels; how many tiles there are."""
+    lanes, width = lanes_of(memory), call.panel
+    at, m, image = place_of_slab(call, slab), tile_of_call(call), y_image(call, memory)
+    made, one, two = memory + call.at_slab, memory + call.at_one, memory + call.at_two
+    bias = pointer_to(call.bias, memory) + (group * call.panels + panel) * width
+    for i in range(0, smaller(width, call.o - panel * width), lanes):
+        from_points(m, at, points + i, call.m_point, call.m_tile, one, two, made)
+        channel = panel * width + i
+        store_slab(
+            image, m, at, group * call.o + channel, call.o - channel, made, bias + i, call.is_relu != 0, memory + call.at_dense
+        )  # fmt: skip
+    return at.rows * at.columns
+
+
+@compiled
+def fetch_part(p: Any, numbers: int, part: int, parts: int) -> None:
+    """Begin to read one of the parts of what is needed next."""
+    line = tile_of(p) // 4  # a cache line is a quarter of a tile's
+    lines = (numbers + line - 1) // line
+    for i in range(part * lines // parts, (part + 1) * lines // parts):
+        prefetch(p, i * line)
+
+
+@kernel
+def pack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """The weights as ``[group][panel][c][taps][panel of o]``, flipped for the gradient of the input; a task has `DEPTH` channels c."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    lanes, taps, width = lanes_of(memory), call.taps, call.panel
+    blocks = (call.c + DEPTH - 1) // DEPTH
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.end_task:
+            return
+        group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * DEPTH
+        rows = smaller(width, call.o - panel * width)
+        last = smaller(first + DEPTH, call.c)
+        for near in range(first, last, NEAR):
+            for i in range(0, rows, lanes):
+                source = pointer_to(call.weight, memory) + (group * call.c * call.o * taps + (panel * width + i) * call.o_step)
+                out = pointer_to(call.panels_at, memory) + (((group * call.panels + panel) * call.c + near) * taps * width + i)
+                pack_square(call, source + near * call.c_step, smaller(rows - i, lanes), smaller(NEAR, last - near), memory, out)
+
+
+@compiled
+def pack_square(call: Any, source: Any, rows: int, channels: int, memory: Any, out: Any) -> None:
+    """One register of o and a few channels c."""
+    taps, width, lanes = call.taps, call.panel, lanes_of(memory)
+    if call.is_flipped != 0:
+        for c in range(channels):
+            gather(source + c * call.c_step, call.o_step, rows, taps, memory)
+            for t in range(taps):
+                store(out, (c * taps + taps - 1 - t) * width, load(memory, t * lanes))
+        return
+    for row in range(rows):
+        fetch_part(source + (lanes + row) * call.o_step, channels * taps, 0, 1)
+    gather(source, call.o_step, rows, channels * taps, memory)
+    for t in range(channels * taps):
+        store(out, t * width, load(memory, t * lanes))
+
+
+@compiled
+def transform_panel(call: Any, memory: Any, group: int, panel: int, first: int, count: int, out: Any, point: int) -> None:
+    """Some input channels of a panel of weights: ``out[point][channel][panel]``."""
+    lanes, width, taps = lanes_of(memory), call.panel, call.taps
+    one, two = doubles_at(memory + call.at_one), doubles_at(memory + call.at_two)
+    source = pointer_to(call.panels_at, memory) + ((group * call.panels + panel) * call.c + first) * taps * width
+    for c in range(count):
+        for i in range(0, smaller(width, call.o - panel * width), lanes):
+            transform_weight(
+                call.m_d, call.m_h, call.m_w, source + (c * taps * width + i), width, one, two, out + (c * width + i), point
+            )  # fmt: skip
+
+
+@kernel
+def transform_weights(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """All weights, as ``[group][panel][point][c][panel of o]``; a task has `DEPTH` channels c."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    blocks = (call.c + DEPTH - 1) // DEPTH
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.end_task:
+            return
+        group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * DEPTH
+        point = call.c * call.panel
+        out = pointer_to(call.u, memory) + ((group * call.panels + panel) * call.points * point + first * call.panel)
+        transform_panel(call, memory, group, panel, first, smaller(DEPTH, call.c - first), out, point)
+
+
+@compiled
+def multiply(call: Any, u: Any, u_point: int, v: Any, tiles: int, first: int, count: int, width: int, products: Any) -> None:
+    """For each point, tiles by some input channels times these by a panel; what is not first is added.
+
+    What is read next stands in the second cache or beyond, and the processor does not foresee it in time: a product reads it ahead.
+    """
+    parts = (tiles + SPARE - 1) // SPARE
+    for point in range(call.points):
+        for k in range(0, count, DEPTH):
+            a, b, c = u + (point * u_point + k * call.panel), v + (point * call.v_point + k), products + point * call.m_point
+            depth, is_last = smaller(DEPTH, count - k), k + DEPTH >= count
+            next_a = u + ((point + 1) * u_point if is_last else point * u_point + (k + DEPTH) * call.panel)
+            next_b = v + ((point + 1) * call.v_point if is_last else point * call.v_point + k + DEPTH)
+            for part in range(parts):
+                tile = part * SPARE
+                lines = smaller(SPARE, tiles - tile)
+                fetch_part(next_a, depth * call.panel, part, parts)
+                soon = next_b if part + 1 == parts else b + (tile + SPARE) * call.v_tile
+                for line in range(smaller(SPARE, tiles) if part + 1 == parts else smaller(SPARE, tiles - tile - SPARE)):
+                    fetch_part(soon + line * call.v_tile, depth, 0, 1)
+                if first + k == 0:
+                    product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
+                else:
+                    add_product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
+
+
+@kernel
+def by_tiles(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """Blocks of slabs, from transformed weights; a task is one of them and one group."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    v, products, lanes = memory + call.at_v, memory + call.at_m, lanes_of(memory)
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.end_task:
+            return
+        group, begin = task % call.groups, task // call.groups * call.block
+        end, tiles = smaller(begin + call.block, call.slabs), 0
+        for slab in range(begin, end):
+            found = 0
+            for c in range(0, call.c, lanes):
+                out = v + (tiles * call.v_tile + c)
+                found = load_x(call, memory, slab, group * call.c + c, call.c - c, out, call.v_point, call.v_tile)
+            tiles += found
+        for panel in range(call.panels):
+            u_point, width = call.c * call.panel, smaller(call.panel, call.o - panel * call.panel)
+            u = pointer_to(call.u, memory) + (group * call.panels + panel) * call.points * u_point
+            multiply(call, u, u_point, v, tiles, 0, call.c, width, products)
+            tile = 0
+            for slab in range(begin, end):
+                tile += store_panel(call, memory, slab, group, panel, products + tile * call.m_tile)
+
+
+@kernel
+def transform_inputs(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """All tiles, as ``[group][tile][point][c]``; a task is one slab and a register of channels."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    lanes = lanes_of(memory)
+    registers = (call.c + lanes - 1) // lanes
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.end_task:
+            return
+        slab, group, c = task // registers // call.groups, task // registers % call.groups, task % registers * lanes
+        out = pointer_to(call.v, memory) + ((group * call.tiles + first_tile(call, slab)) * call.v_tile + c)
+        load_x(call, memory, slab, group * call.c + c, call.c - c, out, call.v_point, call.v_tile)
+
+
+@compiled
+def first_tile(call: Any, slab: int) -> int:
+    """How many tiles stand in the slabs before this one."""
+    at = place_of_slab(call, slab)
+    above = (at.example * call.tiles_d + at.depth) * call.tiles_h + at.row
+    return above * call.tiles_w + at.rows * at.column
+
+
+@kernel
+def by_panels(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
+    """All slabs, from transformed inputs; a task is one panel of one group."""
+    call = calls[0]
+    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
+    u, products = memory + call.at_u, memory + call.at_m
+    while True:
+        task = next_of(counters, 0)
+        if task >= call.end_task:
+            return
+        group, panel = task // call.panels, task % call.panels
+        width = smaller(call.panel, call.o - panel * call.panel)
+        v = pointer_to(call.v, memory) + group * call.tiles * call.v_tile
+        for c in range(0, call.c, call.chunk):
+            count, u_point = smaller(call.chunk, call.c - c), call.chunk * call.panel
+            transform_panel(call, memory, group, panel, c, count, u, u_point)
+            multiply(call, u, u_point, v + c, call.tiles, c, count, width, products)
+        tile = 0
+        for slab in range(call.slabs):
+            tile += store_panel(call, memory, slab, group, panel, products + tile * call.m_tile)
