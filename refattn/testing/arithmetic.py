@@ -260,8 +260,15 @@ class Disturbance(Arithmetic):
 def disturbed(target: Format, seed: int) -> Iterator[Disturbance]:
     """Within the block, each operation errs at random as an honest kernel of this format may: see `Disturbance`."""
     arithmetic = Disturbance(target, seed)
-    with hooked(arithmetic.passing), using(**stored_forms(arithmetic)):
+    with within(arithmetic):
         yield arithmetic
+
+
+@contextmanager
+def within(arithmetic: Disturbance) -> Iterator[None]:
+    """Within the block, a call or its pullback goes on in this arithmetic."""
+    with hooked(arithmetic.passing), using(**stored_forms(arithmetic)):
+        yield
 
 
 def _even(random: Random, count: int) -> Array:
