@@ -9,7 +9,7 @@ import refattn
 from refattn import testing
 from refattn.testing import faulty
 from refattn.testing.battery import cases
-from refattn.testing.budget import forward_allowances, gradient_budgets
+from refattn.testing.budget import forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import as_candidate
 from refattn.testing.checking import compare_case
@@ -263,7 +263,7 @@ def test_the_last_rounding_counts_once():
     x = np.linspace(0.5, 6, 50)
     for m in (refattn.relu, refattn.sigmoid, refattn.softplus):
         y = m(x)
-        allowed = forward_allowances(m, {"x": x}, {"output": y}, named_format("bfloat16"))["output"].budget
+        allowed = forward_budgets(m, {"x": x}, {"output": y}, named_format("bfloat16"))["output"]
         assert (allowed < 1.01 * 2.0**-8 * y).all()
 
 

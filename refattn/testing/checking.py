@@ -12,12 +12,13 @@ import numpy as np
 from refattn._core import Array, Mechanism, tree
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level
-from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
+from refattn.testing.budget import Allowance, Allowances, latest
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.drift import drift, with_drift
 from refattn.testing.evidence import Arrays, Evidence, few
 from refattn.testing.frameworks import NumPy
+from refattn.testing.one_thread import one_thread
 from refattn.testing.patterns import patterns
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
@@ -203,15 +204,16 @@ def compare_case(
     if changed := _changed(candidate, theirs, rounded, target):
         yield result("all", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
-    exact_y, exact_pullback = mechanism.vjp(**reference)
+    with one_thread():
+        exact_y, exact_pullback = mechanism.vjp(**reference)
     exact = dict(zip(spec.output_names, outputs(exact_y), strict=True))
     if len(values) != len(exact):
         yield result("all", {"status": "fail", "reason": f"returned {len(values)} outputs, expected {len(exact)}"})
         return
     plain = {name: x.astype(float) for name, x in exact.items()}
     key = None if ds is not None else case.arguments
-    known = {"exact_scores": case.exact_scores}
-    budgets = latest("forward", mechanism, key, target, lambda: forward_allowances(mechanism, rounded, plain, target, **known))
+    allowances = Allowances(mechanism, rounded, target, exact_scores=case.exact_scores, independent=case.independent)
+    budgets = latest(mechanism, key, target, "forward", lambda: allowances.forward(plain))
     evidence = Evidence(*about, target.name, reference, exact_scores=case.exact_scores)
     for (name, x), got in zip(exact.items(), values, strict=True):
         yield judged(name, got, x, budgets[name])
@@ -234,13 +236,11 @@ def compare_case(
     if changed := _changed(candidate, theirs, rounded, target):
         yield result("gradients", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
-    exact_grads = gradient_leaves(exact_pullback(*ds))
+    with one_thread():
+        exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
     plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
-    known |= {"independent": case.independent}
-    allowed = latest(
-        "backward", mechanism, key, target, lambda: gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **known)
-    )
+    allowed = latest(mechanism, key, target, "backward", lambda: allowances.backward(plain_ds, plain_grads))
     evidence.cotangents = ds
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
