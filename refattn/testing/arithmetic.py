@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,10 +62,10 @@ class Inexact(np.ndarray):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
         plain = [x.view(np.ndarray) if isinstance(x, Inexact) else x for x in inputs]
+        if method == "at":
+            return self.after.scatter(ufunc, *plain)
         plain = self.after.operands(ufunc, inputs, plain)
         result = getattr(ufunc, method)(*plain, **_plain(kwargs)) if kwargs else getattr(ufunc, method)(*plain)
-        if method == "at":  # in place, and few terms each
-            return None
         differs = ufunc in ADDITIONS and method == "__call__" and not self.after.backward
         given = method == "accumulate" or ((differs or ufunc in EXACT) and _all_given(inputs))
         made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result), given)
@@ -107,6 +107,10 @@ class Arithmetic:
     def stored(self, x: Any) -> Any:
         """A sum that is kept in place while more is added."""
         return x
+
+    def scatter(self, ufunc: np.ufunc, total: Array, indices: Any, *values: Any) -> None:
+        """What `ufunc.at` does in place."""
+        ufunc.at(total, indices, *values)
 
 
 def wrapped(x: Array, after: Arithmetic, *, given: bool = False) -> Inexact:
@@ -211,8 +215,9 @@ class Disturbance(Arithmetic):
       parts of it are added, of threads or of uses.
     """
 
-    def __init__(self, target: Format, seed: int) -> None:
+    def __init__(self, target: Format, seed: int, choices: Iterable[Array] = ()) -> None:
         self.unit, self.floor, self.accumulator = target.unit, target.floor, target.accumulator
+        self.choices = iter(choices)
         self.noise, self.storage = _noise(seed, Random.normal), _noise(seed, _even)
 
     def __call__(self, x: Array, magnitude: Array) -> Array:
@@ -226,6 +231,16 @@ class Disturbance(Arithmetic):
         size = np.abs(plain) if _all_finite(plain) else np.where(np.isfinite(plain), np.abs(plain), 0)
         return plain + (self.unit * size + self.floor * (plain != 0)) * self.storage(plain.size).reshape(plain.shape)
 
+    def scatter(self, ufunc: np.ufunc, total: Array, indices: Any, *values: Any) -> None:
+        """Sums that are kept in place: what n numbers are added to has been stored n - 1 times."""
+        size, terms = np.abs(total), np.zeros_like(total)
+        super().scatter(ufunc, total, indices, *values)
+        if ufunc is np.add and total.dtype.kind == "f":
+            np.add.at(size, indices, np.abs(values[0]))
+            np.add.at(terms, indices, np.ones_like(values[0], total.dtype))
+            again = self.unit * np.sqrt(np.maximum(terms - 1, 0)) * self.storage(total.size).reshape(total.shape)
+            total += size * (again + self.accumulator * (4 + np.sqrt(terms)) * self.noise(total.size).reshape(total.shape))
+
     def kept(self, y: Any) -> Array:
         """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""
         return y if isinstance(y, Inexact) else wrapped(self.stored(y), self, given=True)
@@ -237,6 +252,10 @@ class Disturbance(Arithmetic):
     def turn(self) -> None:
         """The backward pass begins."""
         self.backward = True
+
+    def next_choice(self) -> Array | None:
+        """The exact input of the next function that chooses; None where it is not known."""
+        return next(self.choices, None)
 
     def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
         """Where an operand may have been stored, as read back."""

@@ -29,6 +29,7 @@ from refattn.testing.calls import gradient_leaves
 from refattn.testing.drift import Spread
 from refattn.testing.one_thread import one_thread
 from refattn.testing.precision import Format
+from refattn.testing.stored import choices
 
 RUNS = 16
 MEASURED = 5.0
@@ -103,7 +104,9 @@ class Allowances:
     @functools.cached_property
     def _runs(self) -> list[tuple[dict[str, Array], Callable[[tuple[Array, ...]], dict[str, Array]]]]:
         """The disturbed reference's outputs, and its gradients, each from the same disturbance."""
-        return [self._run(Disturbance(self.target, seed)) for seed in range(RUNS)]
+        with np.errstate(all="ignore"):
+            chosen = choices(self.mechanism, self.arguments)
+        return [self._run(Disturbance(self.target, seed, chosen)) for seed in range(RUNS)]
 
     def _run(self, arithmetic: Disturbance) -> tuple[dict[str, Array], Callable[[tuple[Array, ...]], dict[str, Array]]]:
         with within(arithmetic), np.errstate(all="ignore"):
