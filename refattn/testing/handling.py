@@ -110,7 +110,7 @@ def _rows_before(shape: tuple[int, ...], axis: int) -> int:
 
 
 def _promised(size: int) -> mmap.mmap:
-    """This many bytes of which a page exists once it is written to; OSError where the system has no such memory."""
+    """As many bytes, of which a page exists once it is written to; OSError where the system has no such memory."""
     if sys.platform != "linux":
         raise OSError("memory is reserved as it is mapped")
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
