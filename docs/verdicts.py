@@ -187,7 +187,7 @@ TEXT = """# What the check says of PyTorch, and why
 
     refattn check torch --level full --dtype float32 --dtype bfloat16
 
-with seeds 0 to {seeds}, without the last. {torch}. Forward and backward, by autograd. `python -m docs.verdicts` writes this page.
+Seeds below {seeds}; {torch}. Forward and backward, by autograd. `python -m docs.verdicts` writes this page.
 
 {counted}
 
@@ -201,8 +201,8 @@ is right for them on any processor. Counts of wrong elements on this one:
 
 {evidence}
 
-All are in the kernels that oneDNN has for Intel's matrix tiles (`ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` switches these off, and then the
-first two are right): they read memory that nobody has written, so that counts and errors change from run to run.
+All go through oneDNN and read memory that nobody has written: counts and errors change from run to run. On the machine of this table, which
+has Intel's matrix tiles, all three were right with `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`, which switches the kernels for these off.
 
 ## Known differences
 
