@@ -7,9 +7,11 @@ import pytest
 
 import refattn
 from refattn import testing
+from refattn._core.mechanism import outputs
 from refattn.testing import faulty
+from refattn.testing.arithmetic import disturbed
 from refattn.testing.battery import cases
-from refattn.testing.budget import forward_allowances, gradient_budgets
+from refattn.testing.budget import SOFTMAX, Allowances, forward_budgets, gradient_budgets
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import as_candidate
 from refattn.testing.checking import compare_case
@@ -249,6 +251,89 @@ def test_formats_of_8_bits(dtype):
     assert [r.reason for r in masks] == (["infinity: float8_e4m3fn has none"] if dtype == "float8_e4m3fn" else [""])
 
 
+def attention_of_8_bits(store=None, scale_of=lambda a: a["scale"], read=None):
+    """Attention in float32 of arguments that come in 8 bits, and its gradients; `store` is what weights are stored as."""
+
+    def given(arguments):
+        wide = {n: (read or np.asarray)(x).astype(np.float32) if isinstance(x, np.ndarray) else x for n, x in arguments.items()}
+        default = np.float32(wide["query"].shape[-1] ** -0.5)
+        return {**wide, "scale": scale_of({"scale": default, **{n: x for n, x in wide.items() if x is not None}})}
+
+    def forward(**arguments):
+        return ATTENTION(**given(arguments)).astype(np.float32)
+
+    def gradients(d, **arguments):
+        return {n: np.asarray(g, np.float32) for n, g in ATTENTION.vjp(**given(arguments))[1](d).items()}
+
+    return {"candidate": forward, "gradients": gradients}
+
+
+MIXED = [f"{small}:{wide}" for small in EIGHTS for wide in ("bfloat16", "float32")]
+FEW = ("exact scores, 131x131", "random, 131x131", "head_dim 72", "more queries than keys")
+
+
+def of_8_bits(kernel, dtype, *names):
+    return results(as_candidate(kernel["candidate"], ATTENTION, gradients=kernel["gradients"]), few_of_attention(*names or FEW), dtype)
+
+
+@pytest.mark.parametrize("dtype", MIXED)
+def test_arguments_of_8_bits_with_wider_results(dtype):
+    found = of_8_bits(attention_of_8_bits(), dtype)
+    assert {r.status for r in found} == {"pass"}
+    assert {r.what for r in found} == {"output", "d_query", "d_key", "d_value"}
+    assert {r.dtype for r in found} == {dtype}
+
+
+def other_format(x):
+    """The bits of one format of 8 bits, taken for the other's."""
+    return x.view(ml_dtypes.float8_e5m2 if x.dtype == ml_dtypes.float8_e4m3fn else ml_dtypes.float8_e4m3fn)
+
+
+WRONG_8 = {
+    "scale forgotten": {"scale_of": lambda a: 1.0},
+    "scale of a padded head": {"scale_of": lambda a: a["scale"] / np.float32(np.sqrt(2))},
+    "formats confused": {"read": other_format},
+    "subnormal numbers flushed": {"read": lambda x: np.where(np.abs(x.astype(np.float32)) < 2.0**-6, 0, x.astype(np.float32))},
+}
+
+
+@pytest.mark.parametrize("dtype", MIXED)
+@pytest.mark.parametrize("fault", WRONG_8)
+def test_wrong_kernels_of_8_bits_are_found(fault, dtype):
+    if fault.startswith("subnormal") and "e5m2" in dtype:  # whose smallest normal number is 2**-14
+        return  # 2**-6 is no limit of this format
+    wrong = {r.what for r in of_8_bits(attention_of_8_bits(**WRONG_8[fault]), dtype) if r.status == "fail"}
+    assert wrong >= {"output", "d_query", "d_key"}
+
+
+@pytest.mark.parametrize("dtype", MIXED)
+def test_a_scale_of_quantisation_that_only_the_backward_pass_forgets_is_found(dtype):
+    """Keys are scaled to fill the format, as kernels of 8 bits do, and scaled back in the forward pass alone."""
+    honest = attention_of_8_bits()
+
+    def gradients(d, **arguments):
+        factor = 2.0 ** np.floor(np.log2(448 / np.abs(arguments["key"].astype(np.float32)).max()))
+        grads = honest["gradients"](d, **arguments)
+        return {**grads, "query": grads["query"] * np.float32(factor)}
+
+    assert {r.what for r in of_8_bits({**honest, "gradients": gradients}, dtype) if r.status == "fail"} == {"d_query"}
+
+
+@pytest.mark.parametrize("dtype", EIGHTS)
+def test_a_result_beyond_the_largest_number_is_that(dtype):
+    target, m = named_format(dtype), refattn.linear
+    large = Case("sums beyond the format", {"x": np.full((2, 300), 16.0), "weight": np.full((2, 300), 16.0)})
+
+    def judged(stored):
+        return {r.what: r.status for r in compare_case(as_candidate(lambda x, weight: stored(m(x, weight)), m), m, large, target)}
+
+    assert judged(lambda y: target.array(target.round(y))) == {"output": "pass"}
+    with np.errstate(all="ignore"):
+        assert judged(lambda y: y.astype(np.float32).astype(target.numpy_dtype)) == {"output": "fail"}  # NaN, or infinity
+    wrapped = judged(lambda y: np.where(np.abs(y) > target.largest, -target.largest, y))
+    assert wrapped == {"output": "fail"}
+
+
 def test_a_stored_output_is_part_of_the_budget():
     x = np.array([-40.0, 0.5, 40.0])
     y, pullback = refattn.sigmoid.vjp(x)
@@ -263,7 +348,7 @@ def test_the_last_rounding_counts_once():
     x = np.linspace(0.5, 6, 50)
     for m in (refattn.relu, refattn.sigmoid, refattn.softplus):
         y = m(x)
-        allowed = forward_allowances(m, {"x": x}, {"output": y}, named_format("bfloat16"))["output"].budget
+        allowed = forward_budgets(m, {"x": x}, {"output": y}, named_format("bfloat16"))["output"]
         assert (allowed < 1.01 * 2.0**-8 * y).all()
 
 
@@ -275,6 +360,71 @@ def test_cases_are_accepted_by_their_mechanisms():
         for c in made:
             y, pullback = m.vjp(**c.arguments)
             assert all(np.isfinite(g).all() for g in gradient_leaves(pullback(*cotangents(y))).values())
+
+
+def test_disturbed_runs_are_runs_of_the_same_function():
+    """Otherwise a budget is what was left out: in the finest format, errors of all operations come to next to nothing."""
+    target = named_format("float64")
+    for m in refattn.mechanisms():
+        if m.spec.name in SOFTMAX:
+            continue
+        given = next(testing.samples(m)).arguments
+        with np.errstate(all="ignore"):
+            y, pullback = m.vjp(**given)
+            ds = tuple(d.astype(float) for d in cotangents(y))
+            with disturbed(target, 0):
+                near, near_pullback = m.vjp(**given)
+                near_grads = gradient_leaves(near_pullback(*ds))
+        pairs = list(zip(outputs(y), outputs(near), strict=True))
+        pairs += [(g, near_grads[n]) for n, g in gradient_leaves(pullback(*ds)).items()]
+        for exact, other in pairs:
+            known, made = (np.where(np.isfinite(exact), a, 0) for a in (exact, other))
+            assert np.abs(made - known).max(initial=0) < 1e-10 * max(np.abs(known).max(initial=0), 1), m.spec.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gather", "embedding", "max_pool2d", "resize_bilinear"])
+def test_gradients_through_an_index_that_are_a_tenth_off_are_found(name, dtype):
+    m, target = getattr(refattn, name), named_format(dtype)
+
+    def gradients(d, **given):
+        return {n: target.round(1.1 * g) for n, g in m.vjp(**given)[1](d).items()}
+
+    failures = testing.check(m, m, gradients=gradients, dtype=dtype).failures
+    assert failures
+    assert {r.what[:2] for r in failures} == {"d_"}
+
+
+def test_a_choice_within_a_rounding_may_fall_either_way():
+    """What a rectifier is given is a few standard deviations of its error from 0: kernels get another sign, and another gradient."""
+    m, target = refattn.squeeze_excitation, named_format("bfloat16")
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        x, weight = (target.round(random.normal(size=shape)) for shape in ((1, 8, 2, 2), (1, 8)))
+        terms = x.mean(axis=(2, 3))[0] * weight[0]
+        error = target.unit * np.sqrt(2 / 3 * (terms**2).sum())
+        given = {"x": x, "w_reduce": weight, "w_expand": target.round(random.normal(size=(8, 1))), "b_expand": np.zeros(8)}
+        d = target.round(random.normal(size=x.shape))
+        near, beyond = ({**given, "b_reduce": np.array([margin - terms.sum()])} for margin in (random.uniform(0.2, 3) * error, -1e-9))
+        exact, other = (gradient_leaves(m.vjp(**call)[1](d)) for call in (near, beyond))
+        allowed = Allowances(m, near, target).backward((d,), exact)
+        assert all((np.abs(other[p] - exact[p]) <= allowed[p].budget).all() for p in exact)
+
+
+def test_weights_that_are_flushed_to_zero_are_in_the_budget():
+    """As matrix units do: a weight below the smallest normal number of float32 is 0, and adds nothing to its key's gradient."""
+    target = named_format("bfloat16")
+    for seed in (1, 2, 4):
+        for c in cases(ATTENTION, "quick", seed):
+            if c.name.startswith("all scores near -1e5"):
+                given = dict(c.arguments) | {n: target.round(c.arguments[n]) for n in ("query", "key", "value")}
+                y, pullback = ATTENTION.vjp(**given)
+                ds = tuple(map(target.round, cotangents(y)))
+                seen = refattn.scaled_dot_product_attention_with_weights(**given)[1] >= 2.0**-126
+                flushed = ATTENTION.vjp(**given, mask=seen)[1](*ds)
+                exact = gradient_leaves(pullback(*ds))
+                allowed = Allowances(ATTENTION, given, target, exact_scores=True).backward(ds, exact)
+                assert (np.abs(flushed["key"] - exact["key"]) < allowed["key"].budget / 2).all()
 
 
 def test_numbers_behind_masks_reach_nothing():

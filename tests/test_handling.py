@@ -7,8 +7,9 @@ import pytest
 
 import refattn
 from refattn import testing
+from refattn.testing import frameworks
 from refattn.testing.frameworks import NumPy
-from refattn.testing.handling import LAYOUTS, Poisoned, Viewed, _wide_rows
+from refattn.testing.handling import LAYOUTS, FarApart, Poisoned, Viewed
 from refattn.testing.precision import named_format
 
 
@@ -90,11 +91,29 @@ def test_views_hold_the_same_numbers(layout, name):
     assert Viewed(NumPy(), layout).make(np.zeros((0, 2)), named_format(name)).shape == (0, 2)
 
 
-def test_rows_may_lie_far_apart():
-    x = np.arange(6, dtype=np.int8).reshape(2, 3)
-    base, cut = _wide_rows(x)
-    assert base[cut].strides[0] >= 2**31
-    np.testing.assert_array_equal(base[cut], x)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_rows_may_lie_far_apart(framework):
+    if framework == "torch":
+        pytest.importorskip("torch")
+    inner = frameworks.framework(framework)
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32).astype(float)
+    view = FarApart(inner).make(x, named_format("float32"))
+    last = (view.strides[0] // view.itemsize, view.strides[1] // view.itemsize) if framework == "numpy" else view.stride()[:2]
+    assert last[0] + 2 * last[1] >= 2**31
+    np.testing.assert_array_equal(inner.value(view), x)
+    assert inner.value(FarApart(inner).make(x[:0], named_format("float32"))).shape == (0, 3, 5)
+
+
+def test_a_kernel_that_counts_in_32_bits_is_found():
+    def narrow(x):
+        step = x.strides[-2] // x.itemsize if x.ndim > 1 else 0
+        offsets = np.arange(x.size // x.shape[-1]) * step
+        lost = (offsets.astype(np.int32) != offsets).reshape(*x.shape[:-1], 1)
+        return softmax(np.where(lost, 0, x))
+
+    report = testing.check(narrow, refattn.softmax, level="full", supports=())
+    assert ways(report) == {"views, rows far apart"}
+    testing.check(softmax, refattn.softmax, level="full").raise_if_wrong()
 
 
 def test_tensors_are_viewed_too():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,8 @@ ADDITIONS = {np.add, np.subtract}
 SUMS = {"sum", "mean", "cumsum"}
 TRANSFORMS = {"rfft2", "irfft2"}
 DRAWS = 4096
+FIRST = 2**16
+"""Random numbers that are kept for the next call: more than most of them use."""
 
 
 class Inexact(np.ndarray):
@@ -43,7 +46,8 @@ class Inexact(np.ndarray):
 
     def _made(self, result: Any, magnitude: Any, given: bool = False) -> Any:
         if isinstance(result, (tuple, list)):
-            return type(result)(self._made(r, m, given) for r, m in zip(result, magnitude, strict=True))
+            parts = [None] * len(result) if magnitude is None else magnitude
+            return type(result)(self._made(r, m, given) for r, m in zip(result, parts, strict=True))
         result = np.asarray(result)
         if result.dtype.kind not in "fc":
             return result
@@ -58,12 +62,12 @@ class Inexact(np.ndarray):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
         plain = [x.view(np.ndarray) if isinstance(x, Inexact) else x for x in inputs]
+        if method == "at":
+            return self.after.scatter(ufunc, *plain)
         plain = self.after.operands(ufunc, inputs, plain)
-        result = getattr(ufunc, method)(*plain, **{k: _plain(v) for k, v in kwargs.items()} if kwargs else kwargs)
-        if method == "at":  # in place, and few terms each
-            return None
+        result = getattr(ufunc, method)(*plain, **_plain(kwargs)) if kwargs else getattr(ufunc, method)(*plain)
         differs = ufunc in ADDITIONS and method == "__call__" and not self.after.backward
-        given = method == "accumulate" or (_all_given(inputs) and (ufunc in EXACT or differs))
+        given = method == "accumulate" or ((differs or ufunc in EXACT) and _all_given(inputs))
         made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result), given)
         if out is None:
             return made
@@ -83,7 +87,7 @@ class Inexact(np.ndarray):
         elif name in TRANSFORMS:
             magnitude = _spread_over(plain[0], result)
         else:
-            magnitude = _tree(lambda _: None, result)
+            magnitude = None
         return self._made(result, magnitude, name == "cumsum" or (name not in SUMS and name != "einsum" and _all_given(args)))
 
 
@@ -104,6 +108,10 @@ class Arithmetic:
         """A sum that is kept in place while more is added."""
         return x
 
+    def scatter(self, ufunc: np.ufunc, total: Array, indices: Any, *values: Any) -> None:
+        """What `ufunc.at` does in place."""
+        ufunc.at(total, indices, *values)
+
 
 def wrapped(x: Array, after: Arithmetic, *, given: bool = False) -> Inexact:
     """A view of the array in this arithmetic."""
@@ -119,16 +127,17 @@ def _all_given(inputs: Any) -> bool:
     return not isinstance(inputs, Inexact) or inputs.given
 
 
-def _tree(function: Callable[[Any], Any], x: Any) -> Any:
-    if isinstance(x, (tuple, list)):
-        return type(x)(_tree(function, part) for part in x)
-    if isinstance(x, dict):
-        return {k: _tree(function, part) for k, part in x.items()}
-    return function(x)
-
-
 def _plain(x: Any) -> Any:
-    return _tree(lambda leaf: leaf.view(np.ndarray) if isinstance(leaf, Inexact) else leaf, x)
+    if isinstance(x, Inexact):
+        return x.view(np.ndarray)
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(_plain, x))
+    return {k: _plain(part) for k, part in x.items()} if isinstance(x, dict) else x
+
+
+def _all_finite(x: Array) -> bool:
+    """Whether all are, or False where their sum overflows: one pass is half of what `isfinite` and `all` take."""
+    return math.isfinite(np.add.reduce(x, axis=None))
 
 
 def _growth(terms: Array, result: Any) -> float:
@@ -148,19 +157,16 @@ def _magnitude(ufunc: np.ufunc, method: str, inputs: list[Any], kwargs: dict[str
         return None
     if ufunc is np.matmul:
         a, b = (np.abs(x) for x in inputs)
-        with np.errstate(invalid="ignore"):
-            return (a @ b) * (4 + math.sqrt(max(1, a.shape[-1])))
+        return (a @ b) * (4 + math.sqrt(max(1, a.shape[-1])))
     if method != "__call__":
         if ufunc is not np.add:
             return None
         summed = getattr(ufunc, method)(np.abs(inputs[0]), *inputs[1:], **{**kwargs, "axis": kwargs.get("axis", 0)})
         return summed * _growth(inputs[0], result)
     if ufunc in ADDITIONS:  # what is added may have been scaled before, each by itself
-        with np.errstate(invalid="ignore"):
-            return np.abs(inputs[0]) + np.abs(inputs[1])
+        return np.abs(inputs[0]) + np.abs(inputs[1])
     if ufunc is np.exp:
-        with np.errstate(invalid="ignore"):
-            return np.abs(result) * np.where(result == 0, 0, 2 + np.abs(inputs[0]))  # its argument is rounded too
+        return np.abs(result) * np.where(result == 0, 0, 2 + np.abs(inputs[0]))  # its argument is rounded too
     return np.abs(result)
 
 
@@ -209,19 +215,31 @@ class Disturbance(Arithmetic):
       parts of it are added, of threads or of uses.
     """
 
-    def __init__(self, target: Format, seed: int) -> None:
-        self.target, self.noise, self.storage = target, _noise(seed, Random.normal), _noise(seed, _even)
+    def __init__(self, target: Format, seed: int, choices: Iterable[Array] = ()) -> None:
+        self.unit, self.floor, self.accumulator = target.unit, target.floor, target.accumulator
+        self.choices = iter(choices)
+        self.noise, self.storage = _noise(seed, Random.normal), _noise(seed, _even)
 
     def __call__(self, x: Array, magnitude: Array) -> Array:
         """What is not finite stays as it is."""
-        by = magnitude if np.isfinite(magnitude).all() else np.where(np.isfinite(magnitude), magnitude, 0)
-        return x + self.target.accumulator * by * self.noise(x.size).reshape(x.shape)
+        by = magnitude if _all_finite(magnitude) else np.where(np.isfinite(magnitude), magnitude, 0)
+        return x + self.accumulator * by * self.noise(x.size).reshape(x.shape)
 
     def stored(self, x: Any) -> Any:
         """As read back from memory: zero is stored as it is, so that what is divided by it, or not, stays so."""
         plain = np.asarray(x)
-        size = np.where(np.isfinite(plain), np.abs(plain), 0)
-        return plain + (self.target.unit * size + self.target.floor * (plain != 0)) * self.storage(plain.size).reshape(plain.shape)
+        size = np.abs(plain) if _all_finite(plain) else np.where(np.isfinite(plain), np.abs(plain), 0)
+        return plain + (self.unit * size + self.floor * (plain != 0)) * self.storage(plain.size).reshape(plain.shape)
+
+    def scatter(self, ufunc: np.ufunc, total: Array, indices: Any, *values: Any) -> None:
+        """Sums that are kept in place: what n numbers are added to has been stored n - 1 times."""
+        size, terms = np.abs(total), np.zeros_like(total)
+        super().scatter(ufunc, total, indices, *values)
+        if ufunc is np.add and total.dtype.kind == "f":
+            np.add.at(size, indices, np.abs(values[0]))
+            np.add.at(terms, indices, np.ones_like(values[0], total.dtype))
+            again = self.unit * np.sqrt(np.maximum(terms - 1, 0)) * self.storage(total.size).reshape(total.shape)
+            total += size * (again + self.accumulator * (4 + np.sqrt(terms)) * self.noise(total.size).reshape(total.shape))
 
     def kept(self, y: Any) -> Array:
         """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""
@@ -234,6 +252,10 @@ class Disturbance(Arithmetic):
     def turn(self) -> None:
         """The backward pass begins."""
         self.backward = True
+
+    def next_choice(self) -> Array | None:
+        """The exact input of the next function that chooses; None where it is not known."""
+        return next(self.choices, None)
 
     def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
         """Where an operand may have been stored, as read back."""
@@ -260,8 +282,15 @@ class Disturbance(Arithmetic):
 def disturbed(target: Format, seed: int) -> Iterator[Disturbance]:
     """Within the block, each operation errs at random as an honest kernel of this format may: see `Disturbance`."""
     arithmetic = Disturbance(target, seed)
-    with hooked(arithmetic.passing), using(**stored_forms(arithmetic)):
+    with within(arithmetic):
         yield arithmetic
+
+
+@contextmanager
+def within(arithmetic: Disturbance) -> Iterator[None]:
+    """Within the block, a call or its pullback goes on in this arithmetic."""
+    with hooked(arithmetic.passing), using(**stored_forms(arithmetic)):
+        yield
 
 
 def _even(random: Random, count: int) -> Array:
@@ -270,13 +299,25 @@ def _even(random: Random, count: int) -> Array:
 
 def _noise(seed: int, draw: Callable[[Random, int], Array]) -> Callable[[int], Array]:
     """As many numbers as asked for: drawn many at a time, since a call of NumPy costs as much as hundreds."""
-    random, drawn, used = Random(seed), np.empty(0), 0
+    drawn, used = _first(seed, draw), 0
+    random: Random | None = None
 
     def following(count: int) -> Array:
-        nonlocal drawn, used
+        nonlocal random, drawn, used
         if used + count > drawn.size:
+            if random is None:
+                random = Random(seed)
+                draw(random, drawn.size)
             drawn, used = np.concatenate([drawn[used:], draw(random, max(count, DRAWS))]), 0
         used += count
         return drawn[used - count : used]
 
     return following
+
+
+@functools.lru_cache(maxsize=32)
+def _first(seed: int, draw: Callable[[Random, int], Array]) -> Array:
+    """The numbers with which each call begins."""
+    drawn = draw(Random(seed), FIRST)
+    drawn.flags.writeable = False
+    return drawn

@@ -6,7 +6,7 @@ float32), S keys and n tiles, and ds a bound of the error of a score,
     |o - exact| <= u |o| + (2 ds + u + (S + n + 8) e) sum_j p_j |v_j| + t sum_j |v_j|
 
 where t is the underflow of a weight: half of the smallest number of a narrow format (2**-25 in float16, 2**-10 and 2**-17 in formats
-of 8 bits), and nothing that matters elsewhere. A score of head_dim products is wrong by ds <= (head_dim + 3) e |scale| sum |q| |k|,
+of 8 bits), and the smallest normal number elsewhere, below which processors and matrix units may take a weight for 0. A score of head_dim products is wrong by ds <= (head_dim + 3) e |scale| sum |q| |k|,
 and where the inputs are small integers and the scale a power of two, not at all: such inputs make the bound tight even where the
 scores are large.
 
@@ -140,8 +140,10 @@ class Backward:
         )[..., None]
         d_lse = ds[1][..., None] if len(ds) > 1 else 0.0
         self.sum = (output * d_output).sum(axis=-1)[..., None] - d_lse
-        self.d_scores = attended * (d_weights - self.sum)
-        self.own = np.sqrt((attended * d_weights_error) ** 2 + ((self.relative + u) * self.d_scores) ** 2) + underflow(target)
+        factor = d_weights - self.sum
+        self.d_scores = attended * factor
+        self.own = np.sqrt((attended * d_weights_error) ** 2 + ((self.relative + u) * self.d_scores) ** 2)
+        self.own = self.own + self._flushed() * (1 + np.abs(factor))  # a weight, and what it is multiplied with
         self.slope = self._softcap_slope()
         self.attended, self.d_output, self.sink = attended, d_output, self._sink_weights(lse)
 
@@ -189,7 +191,7 @@ class Backward:
         return self._grouped(np.sqrt((each**2).swapaxes(-1, -2) @ query**2 + stored**2) + total, shape)
 
     def _value(self, shape: tuple[int, ...]) -> Array:
-        each = self.relative * self.passed + underflow(self.target)
+        each = self.relative * self.passed + self._flushed()
         total = growth(each.shape[-2]) * self.target.accumulator * (self.passed.swapaxes(-1, -2) @ np.abs(self.d_output))
         stored = self.unit * (self.passed.swapaxes(-1, -2) @ self.d_output)
         return self._grouped(np.sqrt((each**2).swapaxes(-1, -2) @ self.d_output**2 + stored**2) + total, shape)
@@ -205,6 +207,14 @@ class Backward:
         total = growth(error.shape[-1]) * self.target.accumulator * np.abs(self.sum[..., 0] * self.sink)
         square = (error**2).sum(axis=(*range(error.ndim - 2), -1))
         return (np.sqrt(square) + total.sum(axis=(*range(error.ndim - 2), -1))).reshape(shape)
+
+    def _flushed(self) -> float:
+        """What underflow costs a weight. Rounding to nearest errs either way; flushing to 0 does not, and n such errors add to n.
+
+        Squares of it are added, whose root is smaller by sqrt(n) at most.
+        """
+        lost = underflow(self.target)
+        return lost if self.target.is_narrow else lost * math.sqrt(max(self.weights.shape[-2:], default=1))
 
     def _own_scores(self) -> Array:
         curve = 0.0 if self.arguments.get("softcap") is None else 4 * self.target.accumulator  # of 1 - tanh**2, however small that is
@@ -235,5 +245,5 @@ def growth(terms: float) -> float:
 
 
 def underflow(target: Format) -> float:
-    """What a narrow format loses of a weight or its gradient below its smallest number: half of that."""
-    return target.floor / 2 if target.is_narrow else 0.0
+    """What is lost of a weight: half of a narrow format's smallest number, elsewhere all of one that is subnormal."""
+    return target.floor / 2 if target.is_narrow else target.floor

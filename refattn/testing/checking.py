@@ -12,12 +12,13 @@ import numpy as np
 from refattn._core import Array, Mechanism, tree
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case, Level
-from refattn.testing.budget import Allowance, forward_allowances, gradient_allowances, latest
+from refattn.testing.budget import Allowance, Allowances, latest
 from refattn.testing.calls import cotangents, gradient_leaves
 from refattn.testing.candidates import Candidate, as_candidate, ordered, refuse_what_is_no_mechanism
 from refattn.testing.drift import drift, with_drift
 from refattn.testing.evidence import Arrays, Evidence, few
 from refattn.testing.frameworks import NumPy
+from refattn.testing.one_thread import one_thread
 from refattn.testing.patterns import patterns
 from refattn.testing.precision import Format, named_format
 from refattn.testing.report import Report, Result, compare
@@ -59,7 +60,8 @@ def check(
         ``"bshd"`` for (batch, length, heads, head_dim) in attention, ``"nhwc"`` for channels last in convolution.
     dtype : str or dtype, optional
         ``"float64"``, ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``; inputs are rounded to
-        it before both sides see them. What is returned may be wider.
+        it before both sides see them. What is returned may be wider; ``"float8_e4m3fn:float32"`` and the like are arguments of 8 bits
+        from which a kernel makes outputs and gradients in the accuracy of the other type, in which cotangents are too.
     framework : {"numpy", "torch", "jax", "cupy", "mlx"}, optional
         Whose arrays the candidate takes.
     supports : collection of str or None, optional
@@ -182,11 +184,12 @@ def compare_case(
     if lacking:
         yield Result(*about, "all", target.name, "skipped", reason=f"{', '.join(lacking)}: not supported")
         return
-    rounded = _rounded(mechanism, given, target)
-    if not target.infinite and any(isinstance(x, np.ndarray) and np.isinf(x).any() for _, x in tree.leaves(rounded)):
-        yield Result(*about, "all", target.name, "skipped", reason=f"infinity: {target.name} has none")
+    taken = target.arguments
+    rounded = _rounded(mechanism, given, taken)
+    if not taken.infinite and any(isinstance(x, np.ndarray) and np.isinf(x).any() for _, x in tree.leaves(rounded)):
+        yield Result(*about, "all", target.name, "skipped", reason=f"infinity: {taken.name} has none")
         return
-    theirs = _map_arrays(lambda x: candidate.framework.make(x, target), rounded)
+    theirs = _map_arrays(lambda x: candidate.framework.make(x, taken), rounded)
     reference = _map_arrays(lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" and target.name == "float64" else x, rounded)
     wanted = list(spec.facts.differentiable(spec.accept(reference)))
     vjp = candidate.vjp or candidate.framework.vjp(candidate.call, wanted)
@@ -200,18 +203,19 @@ def compare_case(
     except Exception as error:  # whatever a kernel raises is a finding
         yield result("all", {"status": "fail", "reason": _said(error)})
         return
-    if changed := _changed(candidate, theirs, rounded, target):
+    if changed := _changed(candidate, theirs, rounded, taken):
         yield result("all", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
-    exact_y, exact_pullback = mechanism.vjp(**reference)
+    with one_thread():
+        exact_y, exact_pullback = mechanism.vjp(**reference)
     exact = dict(zip(spec.output_names, outputs(exact_y), strict=True))
     if len(values) != len(exact):
         yield result("all", {"status": "fail", "reason": f"returned {len(values)} outputs, expected {len(exact)}"})
         return
     plain = {name: x.astype(float) for name, x in exact.items()}
     key = None if ds is not None else case.arguments
-    known = {"exact_scores": case.exact_scores}
-    budgets = latest("forward", mechanism, key, target, lambda: forward_allowances(mechanism, rounded, plain, target, **known))
+    allowances = Allowances(mechanism, rounded, target, exact_scores=case.exact_scores, independent=case.independent)
+    budgets = latest(mechanism, key, target, "forward", lambda: allowances.forward(plain))
     evidence = Evidence(*about, target.name, reference, exact_scores=case.exact_scores)
     for (name, x), got in zip(exact.items(), values, strict=True):
         yield judged(name, got, x, budgets[name])
@@ -220,7 +224,7 @@ def compare_case(
     drawn = cotangents(exact_y) if ds is None else ds
     ds = tuple(target.round(d.astype(float)).astype(x.dtype) for d, x in zip(drawn, exact.values(), strict=True))
     try:
-        returned = pullback(*(candidate.framework.make(d.astype(float), target) for d in ds))
+        returned = pullback(*(candidate.framework.make(d.astype(float), target.results) for d in ds))
         if not isinstance(returned, Mapping):
             raise TypeError(f"gradients are a {type(returned).__name__}, but must be a mapping by name")
         found = gradient_leaves(returned)
@@ -231,16 +235,14 @@ def compare_case(
     except Exception as error:
         yield result("gradients", {"status": "fail", "reason": _said(error)})
         return
-    if changed := _changed(candidate, theirs, rounded, target):
+    if changed := _changed(candidate, theirs, rounded, taken):
         yield result("gradients", {"status": "fail", "reason": f"changed in place: {', '.join(changed)}"})
         return
-    exact_grads = gradient_leaves(exact_pullback(*ds))
+    with one_thread():
+        exact_grads = gradient_leaves(exact_pullback(*ds))
     plain_ds = tuple(d.astype(float) for d in ds)
     plain_grads = {path: g.astype(float) for path, g in exact_grads.items()}
-    known |= {"independent": case.independent}
-    allowed = latest(
-        "backward", mechanism, key, target, lambda: gradient_allowances(mechanism, rounded, plain_ds, plain_grads, target, **known)
-    )
+    allowed = latest(mechanism, key, target, "backward", lambda: allowances.backward(plain_ds, plain_grads))
     evidence.cotangents = ds
     declined = {name for name, g in returned.items() if g is None}
     for path, x in exact_grads.items():
@@ -263,8 +265,12 @@ def _as_cotangents(mechanism: Mechanism[..., Any], given: Any) -> tuple[Array, .
 
 
 def _judged(got: Array, exact: Array, allowed: Allowance, case: Case, target: Format, beside: float = 0.0) -> dict[str, Any]:
-    fields = compare(got, exact, allowed.budget)
-    if fields["status"] == "pass" and is_vacuous(allowed.budget, exact, beside):
+    budget = allowed.budget
+    if target.saturates:  # beyond the largest number, an honest kernel gives that, whatever it errs
+        low, exact, high = (np.clip(x, -target.largest, target.largest) for x in (exact - budget, exact, exact + budget))
+        budget = np.maximum(high - exact, exact - low) + target.floor
+    fields = compare(got, exact, budget)
+    if fields["status"] == "pass" and is_vacuous(budget, exact, beside):
         return {"status": "skipped", "reason": VACUOUS}
     if fields["status"] == "pass" and case.independent and allowed.spread is not None:
         return with_drift(fields, drift(got, exact, allowed.spread, target))

@@ -16,7 +16,7 @@ from refattn._core.docstring import walk
 from refattn._core.mechanism import outputs
 from refattn.testing.battery import Case
 from refattn.testing.bits import stored
-from refattn.testing.budget import forward_budgets, gradient_budgets
+from refattn.testing.budget import Allowance, Allowances
 from refattn.testing.calls import cotangents
 from refattn.testing.manifest import FORMAT, MANIFEST, Item, Storage, inside, read_case, read_manifest, sha256, write_case, write_json
 from refattn.testing.precision import Format
@@ -105,11 +105,12 @@ def write_golden_case(
     moving = mechanism.spec.facts.differentiable(mechanism.spec.accept(given))
     ds = drawn_cotangents(outputs(mechanism(**given)), target, seed) if moving else None
     values = reference_values(mechanism, given, ds, exactly=exactly)
-    allowed = forward_budgets(mechanism, given, values.outputs, target, exact_scores=case.exact_scores)
+    allowances = Allowances(mechanism, given, target, exact_scores=case.exact_scores)
+    allowed = allowances.forward(values.outputs)
     items = [*input_items(mechanism, given, ds, target)]
     items += _expected("output", "", values.outputs, allowed)
     if ds is not None:
-        bounds = gradient_budgets(mechanism, given, ds, values.gradients, target, exact_scores=case.exact_scores)
+        bounds = allowances.backward(ds, values.gradients)
         items += _expected("gradient", "d_", values.gradients, bounds)
     facts = {
         **about(mechanism, case, target),
@@ -121,9 +122,9 @@ def write_golden_case(
     return items
 
 
-def _expected(role: str, prefix: str, exact: Mapping[str, Array], budgets: Mapping[str, Array]) -> Iterator[Item]:
+def _expected(role: str, prefix: str, exact: Mapping[str, Array], allowed: Mapping[str, Allowance]) -> Iterator[Item]:
     for path, x in exact.items():
-        name, budget = prefix + path, np.where(np.isfinite(x), budgets[path], 0.0)
+        name, budget = prefix + path, np.where(np.isfinite(x), allowed[path].budget, 0.0)
         summary = {"smallest": budget.min() if budget.size else 0.0, "largest": budget.max(initial=0.0)}
         numbers = {n: float(b) if np.isfinite(b) else None for n, b in summary.items()}
         tolerance = {"budget": name + BUDGET, **numbers, "decides": not is_vacuous(budget, x)}

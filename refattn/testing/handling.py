@@ -6,7 +6,10 @@ the same budgets, so that a kernel may add up in another order, but nothing else
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +22,8 @@ from refattn.testing.frameworks import NumPy, Torch
 from refattn.testing.inputs.case import Case
 from refattn.testing.precision import Format
 
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""Linux's MAP_NORESERVE, which Python names since 3.12."""
 LARGEST = 20_000
 """Elements of the case that is handed over again, so that this costs little beside all the others."""
 
@@ -46,14 +51,6 @@ def _inside(x: Array) -> tuple[Array, Any]:
 def _backwards(x: Array) -> tuple[Array, Any]:
     cut = (slice(None, None, -1),) * x.ndim
     return x[cut].copy(), cut
-
-
-def _wide_rows(x: Array) -> tuple[Array, Any]:
-    """Rows so far apart that the last begins beyond 2**31 elements: memory that nobody touches costs nothing."""
-    rows = x.reshape(-1, x.shape[-1])
-    base = np.zeros((len(rows), 2**31 // (len(rows) - 1) + 64), x.dtype) if len(rows) > 1 else rows
-    base[:, : x.shape[-1]] = rows
-    return base, (slice(None), slice(None, x.shape[-1]))
 
 
 LAYOUTS: Mapping[str, Layout] = {"every other element": _every_other, "inside of NaN": _inside, "negative strides": _backwards}
@@ -85,6 +82,61 @@ class Viewed(NumPy):
         return getattr(call, "vjp", None)
 
 
+class FarApart(Viewed):
+    """A framework whose arrays' rows lie so far apart that the last begins beyond 2**31 elements.
+
+    The memory between them is promised by the system, and never touched: it costs nothing.
+    """
+
+    def __init__(self, inner: NumPy) -> None:
+        super().__init__(inner, None)
+
+    def make(self, x: Array, target: Format) -> Any:
+        """A view of such memory; what has one row, or nothing, as the framework itself does."""
+        made = self.inner.make(x, target)
+        rows = x.size // x.shape[-1] if x.size and x.ndim > 1 else 0
+        if rows < 2:
+            return made
+        apart = 2**31 // (rows - 1) + 64
+        strides = (*(apart * rows // _rows_before(x.shape, i) for i in range(x.ndim - 1)), 1)
+        view = _numpy_view(made, strides, apart * rows) if isinstance(made, np.ndarray) else _tensor_view(made, strides, apart * rows)
+        view[...] = made
+        return view
+
+
+def _rows_before(shape: tuple[int, ...], axis: int) -> int:
+    """How many steps along this axis, and the ones before it, there are to all rows."""
+    return int(np.prod(shape[: axis + 1]))
+
+
+def _promised(size: int) -> mmap.mmap:
+    """As many bytes, of which a page exists once it is written to; OSError where the system has no such memory."""
+    if sys.platform != "linux":
+        raise OSError("memory is reserved as it is mapped")
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    with contextlib.suppress(OSError):  # large pages would exist as a whole
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
+def _numpy_view(made: np.ndarray[Any, Any], strides: tuple[int, ...], count: int) -> Any:
+    base = np.frombuffer(_promised(count * made.itemsize), made.dtype)
+    return np.lib.stride_tricks.as_strided(base, made.shape, [s * made.itemsize for s in strides])
+
+
+def _tensor_view(made: Any, strides: tuple[int, ...], count: int) -> Any:
+    torch = Torch().torch
+    return torch.frombuffer(_promised(count * made.element_size()), dtype=made.dtype).as_strided(made.shape, strides)
+
+
+def _can_be_far_apart() -> bool:
+    try:
+        _promised(2**33).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 class Poisoned(NumPy):
     """A framework which, as it makes an array, leaves freed memory of its size full of NaN behind."""
 
@@ -106,8 +158,13 @@ class Poisoned(NumPy):
         return self.inner.vjp(call, wanted)
 
 
-def handled(candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterable[Case]) -> Iterator[tuple[Candidate, Case]]:
-    """The largest of these cases that is small and that the candidate supports, once for each way to hand it over."""
+def handled(
+    candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterable[Case], *, far: bool = False
+) -> Iterator[tuple[Candidate, Case]]:
+    """The largest of these cases that is small and that the candidate supports, once for each way to hand it over.
+
+    With `far`, as rows that lie far apart too, where the system can promise so much memory.
+    """
     case = _chosen(candidate, mechanism, cases)
     if case is None:
         return
@@ -117,17 +174,21 @@ def handled(candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterabl
             if layout is not _backwards or type(frame) is NumPy:  # tensors have no negative strides
                 yield _with(candidate, Viewed(frame, layout)), _named(case, f"views, {name}")
         yield _with(candidate, Viewed(frame, None)), _named(case, "views, axes stored backwards")
+        if far and _can_be_far_apart():
+            yield _with(candidate, FarApart(frame)), _named(case, "views, rows far apart")
         yield _with(candidate, Poisoned(frame)), _named(case, "freed memory full of NaN")
     yield candidate, _named(case, "once more")
     if (turned := _batch_turned(mechanism, case)) is not None:
         yield candidate, _named(turned, "batch backwards")
 
 
-def runs(candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterable[Case]) -> Iterator[tuple[Candidate, Case]]:
+def runs(
+    candidate: Candidate, mechanism: Mechanism[..., Any], cases: Iterable[Case], *, far: bool = False
+) -> Iterator[tuple[Candidate, Case]]:
     """Every case, then one of them in all ways to hand it over."""
     every = list(cases)
     yield from ((candidate, case) for case in every)
-    yield from handled(candidate, mechanism, every)
+    yield from handled(candidate, mechanism, every, far=far)
 
 
 def _with(candidate: Candidate, frame: NumPy) -> Candidate:

@@ -121,7 +121,9 @@ def done(job: Job, unit: Unit, attempt: int = 0) -> list[Result]:
     try:
         candidate, mechanism, target = job.made(unit.mechanism), named_mechanism(unit.mechanism), named_format(unit.dtype)
         calls = (
-            handled(candidate, mechanism, cases(mechanism, unit.level, unit.seed)) if unit.case == HANDED else [(candidate, drawn(unit))]
+            handled(candidate, mechanism, cases(mechanism, unit.level, unit.seed), far=unit.level != "quick")
+            if unit.case == HANDED
+            else [(candidate, drawn(unit))]
         )
         found = (r for run, case in calls for r in compare_case(run, mechanism, case, target))
         return [result_of(r.as_dict()) for r in found]  # what JSON holds of them, wherever they were made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Format:
         Whether what is larger than the largest number becomes that, and not infinity: so conversions to 8 bits do by default.
     infinite : bool
         Whether it has infinities.
+    taken : Format or None
+        What arguments are given in, where that is another format: cotangents, outputs and gradients are of this one.
     """
 
     name: str
@@ -43,6 +46,17 @@ class Format:
     accumulator: float
     saturates: bool = False
     infinite: bool = True
+    taken: Format | None = None
+
+    @property
+    def arguments(self) -> Format:
+        """The format of arguments."""
+        return self.taken or self
+
+    @property
+    def results(self) -> Format:
+        """The format of cotangents, outputs and gradients."""
+        return self if self.taken is None else FORMATS[self.name.rpartition(":")[2]]
 
     @property
     def unit(self) -> float:
@@ -98,12 +112,19 @@ FORMATS = {
 }
 
 
+MIXED = tuple(f"{small}:{wide}" for small in ("float8_e4m3fn", "float8_e5m2") for wide in ("bfloat16", "float32"))
+"""Arguments of 8 bits, from which sums are returned in a wider format."""
+
+
 def named_format(dtype: Any) -> Format:
     """The format of this name or NumPy type; ValueError where there is none."""
+    if isinstance(dtype, str) and dtype in MIXED:
+        small, _, wide = dtype.partition(":")
+        return dataclasses.replace(FORMATS[wide], name=dtype, taken=FORMATS[small])
     try:
         name = dtype if isinstance(dtype, str) or dtype is None else np.dtype(dtype).name
     except TypeError:  # another library's, for example torch.float16
         name = str(dtype).rpartition(".")[2]
     if name not in FORMATS:
-        raise ValueError(f"dtype is {name!r}, but must be one of {', '.join(FORMATS)}")
+        raise ValueError(f"dtype is {name!r}, but must be one of {', '.join((*FORMATS, *MIXED))}")
     return FORMATS[name]

@@ -22,7 +22,7 @@ def chosen(
     candidate: Candidate, mechanism: Mechanism[..., Any], level: Level, seed: int, case: str | None
 ) -> Iterator[tuple[Candidate, Case]]:
     """The cases of a level, or the one that is asked for, and who computes it; ValueError where there is none of this name."""
-    every = runs(candidate, mechanism, cases(mechanism, level, seed))
+    every = runs(candidate, mechanism, cases(mechanism, level, seed), far=level != "quick")
     if case is None:
         yield from every
         return

@@ -21,7 +21,7 @@ from refattn.testing.command import command_candidate
 from refattn.testing.evidence import few
 from refattn.testing.frameworks import FRAMEWORKS
 from refattn.testing.manifest import STORAGES
-from refattn.testing.precision import FORMATS, named_format
+from refattn.testing.precision import FORMATS, MIXED, named_format
 from refattn.testing.report import Report, Result
 from refattn.testing.reproducing import chosen, command_line, with_lines
 from refattn.testing.vacuous import untold
@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     known = ", ".join(adapters.ADAPTERS)
     parser.add_argument("target", metavar="TARGET", nargs="?", help=f"{known}, or module:callable; default: what is installed of these")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this mechanism; what a callable should be")
-    parser.add_argument("--dtype", choices=list(FORMATS), action="append", help="may be given again; default: float32")
+    parser.add_argument("--dtype", choices=[*FORMATS, *MIXED], action="append", help="may be given again; default: float32")
     parser.add_argument("--level", choices=["quick", "full", "torture"], default="quick", help="how many sizes and seeds")
     parser.add_argument("--case", metavar="CASE", help="only this case, by the name that a table gives it")
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="numpy", help="whose arrays a callable takes; default: numpy")

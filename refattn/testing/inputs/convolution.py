@@ -57,6 +57,10 @@ def _direct(random: Random, axes: int) -> Iterator[Case]:
     yield Case("more padding than kernel", _call(random, 1, 1, (2, 2), odd, (2,) * axes, padding=3))
     yield Case("one position", _call(random, 2, 1, (3, 4), (1,) * axes, (1,) * axes, bias=random.normal(4)))
     yield Case("kernel as large as the input", _call(random, 2, 1, (3, 4), odd, odd))
+    thin = (*(1,) * (axes - 2), 8, 4)[-axes:]
+    yield Case("one output along the last axis", _call(random, 1, 1, (4, 5), thin, (*(1,) * (axes - 1), 3), stride=(*(1,) * (axes - 1), 2)))
+    yield Case("one position between padding", _call(random, 1, 1, (3, 2), (1, 4, 8)[:axes], (2,) * axes, padding=(1, 0, 0)[:axes]))
+    yield Case("a tap that meets padding alone", _call(random, 1, 2, (3, 3), (5, 5, 2)[-axes:], (2,) * axes, stride=3, padding=1))
     for size in (15, 16, 17) if axes == 1 else ():
         yield Case(f"tile of 16 at {size} outputs", _call(random, 1, 1, (17, 33), (size + 2,), (3,)))
 

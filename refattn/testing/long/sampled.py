@@ -122,7 +122,7 @@ class Rows(Forward):
         some = np.isfinite(self.highest[at])
         unit = np.exp(np.where(some, self.lse[at], 0) - np.where(some, self.highest[at], 0))[..., None]
         self.sum.add(at, weights * pairs.kept, value, unit=unit)
-        if t:
+        if self.target.is_narrow:
             seen = np.broadcast_to(True if pairs.allowed is None else pairs.allowed, weights.shape) * 1.0
             self.lost[at] += t * (seen @ np.abs(value)) / unit
         if self.d_output is not None and self.delta is not None:
