@@ -214,7 +214,7 @@ def _torch_transposed(convolve: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_of_torch(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
-    """In PyTorch a weight of 0 still multiplies its value."""
+    """In PyTorch, as in JAX and in ONNX's definition, a weight of 0 still multiplies its value."""
     finite = all(np.isfinite(arguments[name]).all() for name in ("query", "key", "value"))
     return "" if finite else "mask: a number that is not finite and is masked out reaches the output"
 
@@ -267,6 +267,8 @@ def onnx() -> Candidates:
         return evaluator(model).run(None, inputs)[0]
 
     def known(what: str, arguments: Mapping[str, Any], dtype: str) -> str:
+        if unseen := _known_of_torch(what, arguments, dtype):
+            return unseen
         rounded = dtype == "float64" and what == "output" and arguments.get("scale") is not None
         return "scale: the attribute is float32, and so is its square root, which multiplies queries and keys" if rounded else ""
 

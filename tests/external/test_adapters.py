@@ -31,7 +31,7 @@ def test_peer_is_right(peer, dtype):
     report.raise_if_wrong()
     assert report.counts["pass"] > 5
     if peer == "torch":
-        assert report.counts["known_difference"] == 0
+        assert {r.case.partition(" ")[0] for r in results if r.status == "known_difference"} == {"NaN", "infinity"}
         compared = {(r.mechanism, r.what) for r in results if r.passed}
         expected = {"output", "d_query", "d_key", "d_value", "d_bias"}
         assert {what for m, what in compared if m == "scaled_dot_product_attention"} == expected

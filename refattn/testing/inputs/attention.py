@@ -10,6 +10,7 @@ import numpy as np
 
 from refattn._core import Array
 from refattn._core.random import Random
+from refattn.testing.calls import cotangents
 from refattn.testing.inputs.case import Case
 
 
@@ -94,8 +95,33 @@ def edges(random: Random, *, quick: bool) -> Iterator[Case]:
     yield Case("values below all normal numbers", tiny)
     tails = {name: x * 2.0 ** random.integers(-6, 7, (*x.shape[:-1], 1)) for name, x in near.items()}
     yield Case("heavy tails", {**tails, "query": near["query"], "key": near["key"] * 2.0 ** random.integers(-2, 2, (1, 1, 65, 1))}, True)
-    if not quick:
-        yield from _behind_masks(random)
+    yield from _behind_masks(random)
+    yield from _sums_of_gradients(random)
+
+
+def _sums_of_gradients(random: Random) -> Iterator[Case]:
+    """Two sums of the backward pass that a kernel may not keep in its format, and little else that it may round."""
+    # each tile adds the same to a query's gradient, and an accumulator as coarse as the format errs each time alike; terms come in pairs
+    # of equal sums, so that they differ, and those of a long sum in float32 do not err alike
+    half, low = np.repeat([1.0, -1.0], 1028)[:, None], np.arange(64) < 32
+    apart = random.uniform(-0.5, 0.5, (1, 2, 1028, 1))
+    paired = 1 + np.stack([apart, -apart], axis=-2).reshape(1, 2, 2056, 1)
+    adding = {
+        "query": np.where(low, 0.0, random.integers(-3, 4, (1, 4, 5, 64))),  # no score depends on where keys differ
+        "key": np.where(low, random.integers(1, 4, (1, 2, 1, 64)), 0.0) * half,
+        "value": random.normal((1, 2, 1, 64)) * half * paired + 1,
+    }
+    yield Case("many keys that add up to one gradient", adding, exact_scores=True)
+    # where output and cotangent have one sign, the sum of their products is large beside what it loses by roundings of the output
+    rows, many = (4, 2, 1, 256), (4, 2, 512, 256)
+    outputs = np.sign(cotangents(np.empty(rows))[0]) * random.uniform(0.5, 1.5, rows)
+    along = {
+        "query": random.integers(-1, 2, rows) * 1.0,
+        "key": random.integers(1, 3, many) * 1.0,
+        "value": 1.3 * outputs * random.uniform(0.75, 1.25, (4, 2, 512, 1)),
+        "scale": 2.0**-5,
+    }
+    yield Case("outputs along their cotangents", along, exact_scores=True)
 
 
 def _behind_masks(random: Random) -> Iterator[Case]:
