@@ -46,6 +46,7 @@ class Case:
 SUITES = {
     "attention": "benchmarks.attention",
     "linear": "benchmarks.linear",
+    "oracle": "benchmarks.oracle",
     "reference": "benchmarks.reference",
     "smoke": "benchmarks.smoke",
 }
