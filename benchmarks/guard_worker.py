@@ -19,8 +19,9 @@ import refattn
 TURN = 0.02  # seconds of calls, one at least
 
 
-def kernels() -> dict[str, Callable[[], Any]]:
+def kernels(tree: Path) -> dict[str, Callable[[], Any]]:
     """By name, a call of each that this version has; what is compiled is compiled by a first call."""
+    _refuse_another(tree, refattn)
     random = np.random.default_rng(0)
     normal = lambda *shape: random.standard_normal(shape)  # noqa: E731
     q, k, v = normal(3, 1, 4, 256, 64)
@@ -35,6 +36,7 @@ def kernels() -> dict[str, Callable[[], Any]]:
         import refattn_numba as fast  # noqa: PLC0415
     except ImportError:
         return _that_run(calls)
+    _refuse_another(tree, fast)
     few = x.astype(np.float32), weight.astype(np.float32)
     calls |= {
         "refattn_numba attention, forward": lambda: fast.scaled_dot_product_attention(query, key, value),
@@ -46,6 +48,11 @@ def kernels() -> dict[str, Callable[[], Any]]:
         "refattn_numba conv2d, forward and backward": lambda: _both(fast.conv2d, *few, padding=1),
     }
     return _that_run(calls)
+
+
+def _refuse_another(tree: Path, package: Any) -> None:
+    if tree not in Path(package.__file__).resolve().parents:
+        raise SystemExit(f"{package.__name__} is that of {package.__file__}, but must be that of {tree}")
 
 
 def _both(mechanism: Any, *inputs: Any, **options: Any) -> Any:
@@ -79,10 +86,7 @@ def turn(call: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Answer until the input ends."""
-    tree = Path(sys.argv[1]).resolve()
-    if tree not in Path(refattn.__file__).resolve().parents:
-        raise SystemExit(f"refattn is that of {refattn.__file__}, but must be that of {tree}")
-    calls = kernels()
+    calls = kernels(Path(sys.argv[1]).resolve())
     print(json.dumps(list(calls)), flush=True)
     for line in sys.stdin:
         print(json.dumps(turn(calls[line.strip()])), flush=True)

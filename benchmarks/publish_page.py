@@ -13,6 +13,10 @@ from benchmarks.roofline import picture, roofs
 
 STYLE = Path(__file__).with_name("publish_page.css").read_text("utf-8")
 Record = Mapping[str, Any]
+ABOUT = {
+    "oracle": "What refattn check takes for all cases of a mechanism and level, beside the calls of the kernel that it judges, here the"
+    " reference itself; the ratio is the share of the check that is the kernel's."
+}
 
 INTRODUCTION = (
     "Every figure was measured by this repository's own benchmarks: contenders take turns in one process, on the same number of"
@@ -56,12 +60,12 @@ def _hash(text: str) -> str:
 
 def _section(name: str, rows: Sequence[Record]) -> str:
     """A suite: where it was measured, its roofline, its table, and the line that makes it again."""
-    title = name.capitalize()
+    title, about = name.capitalize(), f"<p>{escape(ABOUT[name])}</p>" if name in ABOUT else ""
     again = f"<p>To measure it on your machine: <code>python -m benchmarks.side_by_side {escape(name)}</code></p>"
     picture_of = picture(f"Roofline: {title}", rows)
-    caption = "<figcaption>Each dot is a case, under the roofs that were measured beside it; pointing at it names it.</figcaption>"
+    caption = "<figcaption>Each dot is a case, under the roofs that were measured beside it; pointing at it names it; those of bfloat16 are brown.</figcaption>"
     figure = f"<figure>{picture_of}{caption}</figure>" if picture_of else ""
-    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{_where(rows)}{figure}{_table(rows)}{again}</section>'
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{about}{_where(rows)}{figure}{_table(rows)}{again}</section>'
 
 
 def _where(rows: Sequence[Record]) -> str:
@@ -86,7 +90,7 @@ def _table(rows: Sequence[Record]) -> str:
     for row, (times, share) in zip(rows, told, strict=True):
         cells = [row["case"], _time(times, ours)]
         for peer in peers:
-            cells += [_time(times, peer), f"{times[peer][0] / times[ours][0]:.2f}" if peer in times else ""]
+            cells += [_time(times, peer), _ratio(times[peer][0] / times[ours][0]) if peer in times else ""]
         body.append(cells + ([share] if has_limit else []))
     lines = ["".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) for tag, cells in (("th", head), *(("td", c) for c in body))]
     return f'<div class="wide"><table><thead><tr>{lines[0]}</tr></thead><tbody>{"".join(f"<tr>{x}</tr>" for x in lines[1:])}</tbody></table></div>'
@@ -100,6 +104,10 @@ def _told(row: Record) -> tuple[dict[str, tuple[float, float]], str]:
     ours = next(iter(row["spread"]))
     times = {ours: row["ours_ms"], **{n: t for n, t in found.items() if n and t is not None}}
     return {n: (t, row["spread"][n]) for n, t in times.items()}, f"{row['percent_of_limit']:.0f}% {row['limit']}"
+
+
+def _ratio(x: float) -> str:
+    return f"{x:.2f}" if x >= 0.1 else f"{x:.1g}"
 
 
 def _time(times: Mapping[str, tuple[float, float]], name: str) -> str:

@@ -69,6 +69,11 @@ def picture(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         *_grid(x, y),
         *(_roof(x, y, name, rate, limits.get("read")) for name, rate in sorted(compute.items())),
+        *(
+            [_text(x.start + 8, y(limits["read"] * x.low) - 14, f"reading, {limits['read'] / 1e9:.0f} GB/s", "start", "name")]
+            if "read" in limits
+            else []
+        ),
         *(_dot(x, y, p) for p in shown),
     ]
     label = f'role="img" aria-label="{escape(title)}"'
@@ -100,8 +105,9 @@ def _roof(x: Scale, y: Scale, name: str, rate: float, read: float | None) -> str
     flat = _line(x(ridge), y(rate), x.end, y(rate), "roof") + _text(
         x.end - 4, y(rate) - 5, f"{name}, {rate / 1e9:.0f} GFLOP/s", "end", "name"
     )
-    slope = _line(x.start, y(read * x.low), x(ridge), y(read * ridge), "roof") if read else ""
-    return flat + slope
+    if not read:
+        return flat
+    return flat + _line(x.start, y(read * x.low), x(ridge), y(read * ridge), "roof")
 
 
 def _dot(x: Scale, y: Scale, p: Point) -> str:

@@ -14,7 +14,7 @@ def _problem(name: str, x: tuple[int, ...], weight: tuple[int, ...], *, twins_on
     def arguments(random: np.random.Generator) -> Mapping[str, Any]:
         return measured.normal(x=x, weight=weight, bias=weight[:1])(random) | options
 
-    return measured.Problem(name, arguments, twins_only)
+    return measured.Problem(name, arguments, twins_only=twins_only)
 
 
 class Convolution(measured.Measured):
