@@ -48,6 +48,7 @@ SUITES = {
     "conv": "benchmarks.conv",
     "deformable": "benchmarks.deformable",
     "linear": "benchmarks.linear",
+    "oracle": "benchmarks.oracle",
     "reference": "benchmarks.reference",
     "smoke": "benchmarks.smoke",
 }

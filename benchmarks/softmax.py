@@ -49,6 +49,12 @@ class Problem:
         """Of two products forward and five backward."""
         return 4.0 * self.batch * self.heads * self.pairs * self.head_dim * (3.5 if self.backward else 1)
 
+    @property
+    def least_bytes(self) -> float:
+        """Read and written by whoever does each once: queries, keys, values, output; backward these again, and what each has of gradients."""
+        numbers = 2.0 * self.batch * self.head_dim * (self.heads * self.query_len + self.kv_heads * self.key_len)
+        return numbers * ITEM_BYTES[self.dtype] * (3 if self.backward else 1)
+
     def read_bytes(self, stored: str = "") -> float:
         """Keys and values, once."""
         return 2.0 * self.batch * self.kv_heads * self.key_len * self.head_dim * ITEM_BYTES[stored or self.dtype]

@@ -1,0 +1,69 @@
+"""Write the pages of docs/benchmarks, which need no network: ``python -m benchmarks.publish [--local] [--output FOLDER]``.
+
+index.html has the tables and rooflines of what `record` keeps, history.html is the site of ``asv publish`` as one page, of what
+`history` keeps; with ``--local``, of what was measured in this clone too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.history import COMMITTED, HERE, LOCAL, copied
+from benchmarks.publish_page import page
+from benchmarks.record import RESULTS
+from benchmarks.self_contained import VENDOR, one_page
+
+OUTPUT = HERE.parent / "docs" / "benchmarks"
+
+
+def asv_site(results: Path, site: Path) -> None:
+    """Let asv publish a folder of results."""
+    import json5  # noqa: PLC0415  (asv's own: its configuration has comments)
+
+    configuration = json5.loads((HERE / "asv.conf.json").read_text("utf-8"))
+    configuration |= {"repo": str(HERE.parent), "benchmark_dir": str(HERE / "suite"), "results_dir": str(results), "html_dir": str(site)}
+    path = results.parent / "asv.conf.json"
+    path.write_text(json.dumps(configuration), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "asv", "--config", str(path), "publish", "--no-pull"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"asv publish failed; has this clone all commits that were measured?\n{done.stdout}{done.stderr}")
+
+
+def history_page(*sources: Path) -> str:
+    """The page of asv, with the licences of what it holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        results, site = Path(folder) / "results", Path(folder) / "site"
+        for source in sources:
+            copied(source, results)
+        asv_site(results, site)
+        licences = (VENDOR / "README.md").read_text("utf-8").replace("--", "-")
+        return f"<!doctype html>\n<!--\n{licences}-->\n{one_page(site).removeprefix('<!doctype html>')}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="where to write (default docs/benchmarks)")
+    parser.add_argument("--local", action="store_true", help="with what asv has measured in this clone")
+    given = parser.parse_args(arguments)
+    given.output.mkdir(parents=True, exist_ok=True)
+    sources = [source for source in (COMMITTED, *([LOCAL] if given.local else [])) if (source / "benchmarks.json").exists()]
+    suites = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    pages = {"index.html": page(suites, has_history=bool(sources))} | ({"history.html": history_page(*sources)} if sources else {})
+    for name, text in pages.items():
+        path = given.output / name
+        path.write_text(text, "utf-8")
+        print(f"{len(text.encode()) / 1024:.0f} KiB in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
