@@ -32,8 +32,9 @@ from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Fini
 from refattn_numba.cpu.products import LINES
 from refattn_numba.cpu.threads import run_tasks
 
-RATE = 1.4e11  # operations a second of a core, of a part of a sum with whole tiles
-BANDWIDTH = 1.5e10  # bytes a second of a core, to and from memory
+# Of a core of an Intel Xeon with AVX-512, whose multiply-adds come to 1.76e11 operations a second: 64 to 256 channels at 56 x 56 positions
+# took 95 % of that where nothing was copied, and 256 to 64 channels, with arrays of 32 MB, 1.5 ms more.
+RATE, BANDWIDTH = 1.65e11, 2e10  # operations and bytes a second
 SHARES = 16  # of the positions, where a gradient is too small to be many tasks
 
 
