@@ -63,6 +63,7 @@ def test_the_specialisations_are_a_closed_list():
     calls += [attend.vjp(many[:, :, :1], many[:, :2], many[:, :2])]
     calls += [scan.vjp(*[x.astype(t)[..., ::-1] for x in (many, many, many, -np.abs(many))]) for t in ("f2", "f4", "f8")]
     calls += [refattn_numba.linear_attention.vjp(many, many[:, :2], many[:, :2], causal=True)]
+    calls += [refattn_numba.conv2d.vjp(many.astype(t)[..., ::-1], np.ones((6, 4, 3, 3), t)) for t in ("f2", "f4", "f8")]
     for y, pullback in calls:
         pullback(y[0] if isinstance(y, tuple) else y)
     listed = defaultdict(set)
@@ -70,7 +71,7 @@ def test_the_specialisations_are_a_closed_list():
         listed[s.kernel].add(tuple(map(str, s.types)))
     for kernel, types in listed.items():
         assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
-    assert sum(len(types) for types in listed.values()) == 24 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
+    assert sum(len(types) for types in listed.values()) == 36 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
 
 
 def test_every_kernel_is_on_the_list():
