@@ -65,6 +65,7 @@ def test_the_specialisations_are_a_closed_list():
     calls += [scan.vjp(*[x.astype(t)[..., ::-1] for x in (many, many, many, -np.abs(many))]) for t in ("f2", "f4", "f8")]
     calls += [refattn_numba.linear_attention.vjp(many, many[:, :2], many[:, :2], causal=True)]
     calls += [deform.vjp(*[x.astype(t) for x in (many[..., ::-1], moves, kernels)]) for t in ("f2", "f4", "f8")]
+    calls += [refattn_numba.conv2d.vjp(many.astype(t)[..., ::-1], np.ones((6, 4, 3, 3), t)) for t in ("f2", "f4", "f8")]
     for y, pullback in calls:
         pullback(y[0] if isinstance(y, tuple) else y)
     listed = defaultdict(set)
@@ -73,6 +74,7 @@ def test_the_specialisations_are_a_closed_list():
     for kernel, types in listed.items():
         assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
     assert sum(len(types) for types in listed.values()) == 28 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
+    assert sum(len(types) for types in listed.values()) == 36 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
 
 
 def test_every_kernel_is_on_the_list():

@@ -116,10 +116,8 @@ def test_random_calls(seed):
 
 
 def test_both_ways_to_spread_are_tried():
-    random = np.random.default_rng(0)
-    seen = {direct_few.suits(_problem(*HARD[case][1:], channels_last=False)) for case in ("stem", "several parts")}
-    assert seen == {True, False}
-    del random
+    assert direct_few.suits(_problem(*HARD["stem"][1:], channels_last=False))
+    assert not direct_few.suits(_problem(*HARD["several parts"][1:], channels_last=False))
 
 
 def _problem(shape, weight, options, *, channels_last):

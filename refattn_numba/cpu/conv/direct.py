@@ -24,7 +24,7 @@ from refattn_numba.cpu.threads import run_tasks
 DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
-GATHERED = 128  # numbers of a sum, from which on channels had better lie side by side than be read across
+GATHERED = 16  # channels of a group, from which on they had better lie side by side than be read across
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
 BANDWIDTH = 8e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
@@ -73,7 +73,7 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
 
 def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     inner, made, size = sides(problem, face)
-    if inner * math.prod(problem.kernel) >= GATHERED:
+    if inner >= GATHERED and math.prod(problem.kernel) > 1:
         x = np.moveaxis(to_channels_last(problem, x), -1, 1)
     y = problem.empty(problem.groups * made, size)
     found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
