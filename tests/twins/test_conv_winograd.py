@@ -17,7 +17,7 @@ import numba
 
 import refattn
 import refattn_numba
-from refattn_numba.cpu.conv import winograd
+from refattn_numba.cpu.conv import winograd, winograd_tiles
 from refattn_numba.cpu.conv.problem import Epilogue, Problem
 from refattn_numba.cpu.conv.winograd_matrices import GROWTH, LONGEST, MATRICES, sizes, transposed
 from refattn_numba.cpu.conv.winograd_transforms import shared
@@ -102,9 +102,9 @@ def draw(random):
     return f"conv{axes}d", (int(random.integers(1, 4)), c * groups, *size), (o * groups, c, *kernel), {"padding": padding, "groups": groups}
 
 
-def agree(name, shape, kernel, options, dtype, tolerance, *, channels_last, seed=0):
+def agree(call, dtype, tolerance, *, channels_last, seed=0):
     """Output and gradients, against the reference in float64, relative to the largest element of each."""
-    random = np.random.default_rng(seed)
+    (name, shape, kernel, options), random = call, np.random.default_rng(seed)
     given = {n: random.standard_normal(s).astype(dtype) for n, s in (("x", shape), ("weight", kernel))}
     outputs = kernel[0] if "transpose" not in name else kernel[1] * options.get("groups", 1)
     given["bias"] = random.standard_normal(outputs).astype(dtype)
@@ -122,14 +122,14 @@ def agree(name, shape, kernel, options, dtype, tolerance, *, channels_last, seed
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", HARD)
 def test_hard_sizes(name, channels_last):
-    agree(*HARD[name], np.dtype(np.float64), 1e-13, channels_last=channels_last)
-    agree(*HARD[name], np.dtype(np.float32), 5e-5, channels_last=channels_last)
+    agree(HARD[name], np.dtype(np.float64), 1e-13, channels_last=channels_last)
+    agree(HARD[name], np.dtype(np.float32), 5e-5, channels_last=channels_last)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_random_sizes(seed):
     random = np.random.default_rng(seed)
-    agree(*draw(random), np.dtype(np.float64), 1e-13, channels_last=bool(seed % 2), seed=seed)
+    agree(draw(random), np.dtype(np.float64), 1e-13, channels_last=bool(seed % 2), seed=seed)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
@@ -187,10 +187,10 @@ def test_what_it_does_not_take_is_refused(options):
 
 def test_no_tile_has_a_larger_bound_than_two_axes_of_four():
     for kernel in ((1, 1, 3), (1, 3, 3), (3, 3, 3)):
-        made = winograd.allowed(kernel, winograd.LARGEST_GROWTH)
+        made = winograd_tiles.allowed(kernel, winograd_tiles.LARGEST_GROWTH)
         assert max(math.prod(GROWTH[i] for i in m) for m in made) <= GROWTH[4] ** 2
-    assert winograd.allowed((1, 3, 3), winograd.LARGEST_GROWTH_OF_FEW) == [(1, 2, 2)]
-    assert winograd.allowed((3, 3, 3), winograd.LARGEST_GROWTH_OF_FEW) == [(2, 2, 2)]
+    assert winograd_tiles.allowed((1, 3, 3), winograd_tiles.LARGEST_GROWTH_OF_FEW) == [(1, 2, 2)]
+    assert winograd_tiles.allowed((3, 3, 3), winograd_tiles.LARGEST_GROWTH_OF_FEW) == [(2, 2, 2)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -229,7 +229,9 @@ def test_errors_stay_within_the_bound(m, tail, dtype, monkeypatch):
     size = tiles * m
     x, w, d = (random.standard_t(tail, s).astype(dtype) for s in ((2, c, size + 2, size + 2), (o, c, 3, 3), (2, o, size, size)))
     monkeypatch.setattr(winograd, "best", lambda problem, face: (1, m, m))
-    problem = Problem(np.dtype(dtype), False, 2, 1, c, o, (1, size + 2, size + 2), (1, 3, 3), (1, size, size), (1, 1, 1), (1, 1, 1), (0, 0, 0))
+    problem = Problem(
+        np.dtype(dtype), False, 2, 1, c, o, (1, size + 2, size + 2), (1, 3, 3), (1, size, size), (1, 1, 1), (1, 1, 1), (0, 0, 0)
+    )
     five = [a[:, :, None] for a in (x, w, d)]
     y = winograd.correlate(problem, five[0], winograd.pack(problem, "correlate", np.ascontiguousarray(five[1])), Epilogue()).output[:, :, 0]
     dw = winograd.weight_gradient(problem, five[0], five[2])[:, :, 0]

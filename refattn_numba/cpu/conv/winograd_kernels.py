@@ -11,9 +11,7 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.winograd_slabs import (
-    doubles_at,
     from_points,
-    gather,
     load_slab,
     place_of_slab,
     store_slab,
@@ -21,6 +19,7 @@ from refattn_numba.cpu.conv.winograd_slabs import (
     x_image,
     y_image,
 )
+from refattn_numba.cpu.conv.winograd_squares import doubles_at, gather
 from refattn_numba.cpu.conv.winograd_transforms import points_of, transform_weight
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, add_product, product
@@ -171,9 +170,13 @@ def multiply(call: Any, u: Any, u_point: int, v: Any, tiles: int, first: int, co
                 for line in range(smaller(SPARE, tiles) if part + 1 == parts else smaller(SPARE, tiles - tile - SPARE)):
                     fetch_part(soon + line * call.v_tile, depth, 0, 1)
                 if first + k == 0:
-                    product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
+                    product(
+                        a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c
+                    )
                 else:
-                    add_product(a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c)
+                    add_product(
+                        a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c
+                    )
 
 
 @kernel

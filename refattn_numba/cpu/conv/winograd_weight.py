@@ -6,7 +6,8 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.winograd_kernels import fetch_part, load_x, tile_of_call
-from refattn_numba.cpu.conv.winograd_slabs import load_slab, place_of_slab, scatter, to_points, y_image
+from refattn_numba.cpu.conv.winograd_slabs import load_slab, place_of_slab, to_points, y_image
+from refattn_numba.cpu.conv.winograd_squares import scatter
 from refattn_numba.cpu.conv.winograd_transforms import gradient_of_weight
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE, add_product, product
@@ -28,7 +29,7 @@ def load_dy(call: Any, memory: Any, slab: int, channel: int, count: int, out: An
 def store_weight(call: Any, memory: Any, group: int, c: int, o: int, sums: Any, first: int, end: int) -> None:
     """Channels ``c + first`` to before ``c + end`` of one block: all slices are added, and what is made of them is stored."""
     lanes, taps, width = lanes_of(memory), call.taps, call.panel
-    point, total = call.points * call.s_point, memory + call.at_m
+    total = memory + call.at_m
     for i in range(0, smaller(width, call.o - o), lanes):
         for k in range(first, end):
             at = sums + (k * width + i)
