@@ -9,6 +9,7 @@ parts. All take tensors of PyTorch in main memory too, and then return tensors, 
 
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
+from refattn_numba.causal import causal_conv1d
 from refattn_numba.composites import (
     multi_head_attention,
     separable_conv2d,
@@ -18,7 +19,6 @@ from refattn_numba.composites import (
     transformer_encoder,
     transformer_encoder_layer,
 )
-from refattn_numba.causal import causal_conv1d
 from refattn_numba.convolution import (
     conv1d,
     conv2d,
@@ -45,11 +45,11 @@ from refattn_numba.linear import (
 from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
 
 __all__ = [
+    "causal_conv1d",
     "chunked_delta_rule",
     "chunked_gated_delta_rule",
     "chunked_gated_linear_attention",
     "chunked_linear_attention",
-    "causal_conv1d",
     "conv1d",
     "conv2d",
     "conv3d",

@@ -27,7 +27,7 @@ def test_the_fence_ends_a_process_that_reads_outside():
     assert process("outside", 1).returncode < 0
 
 
-@pytest.mark.parametrize("what", ["decode", "attention", "scans"])
+@pytest.mark.parametrize("what", ["decode", "attention", "scans", "depthwise"])
 def test_random_calls_stay_inside(what):
     done = process(what, 60)
     assert done.returncode == 0, f"the call before which it ended: {done.stdout.split()[-1:]}\n{done.stderr}"
@@ -35,7 +35,7 @@ def test_random_calls_stay_inside(what):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1000, 6000, 1000))
-@pytest.mark.parametrize("what", ["decode", "attention", "scans"])
+@pytest.mark.parametrize("what", ["decode", "attention", "scans", "depthwise"])
 def test_thousands_of_random_calls_stay_inside(what, first):
     done = process(what, first, first + 1000)
     assert done.returncode == 0, f"the call before which it ended: {done.stdout.split()[-1:]}\n{done.stderr}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Integers
+from refattn._core import Array
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.conv.depthwise_axes import LinearFace, axes_of, pixels_of, planes_of
 from refattn_numba.cpu.conv.depthwise_pixels import ROOM, PixelsCall, pixel_gradients, pixels
