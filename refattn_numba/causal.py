@@ -11,4 +11,5 @@ from refattn_numba.cpu.conv import causal
 
 @twin_of(refattn.causal_conv1d, narrow=True)
 def causal_conv1d(x: Array, weight: Array, bias: Array | None = None, state: Array | None = None) -> tuple[CausalConvolved, Pullback]:
+    """The docstring is the reference's."""
     return causal.convolve(x, weight, bias, state)

@@ -2,7 +2,8 @@
 
 Run what is to be looked at in a process of its own. ``python -m tests.twins.guard_pages decode 0 20`` calls the decoding twins with the
 random arguments of seeds 0 to 19, ``attention`` does so with softmax attention forward and backward, ``scans`` with linear attentions,
-``deformable`` with deformable convolutions, ``convolutions`` with the direct method, and ``outside`` reads one element too many.
+``deformable`` with deformable convolutions, ``convolutions`` with the direct method, ``depthwise`` with convolutions of channels on their
+own, and ``outside`` reads one element too many.
 """
 
 from __future__ import annotations
@@ -125,6 +126,29 @@ def call_convolutions(seed):
             pullback(fenced(np.ones_like(y), at_start=at_start))
 
 
+def call_depthwise(seed):
+    """Depthwise convolutions and causal ones, forward and backward."""
+    from refattn_numba.cpu.conv import causal, depthwise, problem
+    from tests.twins import test_conv_depthwise as tests
+
+    causal.np = depthwise.np = problem.np = Fenced()
+    random = np.random.default_rng(seed)
+    of, last = tests.drawn(random), tests.causal_call(random)
+    x, weight, dy = tests.operands(of, random)
+    causal.CACHES = random.choice([1, 1 << 60])
+    for at_start in (False, True):
+        given = [in_memory(a, of.channels_last, at_start) for a in (x, dy)]
+        for face in tests.FACES:
+            tests.face_of(depthwise.DEPTHWISE, of, face, given[0], fenced(weight, at_start=at_start), given[1])
+        y, pullback = causal.convolve(**{n: in_memory(a, last[1] and n == "x", at_start) for n, a in last[0].items()})
+        pullback(*(in_memory(np.ones_like(a), last[1], at_start) for a in y))
+
+
+def in_memory(x, channels_last, at_start):
+    """Fenced, with channels as axis 1 and where they are in memory."""
+    return np.moveaxis(fenced(np.moveaxis(x, 1, -1), at_start=at_start), -1, 1) if channels_last else fenced(x, at_start=at_start)
+
+
 def read_outside(_):
     """What the fence is for."""
     x = fenced(np.ones(5, np.float32))
@@ -141,6 +165,7 @@ if __name__ == "__main__":
         "scans": call_scans,
         "deformable": call_deformable,
         "convolutions": call_convolutions,
+        "depthwise": call_depthwise,
         "outside": read_outside,
     }[sys.argv[1]]
     for number in range(*map(int, sys.argv[2:])):

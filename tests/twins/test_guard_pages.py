@@ -13,7 +13,7 @@ pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is protected by Linux's mprotect")
 
 
-CALLS = ["decode", "attention", "scans", "deformable", "convolutions"]
+CALLS = ["decode", "attention", "scans", "deformable", "convolutions", "depthwise"]
 
 
 def process(*arguments):

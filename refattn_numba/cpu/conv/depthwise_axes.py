@@ -21,7 +21,7 @@ LinearFace = Literal["correlate", "spread"]
 class Phase(NamedTuple):
     """How many outputs, and the taps ``(tap, place)`` by place."""
 
-    count: int
+    outputs: int
     taps: tuple[tuple[int, int], ...]
 
 
@@ -106,8 +106,8 @@ def axis_of(problem: Problem, face: LinearFace, axis: int) -> Axis:
 
 def _axis(inputs: int, outputs: int, step_in: int, step_out: int, phases: list[Phase]) -> Axis:
     lowest = min((place for phase in phases for _, place in phase.taps), default=0)
-    grid = max((p.count + (place - lowest) // step_in for p in phases for _, place in p.taps), default=0)
-    return Axis(inputs, outputs, step_in, step_out, lowest, max(grid, *(p.count for p in phases), 1), tuple(phases))
+    grid = max((p.outputs + (place - lowest) // step_in for p in phases for _, place in p.taps), default=0)
+    return Axis(inputs, outputs, step_in, step_out, lowest, max(grid, *(p.outputs for p in phases), 1), tuple(phases))
 
 
 def axes_of(problem: Problem, face: LinearFace) -> tuple[Axis, Axis, Axis]:
@@ -157,7 +157,7 @@ def planes_of(problem: Problem, face: LinearFace) -> Planes:
                     at = j * plane + ((r0 * steps[1] + r1) * steps[2] + r2) * cell + (p0 * grid[1] + p1) * grid[2] + p2
                     runs.append((at, len(columns), len(order)))
                     order += [j * taps + (t0 * kernel[1] + t1) * kernel[2] + t2 for t1 in columns]
-        pairs = (number for r, p in zip(three, parts, strict=True) for number in (r, p.count))
+        pairs = (number for r, p in zip(three, parts, strict=True) for number in (r, p.outputs))
         phases.append((*pairs, first, len(runs)))
     room = max((p[3] * grid[2] + p[5] for p in phases), default=0)
     return Planes(_table(runs, 3), _table(phases, 2 * AXES + 2), np.array(order, np.int64), plane, room)
@@ -173,14 +173,14 @@ def pixels_of(problem: Problem, face: LinearFace) -> Pixels:
     order: list[int] = []
     for phase in last.phases:
         low, high = (phase.taps[0][1], phase.taps[-1][1]) if phase.taps else (0, 0)
-        begin = min(max(0, -(low // last.step_in)), phase.count)
-        end = phase.count if not phase.taps else min(max((last.inputs - 1 - high) // last.step_in + 1, begin), phase.count)
+        begin = min(max(0, -(low // last.step_in)), phase.outputs)
+        end = phase.outputs if not phase.taps else min(max((last.inputs - 1 - high) // last.step_in + 1, begin), phase.outputs)
         first, at = len(groups), len(order)
         together = len({p % last.step_in for _, p in phase.taps}) <= 1
         found = _grouped([(t, p // last.step_in) for t, p in phase.taps]) if together else [(0, [t]) for t, _ in phase.taps]
         for _, columns in found:
             groups.append((phase.taps[len(order) - at][1], len(columns), len(order)))
             order += columns
-        phases.append((phase.count, begin, end, first, len(groups)))
+        phases.append((phase.outputs, begin, end, first, len(groups)))
     lines = np.arange(kernel[0] * kernel[1])[:, None] * kernel[2] + np.array(order, np.int64)
     return Pixels((ends[0], ends[1]), (taps[0], taps[1]), _table(phases, 5), _table(groups, 3), lines.reshape(-1))

@@ -21,7 +21,8 @@ LONG = 4  # registers of `line_window`
 LINE = 16  # numbers of float32 in a cache line
 
 PlanesCall = np.dtype(
-    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases", "n_runs", "groups", "tasks", "count", "together", "memory_size")]
+    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases", "n_runs")]
+    + [(name, np.int64) for name in ("groups", "tasks", "count", "together", "memory_size")]
     + [(name, np.int64) for name in ("inputs", "outputs", "taps", "plane", "room", "batch", "parts")]
     + [(f"{name}{axis}", np.int64) for name in ("in", "out", "grid", "step_in", "step_out", "lowest") for axis in range(3)],
     align=True,
@@ -120,12 +121,18 @@ def fill_phase(call: Any, memory: Any, weight: Any, start: Any, out: Any, phase:
                 for row in range(0, rows, ROWS):
                     h = smaller(row, rows - ROWS)
                     plane_window(source + h * call.grid2, call.grid2, runs, count, weight, 1, start, flat + h * lanes, lanes)
-                for h in range(rows):
-                    scatter(flat + h * lanes, columns, rows - h if call.step_out1 == 1 else 0, to + h * call.step_out1 * call.out2, call.step_out2)
-                continue
-            fill_line(source, call.grid2, runs, count, weight, start, flat, (rows - 1) * call.grid2 + columns)
-            for h in range(rows):
-                scatter(flat + h * call.grid2, columns, rows - h if call.step_out1 == 1 else 0, to + h * call.step_out1 * call.out2, call.step_out2)
+                scatter_rows(call, flat, lanes, rows, columns, to)
+            else:
+                fill_line(source, call.grid2, runs, count, weight, start, flat, (rows - 1) * call.grid2 + columns)
+                scatter_rows(call, flat, call.grid2, rows, columns, to)
+
+
+@compiled
+def scatter_rows(call: Any, source: Any, step: int, rows: int, columns: int, out: Any) -> None:
+    """Store the rows of a phase; others may lie between them."""
+    for h in range(rows):
+        to_come = rows - h if call.step_out1 == 1 else 0
+        scatter(source + h * step, columns, to_come, out + h * call.step_out1 * call.out2, call.step_out2)
 
 
 @compiled

@@ -25,6 +25,8 @@ from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
 from refattn_numba.cpu.threads import on_threads
 
+Spectrum = np.ndarray[Any, np.dtype[np.complexfloating[Any, Any]]]
+
 AXES = -3, -2, -1
 ROUNDINGS = 8.0  # for each level of a transform, which theorem 24.2 bounds by 6.7 where roots of unity are rounded correctly
 
@@ -40,9 +42,7 @@ def takes(problem: Problem, face: Face) -> str | None:
 
 def lengths(problem: Problem) -> Axes:
     """Of transforms: as many points as an output needs that sees all of the kernel, rounded up to products of 2, 3 and 5."""
-    reach = (
-        max(n + max(b, 0), o + k - 1) for n, o, k, b in zip(problem.size, problem.out, problem.kernel, problem.before, strict=True)
-    )
+    reach = (max(n + max(b, 0), o + k - 1) for n, o, k, b in zip(problem.size, problem.out, problem.kernel, problem.before, strict=True))
     return cast("Axes", tuple(smooth(n) for n in reach))
 
 
@@ -57,7 +57,7 @@ def smooth(size: int) -> int:
     return found
 
 
-def error_bound(problem: Problem, norm_a: float, norm_b: float) -> float:
+def error_bound(problem: Problem, norm_a: Any, norm_b: Any) -> float:
     """How far a number of a result may be off, where what is multiplied has these Euclidean norms over a group's channels and positions.
 
     Three transforms, of which each adds a rounding a level, and the sum of products between them.
@@ -76,7 +76,7 @@ def seconds(problem: Problem, face: Face) -> float:
     return 2e-4 + slow * (planes * points * math.log2(max(2, points)) * 1.75e-9 + products * 2.5e-9)
 
 
-def _transformed(problem: Problem, x: Array) -> Array:
+def _transformed(problem: Problem, x: Array) -> Spectrum:
     return np.fft.rfftn(x, lengths(problem), AXES)
 
 
@@ -90,12 +90,12 @@ def _grouped(problem: Problem, x: Array, channels: int) -> Array:
     return x.reshape(x.shape[0], problem.groups, channels, *x.shape[2:])
 
 
-def _placed(problem: Problem, x: Array) -> Array:
+def _placed(problem: Problem, x: Array) -> Spectrum:
     """The input with the padding before it, transformed. A kernel's first tap sees its first number."""
     return _transformed(problem, np.pad(x, [(0, 0)] * (x.ndim - 3) + [(b, 0) for b in problem.before]))
 
 
-def _kernels(problem: Problem, weight: Array) -> Array:
+def _kernels(problem: Problem, weight: Array) -> Spectrum:
     """(group, o, c, frequencies)."""
     return _transformed(problem, weight.reshape(problem.groups, problem.o, problem.c, *problem.kernel))
 
@@ -115,7 +115,7 @@ def _by_example(problem: Problem, work: Callable[[int], None]) -> None:
     on_threads(max(1, min(numba.get_num_threads(), problem.batch)), take)
 
 
-def _summed(terms: Iterable[Array]) -> Array:
+def _summed(terms: Iterable[Spectrum]) -> Spectrum:
     """One after another: NumPy's own sums of complex products take several times as long."""
     first, *rest = terms
     for term in rest:

@@ -107,8 +107,8 @@ def _window(rows: int, registers: int, *, each_lane: bool = False, streamed: boo
                     address = builder.gep(weight, [builder.mul(builder.add(tap, loop.index), weight_step)])
                     by = load_from(builder, address, vector.ir, size) if each_lane else splat(builder, vector.ir, builder.load(address))
                     for line, inputs in zip(sums, sliding.held, strict=True):
-                        for place, given in zip(line, inputs, strict=True):
-                            builder.store(fused(builder, builder.load(given), by, builder.load(place)), place)
+                        for total, given in zip(line, inputs, strict=True):
+                            builder.store(fused(builder, builder.load(given), by, builder.load(total)), total)
                     sliding.leave()
 
             _runs(builder, runs, count, add_run)
