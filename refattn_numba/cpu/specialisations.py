@@ -18,14 +18,11 @@ from refattn_numba.cpu import (
     conversion,
     couples,
     decode,
-    deformable_kernels,
     scan_backward,
     scan_features,
     scan_forward,
 )
-from refattn_numba.cpu.conv import direct_few, direct_linear, direct_pack, direct_weight, layouts
-from refattn_numba.cpu.conv.direct_call import DirectCall
-from refattn_numba.cpu.deformable_call import DeformCall
+from refattn_numba.cpu.conv.kernels import kernels as kernels_of_convolution
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import Source, compile_once
 from refattn_numba.cpu.scan_call import ScanCall
@@ -74,12 +71,8 @@ def specialisations() -> Iterator[Specialisation]:
             yield Specialisation("options", precision, kernel, with_options)
         for kernel in (scan_forward.forward, scan_backward.backward):
             yield Specialisation("linear", precision, kernel, scans)
-        for kernel in (deformable_kernels.forward, deformable_kernels.backward):
-            yield Specialisation("convolution", precision, kernel, kernel_types(dtype, has_options=False, layout=DeformCall))
-        direct = direct_pack.pack, direct_linear.convolve, direct_few.scatter, direct_weight.correlate_weight, direct_pack.unpack
-        for kernel in direct:
-            yield Specialisation("convolution", precision, kernel, kernel_types(dtype, has_options=False, layout=DirectCall))
-        yield Specialisation("convolution", precision, layouts.turn, kernel_types(dtype, has_options=False, layout=layouts.Move))
+        for kernel, types in kernels_of_convolution(dtype):
+            yield Specialisation("convolution", precision, kernel, types)
         yield Specialisation("linear", precision, scan_features.elu_plus_one, _from_to(precision, precision))
     stored: tuple[tuple[Precision, str], ...] = (("bfloat16", "uint16"), ("float16", "float16"))
     for precision, name in stored:

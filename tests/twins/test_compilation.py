@@ -80,7 +80,8 @@ def test_every_kernel_is_on_the_list():
     """But for the plain ones."""
     listed = {s.kernel for s in specialisations()}
     package = Path(refattn_numba.__file__).parent / "cpu"
-    names = [f"refattn_numba.cpu.{path.stem}" for path in package.glob("*.py") if path.stem != "__init__"]
+    paths = [path for path in (*package.glob("*.py"), *(package / "conv").glob("*.py")) if path.stem != "__init__"]
+    names = [".".join(path.relative_to(package.parent.parent).with_suffix("").parts) for path in paths]
     made = {x for name in names for x in vars(importlib.import_module(name)).values() if getattr(x, "targetoptions", {}).get("nogil")}
     unused = [(couples.couple_rows, HOST.has_bfloat16_dot), (couples.tile_rows, HOST.has_tiles)]
     assert made - {kernel for kernel, is_used in unused if not is_used} == listed
