@@ -28,7 +28,12 @@ INTRODUCTION = (
 def page(suites: Mapping[str, Sequence[Record]], *, has_history: bool) -> str:
     """HTML of all suites."""
     policy = f"default-src 'none'; style-src {_hash(STYLE)}; img-src data:; base-uri 'none'; form-action 'none'"
-    links = '<p><a href="history.html">How figures changed from commit to commit</a> (airspeed velocity)</p>' if has_history else ""
+    links = (
+        '<p><a href="history.html">How figures changed from commit to commit</a> (airspeed velocity). '
+        "How far its times can be believed stands in docs/benchmarks.md.</p>"
+        if has_history
+        else ""
+    )
     return "\n".join(
         [
             "<!doctype html>",
