@@ -223,12 +223,12 @@ def page(verdicts: Sequence[Verdict], met: Sequence[Met], seeds: int, refused: S
     missed, tried = missed_by_check(met), len({m.seed for m in met})
     lines = [INTRODUCTION.format(count=len(faults())), *table(verdicts, met, "no" if refused else "yes"), ""]
     lines.append(
-        f"With {tried} seeds, `check` at its level `quick` found all but {len(missed)} of the {len(faults())} faults in at least one format "
-        f"with every seed. A row counts a fault where one seed accepts it in that format alone.\n"
+        f"Faults that `check`, at its level `quick`, accepts in every format: {len(missed)} of {len(faults())} (seeds: {tried}). "
+        "A row counts those that it accepts in this format, with one seed or more, of those that change a bit of what is returned there.\n"
     )
     lines.append(
-        f"Honest kernels that `check` refused over {seeds} seeds: {len(refused)}. Each seed draws the samples of {len(MECHANISMS)} mechanisms "
-        "(of the four chunked ones, one in turn) and the inputs of the projects above; three ways to compute and three formats take turns.\n"
+        f"Honest comparisons that it refuses: {len(refused)} (seeds: {seeds}). Each seed draws the samples of {len(MECHANISMS)} mechanisms, "
+        "of the four chunked ones one in turn, and the inputs of the projects above; three ways to compute and three formats take turns.\n"
     )
     lines += ["## What is let through", ""]
     for v in verdicts:
