@@ -36,6 +36,18 @@ def copied(source: Path, target: Path) -> int:
     return len(found)
 
 
+def measured() -> list[str]:
+    """The commits whose results are kept."""
+    kept = (json.loads(path.read_text("utf-8")) for path in sorted(COMMITTED.glob("*/*-*.json")))
+    return sorted({contents["commit_hash"] for contents in kept})
+
+
+def is_here(revision: str) -> bool:
+    """Whether this clone has a commit; a shallow one lacks most."""
+    done = subprocess.run(["git", "cat-file", "-e", f"{revision}^{{commit}}"], cwd=HERE, capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def _shortened(contents: Any) -> Any:
     """A file of results has a list of columns, and for each benchmark a list of as many values, or fewer where the last are empty."""
     columns = contents.get("result_columns") if isinstance(contents, dict) else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.history import COMMITTED, HERE, LOCAL, copied
 from benchmarks.publish_page import page
 from benchmarks.record import RESULTS
-from benchmarks.self_contained import VENDOR, one_page
+from benchmarks.self_contained import one_page
 
 OUTPUT = HERE.parent / "docs" / "benchmarks"
 
@@ -38,14 +38,13 @@ def asv_site(results: Path, site: Path) -> None:
 
 
 def history_page(*sources: Path) -> str:
-    """The page of asv, with the licences of what it holds."""
+    """The page of asv."""
     with tempfile.TemporaryDirectory() as folder:
         results, site = Path(folder) / "results", Path(folder) / "site"
         for source in sources:
             copied(source, results)
         asv_site(results, site)
-        licences = (VENDOR / "README.md").read_text("utf-8").replace("--", "-")
-        return f"<!doctype html>\n<!--\n{licences}-->\n{one_page(site).removeprefix('<!doctype html>')}"
+        return one_page(site)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.output.mkdir(parents=True, exist_ok=True)
     sources = [source for source in (COMMITTED, *([LOCAL] if given.local else [])) if (source / "benchmarks.json").exists()]
     suites = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    pages = {"index.html": page(suites, has_history=bool(sources))} | ({"history.html": history_page(*sources)} if sources else {})
+    pages = {"index.html": page(suites)} | ({"history.html": history_page(*sources)} if sources else {})
     for name, text in pages.items():
         path = given.output / name
         path.write_text(text, "utf-8")

@@ -25,14 +25,12 @@ INTRODUCTION = (
 )
 
 
-def page(suites: Mapping[str, Sequence[Record]], *, has_history: bool) -> str:
+def page(suites: Mapping[str, Sequence[Record]]) -> str:
     """HTML of all suites."""
     policy = f"default-src 'none'; style-src {_hash(STYLE)}; img-src data:; base-uri 'none'; form-action 'none'"
-    links = (
-        '<p><a href="history.html">How figures changed from commit to commit</a> (airspeed velocity). '
-        "How far its times can be believed stands in docs/benchmarks.md.</p>"
-        if has_history
-        else ""
+    history = (
+        "<p>How figures changed from commit to commit is what <code>python -m benchmarks.publish</code> writes beside this page,"
+        " in history.html (airspeed velocity). How far its times can be believed stands in docs/benchmarks.md.</p>"
     )
     return "\n".join(
         [
@@ -50,7 +48,7 @@ def page(suites: Mapping[str, Sequence[Record]], *, has_history: bool) -> str:
             "<body>",
             "<h1>refattn: benchmarks</h1>",
             f"<p>{INTRODUCTION}</p>",
-            links,
+            history,
             *(_section(name, rows) for name, rows in suites.items()),
             "</body>",
             "</html>",

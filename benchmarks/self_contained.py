@@ -10,19 +10,8 @@ import json
 import re
 from pathlib import Path
 
-VENDOR = Path(__file__).parent / "vendor"
-LIBRARIES = {  # by how asv's page names them, what stands in its place
-    "jquery-3.3.1.min.js": "jquery.min.js",
-    "jquery.flot.min.js": "jquery.flot.js",
-    "jquery.flot.time.min.js": "jquery.flot.time.js",
-    "jquery.flot.selection.min.js": "jquery.flot.selection.js",
-    "jquery.flot.categories.min.js": "jquery.flot.categories.js",
-    "jquery.flot.orderBars.js": "jquery.flot.orderBars.js",
-    "stupidtable.min.js": "stupidtable.min.js",
-    "md5.min.js": "md5.min.js",
-    "bootstrap.min.js": "bootstrap.min.js",
-    "bootstrap.min.css": "bootstrap.min.css",
-}
+from benchmarks.libraries import LIBRARIES, text_of
+
 REQUESTS = """
 $.ajax = function (asked) {
     var files = JSON.parse($("#asv-files").text()), answer = $.Deferred();
@@ -52,8 +41,8 @@ def _read(site: Path, address: str) -> str:
         return (site / address).read_text("utf-8")
     name = address.rpartition("/")[2]
     if name not in LIBRARIES:
-        raise ValueError(f"the page of this version of asv loads {address}, but {VENDOR.name} has {', '.join(LIBRARIES)}")
-    return (VENDOR / LIBRARIES[name]).read_text("utf-8")
+        raise ValueError(f"the page of this version of asv loads {address}, but known are {', '.join(LIBRARIES)}")
+    return text_of(name)
 
 
 def _script(site: Path, address: str) -> str:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from benchmarks import history, oracle, publish, publish_page, record, roofline, self_contained
+from benchmarks import history, libraries, oracle, publish, publish_page, record, roofline, self_contained
 from benchmarks.measure import child
 
 TEMPLATE = """<!doctype html>
@@ -24,7 +24,10 @@ TEMPLATE = """<!doctype html>
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        self_contained, "text_of", lambda name: f"/* {name} says </script> */ url" if name.endswith("js") else "@font-face{src:url(a)}"
+    )
     (tmp_path / "index.html").write_text(TEMPLATE, "utf-8")
     (tmp_path / "asv.js").write_text("document.write('</script>');\n//# sourceMappingURL=asv.js.map\n", "utf-8")
     for name in ("swallow.ico", "swallow.png"):
@@ -41,7 +44,7 @@ def test_a_site_becomes_one_page_that_loads_nothing(site):
     assert page.count("</script>") == 3  # libraries speak of scripts, but none ends its own
     held = re.search(r'id="asv-files">(.*?)</script>', page)[1]
     assert json.loads(held) == {"graphs/a b.json": [[1, "</script>"]]}
-    assert page.index("jQuery v3.3.1") < page.index("$.ajax = function (asked)") < page.index("document.write")
+    assert page.index("jquery-3.3.1.min.js says") < page.index("$.ajax = function (asked)") < page.index("document.write")
 
 
 def test_a_library_that_is_not_there_is_named(site):
@@ -55,6 +58,14 @@ def test_the_page_of_the_installed_asv_needs_no_other_library(tmp_path):
     template = (publish.Path(asv.__file__).parent / "www" / "index.html").read_text("utf-8")
     asked = {address.rpartition("/")[2] for address in re.findall(r'(?:src|href)="(https://[^"]+\.(?:js|css))"', template)}
     assert asked == self_contained.LIBRARIES.keys()
+
+
+def test_a_library_is_held_to_its_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(libraries, "CACHE", tmp_path)
+    monkeypatch.setattr(libraries, "_fetched", lambda package, path: b"something else")
+    with pytest.raises(RuntimeError, match=r"md5\.min\.js of blueimp-md5@2\.19\.0 has the hash [0-9a-f]{64}, but should have 64d7"):
+        libraries.text_of("md5.min.js")
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_are_kept_without_their_samples(tmp_path):
@@ -105,7 +116,7 @@ def test_a_dot_stands_where_its_numbers_are():
 def test_a_table_has_the_ratio_of_each_peer():
     other = {"case": "b", "threads": 2, "milliseconds": {"check": 2.0, "kernel": 0.5}, "spread": {"check": 0.0, "kernel": 0.0}}
     about = {"day": "2030-01-02", "processor": "p", "versions": "v"}
-    page = publish_page.page({"attention": [held("<a>", 2.0, 5.0)], "oracle": [other | about]}, has_history=True)
+    page = publish_page.page({"attention": [held("<a>", 2.0, 5.0)], "oracle": [other | about]})
     assert "<td>&lt;a&gt;</td><td>2 ±5%</td><td>5 ±5%</td><td>2.50</td><td>50% float32</td>" in page
     assert "<td>b</td><td>2 ±0%</td><td>0.5 ±0%</td><td>0.25</td>" in page
     assert "a &lt;processor&gt;, 1 thread" in page
@@ -127,7 +138,7 @@ def test_the_committed_page_is_made_of_the_committed_rows():
     rows = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(record.RESULTS.glob("*.json"))}
     assert rows
     committed = (publish.OUTPUT / "index.html").read_text("utf-8")
-    assert publish_page.page(rows, has_history=(publish.OUTPUT / "history.html").exists()) == committed
+    assert publish_page.page(rows) == committed
 
 
 def test_a_check_costs_more_than_the_calls_that_it_judges():

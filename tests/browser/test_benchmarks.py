@@ -10,6 +10,8 @@ pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks import history, libraries, publish
+
 PUBLISHED = Path(__file__).parent.parent.parent / "docs" / "benchmarks"
 INK = """
 return [...document.querySelectorAll(arguments[0] + ' canvas.flot-base')].map(function (canvas) {
@@ -29,9 +31,23 @@ return [...document.querySelectorAll(arguments[0] + ' canvas.flot-base')].map(fu
 
 @pytest.fixture(scope="module")
 def pages():
-    return {path.stem: (path, path.read_text("utf-8")) for path in sorted(PUBLISHED.glob("*.html"))}
+    return {"index": (PUBLISHED / "index.html", (PUBLISHED / "index.html").read_text("utf-8"))}
 
 
+@pytest.fixture(scope="module")
+def with_history(pages, tmp_path_factory):
+    """What ``python -m benchmarks.publish`` writes besides."""
+    pytest.importorskip("asv")
+    if not libraries.has_npm():
+        pytest.skip("needs npm, for the libraries of asv's page")
+    if not all(history.is_here(revision) for revision in history.measured()):
+        pytest.skip("this clone has not all commits that were measured")
+    path = tmp_path_factory.mktemp("published") / "history.html"
+    path.write_text(publish.history_page(history.COMMITTED), "utf-8")
+    pages["history"] = path, path.read_text("utf-8")
+
+
+@pytest.mark.usefixtures("with_history")
 def test_a_curve_of_each_kind_is_drawn(browser, opened):
     opened("history")
     WebDriverWait(browser, 20).until(lambda b: "refattn" in b.title)
@@ -42,6 +58,7 @@ def test_a_curve_of_each_kind_is_drawn(browser, opened):
         assert not browser.find_element(By.ID, "error").is_displayed()
 
 
+@pytest.mark.usefixtures("with_history")
 def test_benchmarks_are_listed_with_their_results(browser, opened):
     opened("history")
     browser.execute_script("location.hash = '#summarylist'")
