@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 import refattn
 from refattn_numba.cpu.conv.epilogue import before_activation, bias_gradient, finish
 from refattn_numba.cpu.conv.problem import Epilogue

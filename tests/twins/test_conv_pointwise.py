@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numba
 import numpy as np
 import pytest
+
+numba = pytest.importorskip("numba")
 
 import refattn
 import refattn_numba
