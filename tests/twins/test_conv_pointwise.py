@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-numba = pytest.importorskip("numba")
+pytest.importorskip("numba")
+
+import numba
 
 import refattn
 import refattn_numba
