@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, BadCall, Grads, Pullback, Random, Sample, like, mechanism
+from refattn.convolution import rule
 from refattn.convolution.conv2d import conv2d
-from refattn.convolution.rule import Axes, Padding, Pairs, PerAxis, border, out_size, per_axis, refuse_small
+from refattn.convolution.rule import Axes, Padding, Pairs, PerAxis
 from refattn.primitives.arithmetic import multiply
 from refattn.primitives.sampling import sample_bilinear
 
@@ -62,12 +63,9 @@ def geometry(
     size, kernel, out = x.shape[2:], weight.shape[2:], offset.shape[2:]
     if x.shape[1] % offset_groups:
         raise ValueError(f"offset_groups is {offset_groups}, but must divide the {x.shape[1]} channels of x")
-    steps, gaps = per_axis("stride", stride, 2), per_axis("dilation", dilation, 2)
-    pairs = border(padding, size, kernel, steps, gaps)
-    padded = tuple(n + before + after for n, (before, after) in zip(size, pairs, strict=True))
-    refuse_small(padded, kernel, gaps)
-    if (places := out_size(padded, kernel, steps, gaps)) != out:
-        raise ValueError(f"offset is for {out} output positions, but the convolution has {places}")
+    steps, gaps, pairs = rule.geometry(size, kernel, stride, padding, dilation)
+    if (found := rule.places(size, kernel, steps, gaps, pairs)) != out:
+        raise ValueError(f"offset is for {out} output positions, but the convolution has {found}")
     return steps, gaps, pairs
 
 

@@ -106,6 +106,13 @@ def geometry(size: Axes, kernel: Axes, stride: PerAxis, padding: Padding, dilati
     return steps, gaps, border(padding, size, kernel, steps, gaps)
 
 
+def places(size: Axes, kernel: Axes, stride: Axes, dilation: Axes, pairs: Pairs) -> Axes:
+    """How many places a kernel has along each axis with its border; ValueError where it does not fit."""
+    whole = tuple(n + before + after for n, (before, after) in zip(size, pairs, strict=True))
+    refuse_small(whole, kernel, dilation)
+    return out_size(whole, kernel, stride, dilation)
+
+
 def transposed_geometry(
     size: Axes, kernel: Axes, stride: PerAxis, padding: int | tuple[int, ...] | Pairs, output_padding: PerAxis, dilation: PerAxis
 ) -> tuple[Axes, Axes, Pairs, Axes]:

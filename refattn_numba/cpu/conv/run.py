@@ -23,6 +23,7 @@ from refattn_numba.cpu.conversion import STORED, narrowed, widened
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 How: TypeAlias = tuple[Name, Accuracy]
+Linear: TypeAlias = Literal["correlate", "spread"]
 
 PACKED: ContextVar[dict[Any, Any] | None] = ContextVar("refattn_packed", default=None)
 """Where the packed weights of a plan are kept while it is called."""
@@ -74,28 +75,21 @@ def convolve(
 ) -> tuple[Array, Pullback]:
     """A convolution of any number of dimensions."""
     steps, gaps, pairs = rule.geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    whole = tuple(n + a + b for n, (a, b) in zip(x.shape[2:], pairs, strict=True))
     pad_pullback: Any = None
     if padding_mode != "zeros":
         x, pad_pullback = pad.vjp(x, padding=pairs, mode=padding_mode)
         pairs = ((0, 0),) * len(pairs)
-    rule.refuse_small(whole, weight.shape[2:], gaps)
-    out = rule.out_size(whole, weight.shape[2:], steps, gaps)
+    out = rule.places(x.shape[2:], weight.shape[2:], steps, gaps, pairs)
     problem = _problem(x, weight, x.shape[2:], out, steps, gaps, pairs, groups)
-    given, kernels = _five(x, problem.channels_last), _contiguous(weight)
-    how = algorithm, accuracy
-    done = _linear(problem, "correlate", how, given, kernels, Epilogue(_maybe(bias), activation))
+    y, pullback = _convolved(problem, "correlate", x, weight, bias, (algorithm, accuracy), activation)
+    if pad_pullback is None:
+        return y, pullback
 
-    def pullback(dy: Array) -> Grads:
-        d = _five(before_activation(done, activation, _as_five(dy)), problem.channels_last)
-        dx = _linear(problem, "spread", how, d, kernels, Epilogue()).output.reshape(x.shape)
-        return {
-            "x": dx if pad_pullback is None else pad_pullback(dx)["x"],
-            "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, given, d).reshape(weight.shape),
-            "bias": None if bias is None else bias_gradient(d),
-        }
+    def pullback_of_padded(dy: Array) -> Grads:
+        grads = pullback(dy)
+        return {**grads, "x": pad_pullback(grads["x"])["x"]}
 
-    return done.output.reshape(*done.output.shape[:2], *out), _reading(pullback, activation)
+    return y, _reading(pullback_of_padded, activation)
 
 
 @stored
@@ -118,19 +112,28 @@ def convolve_transposed(
     steps, gaps, pairs, full = rule.transposed_geometry(x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation)
     size = tuple(n - a - b for n, (a, b) in zip(full, pairs, strict=True))
     problem = _problem(x, weight, size, x.shape[2:], steps, gaps, pairs, groups)
+    return _convolved(problem, "spread", x, weight, bias, (algorithm, accuracy), activation)
+
+
+def _convolved(
+    problem: Problem, face: Linear, x: Array, weight: Array, bias: Array | None, how: How, activation: Activation | None
+) -> tuple[Array, Pullback]:
+    """One of the two linear faces, of which each is the other's pullback."""
     given, kernels = _five(x, problem.channels_last), _contiguous(weight)
-    how = algorithm, accuracy
-    done = _linear(problem, "spread", how, given, kernels, Epilogue(_maybe(bias), activation))
+    done = _linear(problem, face, how, given, kernels, Epilogue(_maybe(bias), activation))
+    back: Linear = "spread" if face == "correlate" else "correlate"
 
     def pullback(dy: Array) -> Grads:
         d = _five(before_activation(done, activation, _as_five(dy)), problem.channels_last)
+        operands = (given, d) if face == "correlate" else (d, given)
         return {
-            "x": _linear(problem, "correlate", how, d, kernels, Epilogue()).output.reshape(x.shape),
-            "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, d, given).reshape(weight.shape),
+            "x": _linear(problem, back, how, d, kernels, Epilogue()).output.reshape(x.shape),
+            "weight": choose(problem, "weight_gradient", *how).weight_gradient(problem, *operands).reshape(weight.shape),
             "bias": None if bias is None else bias_gradient(d),
         }
 
-    return done.output.reshape(*done.output.shape[:2], *size), _reading(pullback, activation)
+    y = done.output
+    return y.reshape(*y.shape[:2], *y.shape[2 + AXES + 2 - x.ndim :]), _reading(pullback, activation)
 
 
 def _reading(pullback: Any, activation: Activation | None) -> Pullback:
@@ -184,7 +187,7 @@ def _maybe(bias: Array | None) -> Array | None:
     return None if bias is None else np.require(bias, bias.dtype.newbyteorder("="), ("C", "A"))
 
 
-def _linear(problem: Problem, face: Literal["correlate", "spread"], how: How, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
+def _linear(problem: Problem, face: Linear, how: How, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     """The output or the gradient of the input; what the algorithm makes of the weight is made once where a plan keeps it."""
     algorithm, kept = choose(problem, face, *how), PACKED.get()
     at = algorithm.name, face, problem.dtype, problem.groups, problem.stride, problem.dilation
