@@ -113,9 +113,15 @@ def load_from(builder: Builder, address: Value, vector: ir.VectorType, size: int
     return builder.load(builder.bitcast(address, vector.as_pointer()), align=size)
 
 
-def store_to(builder: Builder, value: Value, address: Value, size: int) -> Value:
+def store_to(builder: Builder, value: Value, address: Value, size: int) -> None:
     """Likewise."""
-    return builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=size)
+    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=size)
+
+
+def store_past_caches(builder: Builder, value: Value, address: Value) -> None:
+    """To an address that is a multiple of the register's size; its cache line is not read before."""
+    made = builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=HOST.register_bytes)
+    made.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
 
 
 def _size(pointer: Any) -> int:
@@ -150,39 +156,25 @@ def pointer_to(typing: Any, address: Any, like: Any) -> Any:
     return made(types.int64, like), build
 
 
-@instruction
-def bytes_at(typing: Any, address: Any) -> Any:
-    """A pointer to booleans."""
-    made = types.CPointer(types.uint8)
-    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+def _pointers_to(element: Any) -> Callable[..., Any]:
+    """A pointer to elements of one type, from an address."""
+
+    @instruction
+    def pointer_at(typing: Any, address: Any) -> Any:
+        made = types.CPointer(element)
+        return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+
+    return pointer_at
 
 
-@instruction
-def signed_bytes_at(typing: Any, address: Any) -> Any:
-    """A pointer to 8-bit integers."""
-    made = types.CPointer(types.int8)
-    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
-
-
-@instruction
-def halves_at(typing: Any, address: Any) -> Any:
-    """A pointer to the bits of bfloat16."""
-    made = types.CPointer(types.uint16)
-    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
-
-
-@instruction
-def integers_at(typing: Any, address: Any) -> Any:
-    """A pointer to 64-bit integers."""
-    made = types.CPointer(types.int64)
-    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
-
-
-@instruction
-def codes_at(typing: Any, address: Any) -> Any:
-    """A pointer to couples of bfloat16, as integers of 32 bits."""
-    made = types.CPointer(types.uint32)
-    return made(types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], context.get_value_type(made))
+bytes_at = _pointers_to(types.uint8)
+"""To booleans."""
+signed_bytes_at, halves_at = _pointers_to(types.int8), _pointers_to(types.uint16)
+"""To 8-bit integers, and to the bits of bfloat16."""
+integers_at = _pointers_to(types.int64)
+"""To 64-bit integers."""
+codes_at = _pointers_to(types.uint32)
+"""To couples of bfloat16, as integers of 32 bits."""
 
 
 @instruction

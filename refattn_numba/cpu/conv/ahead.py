@@ -12,11 +12,9 @@ from typing import Any
 from numba.core import cgutils, types
 
 from refattn_numba.cpu.call import CACHE_LINE
-from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import LINES, REGISTERS, SPARE
 from refattn_numba.cpu.simd import (
-    I32,
     I64,
     Builder,
     Value,
@@ -28,6 +26,7 @@ from refattn_numba.cpu.simd import (
     lanes_of,
     load_from,
     splat,
+    store_past_caches,
     store_to,
 )
 
@@ -38,12 +37,6 @@ def _next_line(builder: Builder, soon: Value, step: Value, k: Value, size: int) 
     """The address of what is fetched at step k: each row has four cache lines, and each of them two steps."""
     row, part = builder.ashr(k, I64(3)), builder.and_(builder.ashr(k, I64(1)), I64(3))
     return builder.gep(soon, [builder.add(builder.mul(row, step), builder.mul(part, I64(CACHE_LINE // size)))])
-
-
-def _store_past_caches(builder: Builder, value: Value, address: Value) -> None:
-    """To an address that is a multiple of the register's size."""
-    made = builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=HOST.register_bytes)
-    made.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
 
 
 def _strip(registers: int) -> Any:
@@ -88,7 +81,7 @@ def _strip(registers: int) -> Any:
                 with builder.if_else(direct) as (past_caches, to_caches):
                     with past_caches:
                         for value, address in made:
-                            _store_past_caches(builder, value, address)
+                            store_past_caches(builder, value, address)
                     with to_caches:
                         for value, address in made:
                             store_to(builder, value, address, size)

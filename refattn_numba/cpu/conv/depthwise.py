@@ -13,11 +13,11 @@ import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.call import Record
-from refattn_numba.cpu.conv.depthwise_axes import LinearFace, axes_of, pixels_of, planes_of
+from refattn_numba.cpu.conv.depthwise_axes import axes_of, pixels_of, planes_of
 from refattn_numba.cpu.conv.depthwise_pixels import ROOM, PixelsCall, pixel_gradients, pixels
 from refattn_numba.cpu.conv.depthwise_planes import LONG, PlanesCall, plane_gradients, planes
 from refattn_numba.cpu.conv.epilogue import finish
-from refattn_numba.cpu.conv.problem import Algorithm, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.conv.problem import Algorithm, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.threads import run_tasks
 
@@ -49,7 +49,7 @@ def reads_pixels(problem: Problem) -> bool:
     return problem.channels_last and problem.o == 1 and problem.groups >= lanes_of(problem)
 
 
-def _sizes(problem: Problem, face: LinearFace) -> dict[str, int]:
+def _sizes(problem: Problem, face: Linear) -> dict[str, int]:
     axes, made = axes_of(problem, face), {}
     for i, axis in enumerate(axes):
         made |= {f"in{i}": axis.inputs, f"out{i}": axis.outputs, f"step_in{i}": axis.step_in, f"step_out{i}": axis.step_out}
@@ -57,7 +57,7 @@ def _sizes(problem: Problem, face: LinearFace) -> dict[str, int]:
     return made
 
 
-def _record(problem: Problem, face: LinearFace, layout: Any, x: Array, y: Array, weight: Array, bias: Array | None) -> Record:
+def _record(problem: Problem, face: Linear, layout: Any, x: Array, y: Array, weight: Array, bias: Array | None) -> Record:
     """What both kernels are told."""
     fields: dict[str, Any] = {"batch": problem.batch, "groups": problem.groups, **_sizes(problem, face)}
     record = Record(fields, layout=layout)
@@ -65,7 +65,7 @@ def _record(problem: Problem, face: LinearFace, layout: Any, x: Array, y: Array,
     return record
 
 
-def _planes_record(problem: Problem, face: LinearFace, *arrays: Any) -> Record:
+def _planes_record(problem: Problem, face: Linear, *arrays: Any) -> Record:
     alike = problem._replace(batch=0)
     tables, lanes = planes_of(alike, face), lanes_of(problem)
     inputs, outputs = (problem.o, 1) if face == "spread" else (1, problem.o)
@@ -80,7 +80,7 @@ def _planes_record(problem: Problem, face: LinearFace, *arrays: Any) -> Record:
     )  # fmt: skip
 
 
-def _pixels_record(problem: Problem, face: LinearFace, *arrays: Any) -> Record:
+def _pixels_record(problem: Problem, face: Linear, *arrays: Any) -> Record:
     tables, taps = pixels_of(problem._replace(batch=0), face), math.prod(problem.kernel)
     record = _record(problem, face, PixelsCall, *arrays)
     record.add(phases=tables.phases, groups=tables.groups)
@@ -96,7 +96,7 @@ def pack(problem: Problem, face: Face, weight: Array) -> Array:
     return weight
 
 
-def _linear(problem: Problem, face: LinearFace, given: Array, weight: Array, epilogue: Epilogue) -> Finished:
+def _linear(problem: Problem, face: Linear, given: Array, weight: Array, epilogue: Epilogue) -> Finished:
     sizes, channels, cost = (problem.size, problem.groups, int(problem.operations))
     if face == "correlate":
         sizes, channels = problem.out, problem.groups * problem.o

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from refattn._core import Integers
-from refattn_numba.cpu.conv.problem import AXES, Problem
-
-LinearFace = Literal["correlate", "spread"]
+from refattn_numba.cpu.conv.problem import AXES, Linear, Problem
 
 
 class Phase(NamedTuple):
@@ -89,7 +87,7 @@ class Pixels(NamedTuple):
     order: Integers
 
 
-def axis_of(problem: Problem, face: LinearFace, axis: int) -> Axis:
+def axis_of(problem: Problem, face: Linear, axis: int) -> Axis:
     """One of the three."""
     size, kernel, out, stride, gap, before = (
         getattr(problem, name)[axis] for name in ("size", "kernel", "out", "stride", "dilation", "before")
@@ -110,7 +108,7 @@ def _axis(inputs: int, outputs: int, step_in: int, step_out: int, phases: list[P
     return Axis(inputs, outputs, step_in, step_out, lowest, max(grid, *(p.outputs for p in phases), 1), tuple(phases))
 
 
-def axes_of(problem: Problem, face: LinearFace) -> tuple[Axis, Axis, Axis]:
+def axes_of(problem: Problem, face: Linear) -> tuple[Axis, Axis, Axis]:
     """All three."""
     return axis_of(problem, face, 0), axis_of(problem, face, 1), axis_of(problem, face, 2)
 
@@ -131,7 +129,7 @@ def _table(rows: list[tuple[int, ...]], width: int) -> Integers:
 
 
 @lru_cache(256)
-def planes_of(problem: Problem, face: LinearFace) -> Planes:
+def planes_of(problem: Problem, face: Linear) -> Planes:
     """For lanes along the last axis: rows of runs are rows of the plane."""
     axes, kernel, inputs = axes_of(problem, face), problem.kernel, problem.o if face == "spread" else 1
     grid, steps = tuple(a.grid for a in axes), tuple(a.step_in for a in axes)
@@ -164,7 +162,7 @@ def planes_of(problem: Problem, face: LinearFace) -> Planes:
 
 
 @lru_cache(256)
-def pixels_of(problem: Problem, face: LinearFace) -> Pixels:
+def pixels_of(problem: Problem, face: Linear) -> Pixels:
     """For lanes over channels: rows of runs are pixels of one row."""
     axes, kernel = axes_of(problem, face), problem.kernel
     ends = [np.cumsum([0] + [len(p.taps) for p in a.phases]) for a in axes[:2]]

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.conv.direct_call import Linear, blocks_of, described, record, sides, width_of
+from refattn_numba.cpu.conv.direct_call import blocks_of, described, record, sides, width_of
 from refattn_numba.cpu.conv.direct_few import spread_few, suits
 from refattn_numba.cpu.conv.direct_linear import convolve
 from refattn_numba.cpu.conv.direct_pack import packed
@@ -17,7 +17,7 @@ from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.layouts import to_channels_last
-from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.call import Record
-from refattn_numba.cpu.conv.direct_tables import Linear, Tables
-from refattn_numba.cpu.conv.problem import Problem
+from refattn_numba.cpu.conv.direct_tables import Tables
+from refattn_numba.cpu.conv.problem import Linear, Problem
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import REGISTERS

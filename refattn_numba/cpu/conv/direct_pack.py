@@ -11,8 +11,8 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.call import aligned
-from refattn_numba.cpu.conv.direct_call import Linear, blocks_of, record, sides, width_of
-from refattn_numba.cpu.conv.problem import Problem
+from refattn_numba.cpu.conv.direct_call import blocks_of, record, sides, width_of
+from refattn_numba.cpu.conv.problem import Linear, Problem
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import get, lanes_of, load, next_of, pointer_to, put, store, transpose
 from refattn_numba.cpu.sizes import smaller

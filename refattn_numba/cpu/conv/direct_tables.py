@@ -12,14 +12,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from refattn._core import Integers
-from refattn_numba.cpu.conv.problem import AXES, Problem
-
-Linear: TypeAlias = Literal["correlate", "spread"]
+from refattn_numba.cpu.conv.problem import AXES, Linear, Problem
 
 Progression: TypeAlias = tuple[int, int, int, int, int, list[tuple[int, int]]]
 """First position, step, count, pace, size of the source, and the offset of each tap."""

@@ -12,7 +12,8 @@ import numpy as np
 from refattn._core import Array
 
 Axes: TypeAlias = tuple[int, int, int]
-Face: TypeAlias = Literal["correlate", "spread", "weight_gradient"]
+Linear: TypeAlias = Literal["correlate", "spread"]
+Face: TypeAlias = Linear | Literal["weight_gradient"]
 Accuracy: TypeAlias = Literal["fast", "strict"]
 Activation: TypeAlias = Literal["relu", "silu", "gelu"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -17,13 +17,12 @@ from refattn.convolution.rule import Padding, Pairs, PerAxis
 from refattn.primitives.padding import PaddingMode, pad
 from refattn_numba.cpu.conv.choice import Name, choose
 from refattn_numba.cpu.conv.epilogue import before_activation, bias_gradient
-from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Layout, Problem
+from refattn_numba.cpu.conv.problem import AXES, Accuracy, Activation, Axes, Epilogue, Finished, Layout, Linear, Problem
 from refattn_numba.cpu.conversion import STORED, narrowed, widened
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 How: TypeAlias = tuple[Name, Accuracy]
-Linear: TypeAlias = Literal["correlate", "spread"]
 
 PACKED: ContextVar[dict[Any, Any] | None] = ContextVar("refattn_packed", default=None)
 """Where the packed weights of a plan are kept while it is called."""

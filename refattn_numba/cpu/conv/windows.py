@@ -21,7 +21,6 @@ from numba.core import cgutils, types
 
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.simd import (
-    I32,
     I64,
     Builder,
     Value,
@@ -31,6 +30,7 @@ from refattn_numba.cpu.simd import (
     instruction,
     load_from,
     splat,
+    store_past_caches,
     store_to,
 )
 
@@ -115,9 +115,10 @@ def _window(rows: int, registers: int, *, each_lane: bool = False, streamed: boo
             for j, line in enumerate(sums):
                 for i, place in enumerate(line):
                     address = builder.gep(out, [builder.add(builder.mul(out_step, I64(j)), I64(i * lanes))])
-                    stored = store_to(builder, builder.load(place), address, size * lanes if streamed else size)
                     if streamed:
-                        stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+                        store_past_caches(builder, builder.load(place), address)
+                    else:
+                        store_to(builder, builder.load(place), address, size)
             return context.get_dummy_value()
 
         index = types.intp
