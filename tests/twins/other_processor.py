@@ -1,7 +1,7 @@
 """Attention and decoding for the instruction set that the environment names: ``python -m tests.twins.other_processor DTYPE ...``.
 
-Prints one JSON object: the row of the table, and the largest errors against the reference; or, for ``arm`` or ``tiles``, assembly for ARM
-or for matrix tiles, which need not run here.
+Prints one JSON object: the row of the table, and the largest errors against the reference; for ``convolution``, those of each of its
+algorithms; or, for ``arm`` or ``tiles``, assembly for ARM or for matrix tiles, which need not run here.
 """
 
 from __future__ import annotations
@@ -61,6 +61,38 @@ def decode_errors(dtypes):
     return found
 
 
+CONVOLUTIONS = {
+    "direct": ((2, 5, 9, 21), (19, 5, 3, 3), {"stride": 2, "padding": 1}),
+    "direct, channels last": ((2, 18, 9, 21), (19, 18, 3, 2), {"dilation": 2, "padding": 1, "layout": "channels_last"}),
+    "winograd": ((2, 18, 12, 21), (19, 18, 3, 3), {"padding": 1}),
+    "pointwise": ((2, 37, 9, 11), (19, 37, 1, 1), {}),
+    "pointwise, channels last": ((2, 37, 9, 11), (19, 37, 1, 1), {"layout": "channels_last"}),
+    "depthwise": ((2, 19, 9, 21), (19, 1, 3, 3), {"padding": 1, "groups": 19}),
+    "depthwise, channels last": ((2, 37, 9, 11), (37, 1, 3, 3), {"padding": 1, "groups": 37, "layout": "channels_last"}),
+}
+"""Sizes that fill no register: x, weight, options."""
+
+
+def convolution_errors():
+    """Largest error of each algorithm's output and gradients in float32, relative to the largest element."""
+    found = {}
+    for name, (size, kernel, options) in CONVOLUTIONS.items():
+        random, algorithm = Random(5), name.partition(",")[0]
+        given = [random.normal(shape).astype(np.float32) for shape in (size, kernel, kernel[:1])]
+        last = options.get("layout") == "channels_last"
+        turned = [np.moveaxis(given[0], 1, -1), *given[1:]] if last else given
+        y, pullback = refattn_numba.conv2d.vjp(*turned, **options, algorithm=algorithm, activation="relu")
+        rest = {key: value for key, value in options.items() if key != "layout"}
+        before, exact = refattn.conv2d.vjp(*(x.astype(float) for x in given), **rest)
+        d = random.normal(before.shape)
+        got = {"output": y, **pullback(np.moveaxis(d, 1, -1).astype(np.float32) if last else d.astype(np.float32))}
+        want = {"output": np.maximum(before, 0), **exact(d * (before > 0))}
+        if last:
+            got |= {key: np.moveaxis(got[key], -1, 1) for key in ("output", "x")}
+        found |= {f"float32 {name} {n}": float(np.abs(got[n] - want[n]).max() / np.abs(want[n]).max()) for n in want}
+    return found
+
+
 @njit((types.CPointer(types.float32), types.intp), no_cpython_wrapper=True)
 def tile(p, n):
     """A product and a step of the softmax: what a kernel spends its time in."""
@@ -96,6 +128,8 @@ def tiles_assembly():
 ASSEMBLY = {"arm": arm_assembly, "tiles": tiles_assembly}
 
 if __name__ == "__main__":
-    make = ASSEMBLY.get(sys.argv[1])
-    what = {"assembly": make()} if make else {"errors": {**errors(sys.argv[1:]), **decode_errors(sys.argv[1:])}}
+    if make := ASSEMBLY.get(sys.argv[1]):
+        what = {"assembly": make()}
+    else:
+        what = {"errors": convolution_errors() if sys.argv[1] == "convolution" else {**errors(sys.argv[1:]), **decode_errors(sys.argv[1:])}}
     print(json.dumps({"name": HOST.name, **what}))

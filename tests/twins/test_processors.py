@@ -19,6 +19,7 @@ from llvmlite import binding
 from numba.core.codegen import get_host_cpu_features
 
 from refattn.testing.precision import named_format
+from refattn_numba.cpu.conv.winograd_tiles import LARGEST_GROWTH
 from refattn_numba.cpu.instructions import AVX512, HOST, TABLE, chosen, compiled_for
 
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
@@ -66,12 +67,16 @@ def test_sums_and_operands_fit_the_registers():
         assert row.register_bytes % 16 == 0
 
 
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+GENERIC = {"NUMBA_CPU_NAME": "generic"}
+
+
 @pytest.mark.skipif(not X86, reason="the processors that are named are x86")
 @pytest.mark.parametrize(
     ("name", "environment"),
     [
-        ("AVX2", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}),
-        ("generic", {"NUMBA_CPU_NAME": "generic"}),
+        ("AVX2", HASWELL),
+        ("generic", GENERIC),
         pytest.param(
             "AVX-512 with bfloat16",
             {"NUMBA_CPU_NAME": "cooperlake", "NUMBA_CPU_FEATURES": get_host_cpu_features().replace("+amx", "-amx")},
@@ -91,6 +96,18 @@ def test_other_processors_compute_the_same(name, environment, dtypes):
     for what, error in made["errors"].items():
         target = named_format(what.split()[0])
         assert error < max(32 * target.accumulator, 2 * target.unit)
+
+
+@pytest.mark.skipif(not X86, reason="the processors that are named are x86")
+@pytest.mark.parametrize(("name", "environment"), [("AVX2", HASWELL), pytest.param("generic", GENERIC, marks=pytest.mark.slow)])
+def test_other_processors_convolve_the_same(name, environment):
+    """Each algorithm, with sizes that fill no register."""
+    if name != "generic" and not compiled_for() >= {"avx2", "fma"}:
+        pytest.skip("this machine has no AVX2")
+    made, target = process("convolution", **environment), named_format("float32")
+    assert made["name"] == name
+    for what, error in made["errors"].items():
+        assert error < 32 * target.accumulator * (LARGEST_GROWTH if "winograd" in what else 1), what
 
 
 @pytest.mark.skipif(not X86, reason="the processor that is named is x86")
