@@ -1,7 +1,8 @@
 """How the CPU kernels are compiled.
 
-Only kernels are cached on disk; they carry the compiled code of all that they call. Numba looks at a kernel's own file alone
-to see whether its cache is stale: after editing what kernels call, delete ``__pycache__``.
+Only kernels are cached on disk; they carry the compiled code of all that they call. Numba looks at the time and size of a kernel's own
+file to see whether its cache is stale, which a change elsewhere leaves alone, and so does an upgrade to a wheel, whose files all have one
+time: the old code would meet new records. What it compares is therefore replaced by the text of all that a kernel imports.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from numba import int64, njit
 from numba.extending import overload
+
+from refattn_numba._sources import digest
+from refattn_numba.cpu.instructions import HOST
 
 LOGGER = logging.getLogger("refattn_numba")
 
@@ -56,7 +60,9 @@ def by_type(choose: Function) -> Function:
 
 def kernel(function: Function) -> Function:
     """What Python calls, on several threads at once (`threads`)."""
-    return cast(Function, njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function))
+    made = njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function)
+    made._cache._cache_file._source_stamp = HOST.name, digest(function.__module__)  # Numba has no public way
+    return cast(Function, made)
 
 
 @contextmanager
