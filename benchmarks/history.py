@@ -23,8 +23,8 @@ LEFT_OUT = ("samples", "profile")  # columns of asv's results: each timed call, 
 DIGITS = 4
 
 
-def asv(*arguments: str, results: Path = MEASURED, site: Path = HERE / ".asv" / "html") -> subprocess.CompletedProcess[str]:
-    """Run it with this repository's configuration, but results and a site in folders of their own."""
+def asv(*arguments: str, results: Path = MEASURED, site: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it with this repository's configuration, but results in a folder of their own, or quietly for a site of them."""
     import json5  # noqa: PLC0415  (asv's own: its configuration has comments)
 
     configuration = json5.loads((HERE / "asv.conf.json").read_text("utf-8"))
@@ -33,12 +33,14 @@ def asv(*arguments: str, results: Path = MEASURED, site: Path = HERE / ".asv" / 
         "benchmark_dir": HERE / "suite",
         "env_dir": HERE / ".asv" / "env",
         "results_dir": results,
-        "html_dir": site,
+        "html_dir": site or HERE / ".asv" / "html",
     }
     path = results.parent / f"{results.name}.conf.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(configuration | {name: str(folder) for name, folder in folders.items()}), "utf-8")
-    return subprocess.run([sys.executable, "-m", "asv", "--config", str(path), *arguments], check=False, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "asv", "--config", str(path), *arguments], check=False, text=True, capture_output=site is not None
+    )
 
 
 def measure(revision: str, machine: str, options: Sequence[str], benchmarks: Sequence[str]) -> int:

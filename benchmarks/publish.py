@@ -26,8 +26,9 @@ def history_page(*sources: Path) -> str:
         results, site = Path(folder) / "results", Path(folder) / "site"
         for source in sources:
             copied(source, results)
-        if asv("publish", "--no-pull", results=results, site=site).returncode:
-            raise RuntimeError("asv publish failed, as said above; has this clone all commits that were measured?")
+        done = asv("publish", "--no-pull", results=results, site=site)
+        if done.returncode:
+            raise RuntimeError(f"asv publish failed; has this clone all commits that were measured?\n{done.stdout}{done.stderr}")
         return one_page(site)
 
 

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
+from itertools import product
+from typing import TypeAlias
 
 from . import measured
+
+Found: TypeAlias = dict[tuple[str, str], float | str]
 
 PROBLEMS = {name: problem for name, problem in measured.problems_of(*measured.MODULES).items() if not problem.twins_only}
 
 
 class Errors:
-    """All are measured by one process; those that asv starts for each only read them."""
+    """All are measured by few processes; those that asv starts for each only read them."""
 
     params = [list(measured.PRECISIONS), list(PROBLEMS)]
     param_names = ["package", "case"]
     timeout = 120.0
 
-    def setup_cache(self) -> dict[tuple[str, str], float | str]:
-        """The packages side by side."""
+    def setup_cache(self) -> Found:
+        """The packages side by side, and each module's cases."""
         measured.compile_kernels()
-        with ProcessPoolExecutor(len(measured.PRECISIONS)) as pool:
-            return dict(chain.from_iterable(pool.map(found_of, measured.PRECISIONS)))
+        tasks = list(product(measured.PRECISIONS, measured.MODULES))
+        found: Found = {}
+        for (package, module), answer in zip(tasks, measured.apart(found_of, *zip(*tasks, strict=True)), strict=True):
+            told = dict.fromkeys(cases_of(module), "the process died, as is told above") if answer is None else answer
+            found |= {(package, case): error for case, error in told.items()}
+        return found
 
     setup_cache.timeout = 900  # pyright: ignore[reportFunctionMemberAccess]
 
-    def setup(self, found: dict[tuple[str, str], float | str], package: str, case: str) -> None:
+    def setup(self, found: Found, package: str, case: str) -> None:
         if (package, case) not in found:
             raise NotImplementedError(f"{package} has no {case}")
 
-    def track_over_budget(self, found: dict[tuple[str, str], float | str], package: str, case: str) -> float:
+    def track_over_budget(self, found: Found, package: str, case: str) -> float:
         error = found[package, case]
         if isinstance(error, str):
             raise RuntimeError(error)
@@ -38,16 +44,21 @@ class Errors:
     track_over_budget.unit = "of its budget"  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def found_of(package: str) -> list[tuple[tuple[str, str], float | str]]:
+def cases_of(module: str) -> list[str]:
+    """The names of its problems."""
+    return [case for case in PROBLEMS if case.startswith(f"{module}, ")]
+
+
+def found_of(package: str, module: str) -> dict[str, float | str]:
     """For each case the error, or what kept it from being measured; what is not there is left out."""
-    found = []
-    for case, problem in PROBLEMS.items():
+    found: dict[str, float | str] = {}
+    for case in cases_of(module):
         try:
-            found.append(((package, case), over_budget(package, problem)))
+            found[case] = over_budget(package, PROBLEMS[case])
         except NotImplementedError:
             continue
         except Exception as error:  # told where this case is asked for
-            found.append(((package, case), f"{type(error).__name__}: {error}"))
+            found[case] = f"{type(error).__name__}: {error}"
     return found
 
 
