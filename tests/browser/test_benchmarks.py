@@ -51,7 +51,7 @@ def with_history(pages, tmp_path_factory):
 def test_a_curve_of_each_kind_is_drawn(browser, opened):
     opened("history")
     WebDriverWait(browser, 20).until(lambda b: "refattn" in b.title)
-    for benchmark in ("attention.Attention.time_both", "errors.Errors.track_over_budget"):
+    for benchmark in ("attention.Attention.time_both", "errors.Errors.track_over_budget", "memory.Memory.peakmem_both"):
         browser.execute_script("location.hash = arguments[0]", f"#{benchmark}")
         WebDriverWait(browser, 20).until(lambda b, name=benchmark: b.find_element(By.ID, "title").text == name)
         WebDriverWait(browser, 20).until(lambda b: any(b.execute_script(INK, "#main-graph")))
