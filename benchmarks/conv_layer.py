@@ -43,6 +43,12 @@ class Layer:
         taps = math.prod(self._taps(n, m) for n, m in zip(self.size, self.out, strict=True))
         return 2.0 * self.batch * self.filters * self.channels // self.groups * taps
 
+    @property
+    def least_bytes(self) -> float:
+        """Of each face, which reads two of the arrays and writes the third."""
+        x, y = self.channels * math.prod(self.size), self.filters * math.prod(self.out)
+        return 4.0 * (self.batch * (x + y) + self.filters * self.channels // self.groups * self.kernel**self.axes)
+
     def _taps(self, size: int, out: int) -> int:
         """Along one axis, over all outputs."""
         reads = np.arange(out)[:, None] * self.stride + np.arange(self.kernel) - self.padding

@@ -8,33 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.history import COMMITTED, HERE, LOCAL, copied
+from benchmarks.history import COMMITTED, HERE, LOCAL, asv, copied
 from benchmarks.publish_page import page
 from benchmarks.record import RESULTS
 from benchmarks.self_contained import one_page
 
 OUTPUT = HERE.parent / "docs" / "benchmarks"
-
-
-def asv_site(results: Path, site: Path) -> None:
-    """Let asv publish a folder of results."""
-    import json5  # noqa: PLC0415  (asv's own: its configuration has comments)
-
-    configuration = json5.loads((HERE / "asv.conf.json").read_text("utf-8"))
-    configuration |= {"repo": str(HERE.parent), "benchmark_dir": str(HERE / "suite"), "results_dir": str(results), "html_dir": str(site)}
-    path = results.parent / "asv.conf.json"
-    path.write_text(json.dumps(configuration), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "asv", "--config", str(path), "publish", "--no-pull"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"asv publish failed; has this clone all commits that were measured?\n{done.stdout}{done.stderr}")
 
 
 def history_page(*sources: Path) -> str:
@@ -43,7 +26,9 @@ def history_page(*sources: Path) -> str:
         results, site = Path(folder) / "results", Path(folder) / "site"
         for source in sources:
             copied(source, results)
-        asv_site(results, site)
+        done = asv("publish", "--no-pull", results=results, site=site)
+        if done.returncode:
+            raise RuntimeError(f"asv publish failed; has this clone all commits that were measured?\n{done.stdout}{done.stderr}")
         return one_page(site)
 
 

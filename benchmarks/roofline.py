@@ -70,7 +70,7 @@ def picture(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         *_grid(x, y),
         *(_roof(x, y, name, rate, limits.get("read")) for name, rate in sorted(compute.items())),
         *(
-            [_text(x.start + 8, y(limits["read"] * x.low) - 14, f"reading, {limits['read'] / 1e9:.0f} GB/s", "start", "name")]
+            [_text(x(2 * x.low) + 6, y(limits["read"] * 2 * x.low) + 14, f"reading, {limits['read'] / 1e9:.0f} GB/s", "start", "name")]
             if "read" in limits
             else []
         ),

@@ -32,7 +32,8 @@ def one_page(site: Path) -> str:
     page = re.sub(r'(<img [^>]*src=)"([^"]+)"', lambda m: f'{m[1]}"{_data(site / m[2])}"', page)
     files = {p.relative_to(site).as_posix(): json.loads(p.read_text("utf-8")) for p in sorted(site.rglob("*.json"))}
     inlined = json.dumps(files, separators=(",", ":")).replace("<", "\\u003c")
-    return page.replace("</head>", f'<script type="application/json" id="asv-files">{inlined}</script>\n</head>')
+    style = "<style>.feed-div { display: none }</style>"  # the same feed
+    return page.replace("</head>", f'{style}<script type="application/json" id="asv-files">{inlined}</script>\n</head>')
 
 
 def _read(site: Path, address: str) -> str:

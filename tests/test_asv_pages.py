@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,6 +83,26 @@ def test_results_are_kept_without_their_samples(tmp_path):
     assert kept["result_columns"] == ["result", "params"]
     assert kept["results"]["a"] == [[0.1235, None], [["'x'"]]]
     assert kept["date"] == contents["date"]
+
+
+def test_what_needs_processes_of_its_own_is_measured_once_and_apart(monkeypatch):
+    asked = []
+    monkeypatch.setattr(history, "asv", lambda *arguments: asked.append(arguments) or SimpleNamespace(returncode=len(asked) - 1))
+    monkeypatch.setattr(history.sys, "platform", "linux")
+    for benchmarks in ([], ["both", "track"]):
+        asked.clear()
+        assert history.measure("v1", "m", ["--quick"], benchmarks) == 1
+        forked, apart = asked
+        assert all(call[:3] == ("run", "--machine=m", "--quick") and call[-1] == "v1^!" for call in asked)
+        assert "--launch-method=forkserver" in forked
+        assert "--launch-method=forkserver" not in apart
+        chosen = [next(a.removeprefix("--bench=") for a in call if a.startswith("--bench")) for call in asked]
+        for name, wanted in (
+            ("memory.Memory.peakmem_both('refattn')", [False, True]),
+            ("linear.Linear.time_both('memory.')", [True, False]),
+        ):
+            assert [bool(re.search(which, name)) for which in chosen] == wanted
+    assert not any(re.search(which, "linear.Linear.time_forward") for which in chosen)
 
 
 def held(case, ours, torch, limit="float32", operations=None, moved=None):

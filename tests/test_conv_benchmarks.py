@@ -75,8 +75,10 @@ def test_taps_on_padding_are_no_work():
     full = Layer(1, 1, 1, (5, 5), 3)
     assert full.operations == 2 * 9 * 3 * 3
     assert Layer(1, 1, 1, (7, 7), 3, padding=1).operations == 2 * (7 * 3 - 2) ** 2
-    x, weight, dy = Layer(2, 4, 4, (5,), 3, groups=2, channels_last=True).drawn()[1:]
+    layer = Layer(2, 4, 4, (5,), 3, groups=2, channels_last=True)
+    x, weight, dy = layer.drawn()[1:]
     assert (x.shape, weight.shape, dy.shape) == ((2, 4, 5), (4, 2, 3), (2, 4, 3))
+    assert layer.least_bytes == x.nbytes + weight.nbytes + dy.nbytes
     assert np.moveaxis(x, 1, -1).flags.c_contiguous
 
 

@@ -54,9 +54,12 @@ KINDS: dict[str, dict[str, Any]] = {
 SDPA, DECODE, VARLEN = "scaled_dot_product_attention", "decode_attention", "varlen_attention"
 
 
-class Attention(measured.Measured):
+class Attention(measured.Timed):
     about = "1 sequence, head_dim 64; float64 in refattn, float32 in refattn_numba"
-    problems = {kind: measured.Problem(SDPA, partial(attention, length=256, **options)) for kind, options in KINDS.items()}
+    problems = {
+        kind: measured.Problem(SDPA, partial(attention, length=256, **options), partial(attention, length=96, **options))
+        for kind, options in KINDS.items()
+    }
     if LARGE:
         problems |= {
             f"{kind}, 2048 tokens": measured.Problem(
@@ -66,15 +69,10 @@ class Attention(measured.Measured):
         }
 
 
-class Caches(measured.Measured):
-    about = "decoding with full, half full and almost empty caches; packed sequences"
+class Caches(measured.Timed):
+    about = "decoding, with grouped heads, of full, half full and almost empty caches; packed sequences"
     problems = {
-        **{
-            f"decode, 512 keys{kind}": measured.Problem(
-                DECODE, partial(decode, length=512, kv_heads=kv_heads), partial(decode, length=48, kv_heads=kv_heads)
-            )
-            for kind, kv_heads in (("", 8), (", grouped heads", 2))
-        },
+        "decode, 512 keys": measured.Problem(DECODE, partial(decode, length=512, kv_heads=2), partial(decode, length=48, kv_heads=2)),
         "varlen, 5 to 150 tokens": measured.Problem(
             VARLEN, partial(varlen, lengths=(64, 5, 150, 37)), partial(varlen, lengths=(16, 5, 40, 19))
         ),

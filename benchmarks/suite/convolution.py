@@ -17,13 +17,12 @@ def _problem(name: str, x: tuple[int, ...], weight: tuple[int, ...], *, twins_on
     return measured.Problem(name, arguments, twins_only=twins_only)
 
 
-class Convolution(measured.Measured):
+class Convolution(measured.Timed):
     about = "kernels of 3, and of 5 in one dimension, that keep the size unless strided"
     problems = {
         "1-D": _problem("conv1d", (2, 16, 256), (32, 16, 5), padding=2),
         "2-D": _problem("conv2d", (2, 16, 28, 28), (32, 16, 3, 3), padding=1),
         "2-D, strided": _problem("conv2d", (2, 16, 28, 28), (32, 16, 3, 3), padding=1, stride=2),
-        "2-D, dilated": _problem("conv2d", (2, 16, 28, 28), (32, 16, 3, 3), padding=2, dilation=2),
         "3-D": _problem("conv3d", (1, 8, 8, 14, 14), (16, 8, 3, 3, 3), padding=1),
         "depthwise": _problem("depthwise_conv2d", (2, 32, 28, 28), (32, 1, 3, 3), padding=1),
     }

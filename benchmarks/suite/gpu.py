@@ -13,7 +13,7 @@ LENGTHS = (1024, 4096, 16384) if LARGE else (1024,)
 class Attention:
     """8 heads of 128; a call ends when the device has."""
 
-    params = [[False, True], list(LENGTHS), list(measured.DIRECTIONS)]
+    params = [[False, True], list(LENGTHS), ["forward", "both"]]
     param_names = ["causal", "length", "direction"]
     timeout = 120.0
 
@@ -26,7 +26,7 @@ class Attention:
             _, pullback = mechanism.vjp(query, key, value, causal=causal)
             return pullback(d)
 
-        self.call = both if direction == measured.BOTH else lambda: mechanism(query, key, value, causal=causal)
+        self.call = both if direction == "both" else lambda: mechanism(query, key, value, causal=causal)
         self.time_call(causal, length, direction)
 
     def time_call(self, causal: bool, length: int, direction: str) -> None:
@@ -37,7 +37,7 @@ class Attention:
 class Convolution:
     """64 channels, 56 x 56, batch 8, 3 x 3."""
 
-    params = [list(measured.DIRECTIONS)]
+    params = [["forward", "both"]]
     param_names = ["direction"]
     timeout = 120.0
 
@@ -51,7 +51,7 @@ class Convolution:
             _, pullback = mechanism.vjp(x, weight, padding=1)
             return pullback(d)
 
-        self.call = both if direction == measured.BOTH else lambda: mechanism(x, weight, padding=1)
+        self.call = both if direction == "both" else lambda: mechanism(x, weight, padding=1)
         self.time_call(direction)
 
     def time_call(self, direction: str) -> None:

@@ -20,7 +20,7 @@ def arguments(random: np.random.Generator, name: str, length: int, heads: int, h
     return drawn | {"log_decay": -random.uniform(0, 0.25, shape[:3]), "beta": random.uniform(0, 1, shape[:3])}
 
 
-class Linear(measured.Measured):
+class Linear(measured.Timed):
     about = "1 sequence, head_dim 64; the chunked forms"
     problems = {
         name.removeprefix("chunked_"): measured.Problem(

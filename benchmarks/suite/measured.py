@@ -1,20 +1,27 @@
-"""What every problem is measured by: time, peak memory, and the worst error over what an honest kernel may have.
+"""What every problem is measured by: the time of one direction and of both; memory and errors have modules of their own.
 
 Wherever something is not installed, or not there at the commit that is measured, ``NotImplementedError`` in `setup` leaves it out.
+asv starts a process for each benchmark and each of its parameters, which costs about a second: there are no more than tell something.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import math
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 PRECISIONS = {"refattn": "float64", "refattn_numba": "float32"}
-FORWARD, BOTH = DIRECTIONS = ("forward", "forward and backward")
+MODULES = ("attention", "convolution", "linear")
 
 
 class Problem(NamedTuple):
@@ -43,26 +50,43 @@ def offered(package: str, name: str) -> Any:
         raise NotImplementedError(f"{package} has no {name}") from error
 
 
-def warm_up() -> None:
-    """Compile the kernels into Numba's cache on disk: no process that measures compiles, which would be its peak of memory too."""
-    try:
-        compile_all = offered("refattn_numba", "warm_up")
-    except NotImplementedError:
-        return
-    compile_all()
+class Call:
+    """A problem's mechanism with its arguments, and cotangents, the same each time."""
+
+    def __init__(self, package: str, problem: Problem, *, smaller: bool = False) -> None:
+        random = np.random.default_rng(0)
+        drawn = (problem.smaller if smaller and problem.smaller else problem.arguments)(random)
+        self.mechanism = offered(package, problem.mechanism)
+        self.inputs = {n: x.astype(PRECISIONS[package]) if _is_real(x) else x for n, x in drawn.items()}
+        try:
+            inspect.signature(self.mechanism).bind(**self.inputs)
+        except TypeError as error:
+            raise NotImplementedError(f"{problem.mechanism} of {package} takes other arguments: {error}") from error
+        y = self.forward()
+        outputs = y if isinstance(y, tuple) else (y,)
+        self.d = tuple(random.standard_normal(x.shape).astype(x.dtype) for x in outputs)
+
+    def forward(self) -> Any:
+        """The outputs, and no gradients."""
+        return self.mechanism(**self.inputs)
+
+    def both(self) -> tuple[Any, dict[str, Any]]:
+        """The outputs, and all gradients."""
+        y, pullback = self.mechanism.vjp(**self.inputs)
+        return y, pullback(*self.d)
 
 
 class Measured(ABC):
     """Abstract, as asv would run it otherwise, and once more in each module that imports it."""
 
-    problems: ClassVar[dict[str, Problem]]
+    problems: ClassVar[dict[str, Problem]] = {}
     params: ClassVar[Any]
-    param_names: ClassVar[Any] = ["package", "case", "direction"]
+    param_names: ClassVar[Any] = ["package", "case"]
     timeout = 120.0
     sample_time, warmup_time, repeat, rounds = 0.02, 0.05, (3, 8, 1.0), 1
 
     def __init_subclass__(cls) -> None:
-        cls.params = [list(PRECISIONS), list(cls.problems), list(DIRECTIONS)]
+        cls.params = [list(PRECISIONS), list(cls.problems)]
 
     @property
     @abstractmethod
@@ -70,61 +94,67 @@ class Measured(ABC):
         """What the problems have in common."""
 
     def setup_cache(self) -> None:
-        """In a process of its own, once for all classes."""
-        warm_up()
+        """In a process of its own, once for all classes: no process that measures compiles, which would be its peak of memory too."""
+        compile_kernels()
 
     setup_cache.timeout = 900  # pyright: ignore[reportFunctionMemberAccess]
 
-    def setup(self, package: str, case: str, direction: str) -> None:
-        """Draw, and call once: nothing is compiled or read from disk later, whether or not asv warms up."""
+    def setup(self, package: str, case: str) -> None:
+        """Draw, and call once: nothing is read from disk later, whether or not asv warms up."""
         problem = self.problems[case]
         if package == "refattn" and problem.twins_only:
             raise NotImplementedError("too long for NumPy")
-        self.mechanism = offered(package, problem.mechanism)
-        self.call = self.both if direction == BOTH else self.forward
-        self.draw(package, problem.arguments)
+        self.call = Call(package, problem)
+        self.call.both()
 
-    def draw(self, package: str, arguments: Callable[[np.random.Generator], Mapping[str, Any]]) -> None:
-        """Arguments and cotangents, the same each time."""
-        random = np.random.default_rng(0)
-        drawn = arguments(random)
-        self.inputs = {n: x.astype(PRECISIONS[package]) if _is_real(x) else x for n, x in drawn.items()}
-        y = self.mechanism(**self.inputs)
-        outputs = y if isinstance(y, tuple) else (y,)
-        self.d = tuple(random.standard_normal(x.shape).astype(x.dtype) for x in outputs)
-        self.call()
 
-    def forward(self) -> tuple[Any, dict[str, Any] | None]:
-        """The outputs, and no gradients."""
-        return self.mechanism(**self.inputs), None
+class Timed(Measured):
+    """Abstract too."""
 
-    def both(self) -> tuple[Any, dict[str, Any] | None]:
-        """The outputs, and all gradients."""
-        y, pullback = self.mechanism.vjp(**self.inputs)
-        return y, pullback(*self.d)
+    def time_forward(self, package: str, case: str) -> None:
+        self.call.forward()
 
-    def time_call(self, package: str, case: str, direction: str) -> None:
-        self.call()
+    def time_both(self, package: str, case: str) -> None:
+        self.call.both()
 
-    def peakmem_process(self, package: str, case: str, direction: str) -> None:
-        """Of a process that has imported, drawn, and loaded or compiled nothing but what it needs."""
-        self.call()
 
-    def track_error_over_budget(self, package: str, case: str, direction: str) -> float:
-        """The worst of all elements of all outputs and gradients: above 1, `refattn check` would refuse it."""
-        problem = self.problems[case]
-        if problem.twins_only:
-            return math.nan
-        if problem.smaller is not None:
-            self.draw(package, problem.smaller)
-        from refattn.testing.checking import compare_given  # noqa: PLC0415  (not there at the first commits)
+def compile_kernels() -> None:
+    """Let Numba compile what all problems need, into its cache on disk, on all cores: it then is there until the package is replaced."""
+    if importlib.util.find_spec("numba") is not None:
+        apart(call_each, MODULES)
 
-        y, gradients = self.call()
-        reference, dtype = offered("refattn", problem.mechanism), PRECISIONS[package]
-        compared = compare_given(y, reference, self.inputs, gradients=gradients, cotangents=self.d, dtype=dtype)
-        return max(r.error_over_budget for r in compared if r.error_over_budget is not None)
 
-    track_error_over_budget.unit = "of its budget"  # pyright: ignore[reportFunctionMemberAccess]
+def apart(function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
+    """Call it in a process for each of the arguments, all at once; one that dies takes no other with it, and gives None.
+
+    asv finds the suite by a hook that new processes lack. What goes in and out is JSON.
+    """
+    root = Path(__file__).parents[__name__.count(".")]
+    program = f"import sys; sys.path.insert(0, {str(root)!r}); import json; from {function.__module__} import {function.__name__} as f; "
+    program += "print(json.dumps(f(*json.loads(sys.argv[1]))))"
+    started = [
+        subprocess.Popen([sys.executable, "-c", program, json.dumps(given)], stdout=subprocess.PIPE, text=True)
+        for given in zip(*arguments, strict=True)
+    ]
+    printed = [process.communicate()[0] for process in started]
+    return [None if p.returncode else json.loads(text.splitlines()[-1]) for p, text in zip(started, printed, strict=True)]
+
+
+def call_each(module: str) -> None:
+    """Call the twins of a module's problems; what fails will fail where it is measured, and be told there."""
+    for problem in problems_of(module).values():
+        with contextlib.suppress(Exception):
+            Call("refattn_numba", problem).both()
+
+
+def problems_of(*modules: str) -> dict[str, Problem]:
+    """By their names, that of the module first."""
+    found = {}
+    for module in modules:
+        for kind in vars(importlib.import_module(f"{__package__}.{module}")).values():
+            if isinstance(kind, type) and issubclass(kind, Measured) and not inspect.isabstract(kind):
+                found |= {f"{module}, {case}": problem for case, problem in kind.problems.items()}
+    return found
 
 
 def _is_real(x: Any) -> bool:

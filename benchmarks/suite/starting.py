@@ -22,11 +22,6 @@ print(time.perf_counter() - start)
 """
 CALLS = {
     "attention": ("scaled_dot_product_attention", (1, 1, 64, 64), "refattn_numba.scaled_dot_product_attention(x, x, x)"),
-    "attention, both passes": (
-        "scaled_dot_product_attention",
-        (1, 1, 64, 64),
-        "y, pullback = refattn_numba.scaled_dot_product_attention.vjp(x, x, x); pullback(y)",
-    ),
     "2-D convolution": ("conv2d", (1, 8, 8, 8), "refattn_numba.conv2d(x, np.ones((8, 8, 3, 3), np.float32))"),
 }
 

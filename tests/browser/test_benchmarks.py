@@ -51,7 +51,7 @@ def with_history(pages, tmp_path_factory):
 def test_a_curve_of_each_kind_is_drawn(browser, opened):
     opened("history")
     WebDriverWait(browser, 20).until(lambda b: "refattn" in b.title)
-    for benchmark in ("attention.Attention.time_call", "convolution.Convolution.track_error_over_budget"):
+    for benchmark in ("attention.Attention.time_both", "errors.Errors.track_over_budget", "memory.Memory.peakmem_both"):
         browser.execute_script("location.hash = arguments[0]", f"#{benchmark}")
         WebDriverWait(browser, 20).until(lambda b, name=benchmark: b.find_element(By.ID, "title").text == name)
         WebDriverWait(browser, 20).until(lambda b: any(b.execute_script(INK, "#main-graph")))
@@ -64,7 +64,7 @@ def test_benchmarks_are_listed_with_their_results(browser, opened):
     browser.execute_script("location.hash = '#summarylist'")
     WebDriverWait(browser, 20).until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "#summarylist-body tbody tr")) > 20)
     text = browser.find_element(By.ID, "summarylist-body").text
-    assert "attention.Attention.time_call" in text
+    assert "attention.Attention.time_both" in text
     assert "refattn_numba" in text
     browser.find_element(By.CSS_SELECTOR, "#summarylist-body thead th").click()  # sorted by a library that is newer than asv's own
 
