@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from refattn.__main__ import main
+from refattn.__main__ import main, parser
 from refattn.testing import adapters
+from refattn.view import check_command
 
 KEYS = {"mechanism", "case", "what", "dtype", "status", "passed", "worst_error", "error_over_budget", "reason"}
 
@@ -128,3 +130,30 @@ def test_a_module_that_cannot_be_imported_is_status_2(tmp_path, monkeypatch, cap
     for module, said in (("unfinished", "unfinished: SyntaxError: "), ("unlucky", "unlucky: RuntimeError: no driver")):
         assert main(["check", f"{module}:softmax", "softmax"]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["refattn_numba"], min(os.cpu_count(), check_command.MOST)),
+        (["refattn_numba", "--jobs", "1"], 1),
+        (["refattn_numba", "softmax"], 1),
+        (["refattn_numba", "--report", "page.html"], 1),
+        (["torch"], 1),
+        (["torch", "--jobs", "3"], 3),
+    ],
+)
+def test_all_of_a_peer_that_has_to_be_prepared_is_checked_on_all_cores(arguments, jobs):
+    args = parser().parse_args(["check", *arguments])
+    assert check_command._jobs(args.target, args) == jobs
+
+
+def test_a_peer_is_prepared_before_several_processes_check_all_of_it(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setitem(adapters.PREPARED, "onnx", lambda dtypes, jobs: calls.append((dtypes, jobs)))
+    monkeypatch.setattr(check_command.sweep_command, "swept", lambda job, work, *rest: iter(()))
+    monkeypatch.setattr(adapters, "resolve", lambda *given, **named: [])
+    main(["check", "onnx", "--jobs", "2"])
+    main(["check", "onnx", "softmax", "--jobs", "2"])
+    assert calls == [([], 2)]
+    capsys.readouterr()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -281,3 +281,15 @@ ADAPTERS: dict[str, tuple[str, Callable[[], Candidates]]] = {
     "jax": ("jax", jax),
     "onnx": ("onnx", onnx),
 }
+
+
+KERNELS = {"float32", "float64", "bfloat16", "float16"}
+"""Formats that the twin has kernels for."""
+
+
+def _compile_twin(dtypes: Sequence[str], jobs: int) -> None:
+    importlib.import_module("refattn_numba").warm_up(dtypes=[d for d in dtypes if d in KERNELS], jobs=jobs)
+
+
+PREPARED: dict[str, Callable[[Sequence[str], int], None]] = {"refattn_numba": _compile_twin}
+"""What is done before several processes check all of a known peer, each of which would do it again: given formats and how many they are."""

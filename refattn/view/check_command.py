@@ -33,6 +33,8 @@ REPEATED: dict[str, Any] = {
     "level": "quick", "seed": 0, "framework": "numpy", "layout": None, "argument": [], "supports": None, "timeout": 60.0, "format": "bin",
 }  # fmt: skip
 """Options that one case alone needs as well, and their defaults."""
+MOST = 8
+"""Processes, unless more are asked for: each reads all kernels first."""
 STYLES = {"pass": "green", "known_difference": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
@@ -53,7 +55,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", choices=STORAGES, default="bin", help="how a program is given numbers; default: bin")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="leave the folders that a program reads and writes here")
     parser.add_argument("--seed", type=int, default=0, help="other numbers in all cases; default: 0")
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="work in this many processes; default: in this one")
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, help="work in this many processes; default: this one, or all cores for all of refattn_numba"
+    )
     parser.add_argument("--ledger", metavar="FILE", help="write each finished case here; what it holds already is not done again")
     parser.add_argument("--verbose", action="store_true", help="a line for every comparison, not only for those that are not right")
     parser.add_argument("--report", metavar="FILE", help="write a page that shows where what failed is wrong")
@@ -66,12 +70,12 @@ def run_check(args: Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.ledger and not args.target:
         raise ValueError("--ledger needs a TARGET: it belongs to one")
-    if args.command and (args.ledger or args.jobs != 1):
+    if args.command and (args.ledger or args.jobs not in {None, 1}):
         raise ValueError("--command takes no --jobs or --ledger: each case of a program is a process already")
     names = [args.command or args.target] if args.command or args.target else list(adapters.targets())
     if not names:
         raise LookupError(f"nothing to check: none of {', '.join(adapters.ADAPTERS)} is installed")
-    reports = {name: _checked(name, args) for name in names}
+    reports = {name: _checked(name, Namespace(**{**vars(args), "jobs": _jobs(name, args)})) for name in names}
     every = [r for report in reports.values() for r in report.results]
     if args.report:
         Path(args.report).write_text(Report(every).to_html(f"What the check of {', '.join(names)} found"), encoding="utf-8")
@@ -107,6 +111,14 @@ def _checked(target: str, args: Namespace) -> Report:
         for m, candidate, case, dtype in progress(work, len(work), f"checking {target}"):
             results += with_lines(compare_case(candidate, m, case, dtype), _again(target, m.spec.name, args))
     return Report(few(results))
+
+
+def _jobs(target: str, args: Namespace) -> int:
+    """Peers that have much to prepare are checked on all cores; one mechanism, or a page with what no process sends, is not."""
+    if args.jobs is not None:
+        return args.jobs
+    one = any(x is not None for x in (args.name, args.case, args.supports, args.report))
+    return 1 if one or target not in adapters.PREPARED else min(os.cpu_count() or 1, MOST)
 
 
 def _again(target: str, mechanism: str, args: Namespace) -> Callable[[str, str], str]:

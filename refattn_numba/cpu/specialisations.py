@@ -95,7 +95,7 @@ def _from_to(given: str, made: str) -> tuple[Any, ...]:
     return *arrays, types.int64, types.int64
 
 
-def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[Compiled]:
+def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: int = 1) -> list[Compiled]:
     """Compile kernels now, so that no later call has to wait; what is on disk already is only read.
 
     ``python -m refattn_numba`` does so for all, and prints what it took.
@@ -108,6 +108,8 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[
     dtypes : iterable of {"float32", "float64", "bfloat16", "float16"}, optional
         The types in which arrays are stored. Kernels for float16 are those for float32 and conversions; so are those for bfloat16
         where the processor does not multiply it.
+    jobs : int, optional
+        How many processes compile. With more than one, kernels are on disk afterwards, and this process has read none of them.
 
     Returns
     -------
@@ -119,9 +121,39 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",)) -> list[
     wanted = set(dtypes)
     if unknown := sorted(wanted - set(get_args(Precision))):
         raise ValueError(f"dtypes are {unknown}, but there are {', '.join(get_args(Precision))}")
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, but must be at least 1")
     wanted |= {"float32"} if wanted & {"float16", "bfloat16"} else set()
+    asked = frozenset(groups or get_args(Group)), frozenset(wanted)
+    places = range(len(_by_kernel(*asked)))
+    if jobs == 1:
+        made = [_compiled(*asked, place) for place in places]
+    else:
+        import multiprocessing  # noqa: PLC0415  # it renames __main__, which nobody who imports this has asked for
+        from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
+        with ProcessPoolExecutor(max(1, min(jobs, len(places))), multiprocessing.get_context("spawn")) as processes:
+            made = [task.result() for task in [processes.submit(_compiled, *asked, place) for place in places]]
+    found = {(row.group, row.precision, name): row for rows in made for name, row in rows}
+    return [found[s.group, s.precision, _full_name(s.kernel)] for s in specialisations() if s.group in asked[0] and s.precision in asked[1]]
+
+
+def _full_name(kernel: Any) -> str:
+    return f"{kernel.__module__}.{kernel.__name__}"
+
+
+def _by_kernel(groups: frozenset[Group], precisions: frozenset[Precision]) -> list[list[Specialisation]]:
+    """Those of one kernel together: they share an index on disk, which two processes cannot write at once."""
+    found: dict[Any, list[Specialisation]] = {}
+    for s in specialisations():
+        if s.group in groups and s.precision in precisions:
+            found.setdefault(s.kernel, []).append(s)
+    return list(found.values())
+
+
+def _compiled(groups: frozenset[Group], precisions: frozenset[Precision], place: int) -> list[tuple[str, Compiled]]:
+    """What compiling one of these kernels took, for all of its types."""
     return [
-        Compiled(s.group, s.precision, s.kernel.__name__, *compile_once(s.kernel, *s.types))
-        for s in specialisations()
-        if s.group in (groups or get_args(Group)) and s.precision in wanted
+        (_full_name(s.kernel), Compiled(s.group, s.precision, s.kernel.__name__, *compile_once(s.kernel, *s.types)))
+        for s in _by_kernel(groups, precisions)[place]
     ]

@@ -99,6 +99,11 @@ def test_warming_up_says_what_it_took(capsys, monkeypatch):
     said = capsys.readouterr().out
     count = sum(s.precision in {"float32", "float16"} for s in specialisations())
     assert "narrow_float16" in said and "backward_bias" in said and f"{count} kernels in " in said
+    both = refattn_numba.warm_up("attention", jobs=2)
+    assert [row[:3] for row in both] == [row[:3] for row in first]
+    assert all(row.source in {"compiled", "disk"} for row in both)
+    with pytest.raises(ValueError, match="jobs is 0"):
+        refattn_numba.warm_up(jobs=0)
     with pytest.raises(ValueError, match="groups are"):
         refattn_numba.warm_up("forward")
     with pytest.raises(ValueError, match="dtypes are"):
