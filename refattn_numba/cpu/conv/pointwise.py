@@ -12,8 +12,10 @@ from refattn_numba.cpu.call import Record, aligned
 from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.pointwise_call import (
+    FAR,
     LINE_BLOCK,
     PART,
+    SHORT,
     TILES,
     GradientCall,
     evenly,
@@ -104,7 +106,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     lane_block, line_block, part = (
         evenly(lane_count, 2 * width, width),
         evenly(line_count, LINE_BLOCK, LINES),
-        evenly(total, PART, lanes(problem.dtype)),
+        evenly(total, PART if total > SHORT * SHARES else SHORT, lanes(problem.dtype)),
     )
     blocks = problem.groups * -(-lane_count // lane_block) * -(-line_count // line_block)
     share = whole(-(-total // min(-(-SHARES // blocks), -(-total // part))), part)
@@ -173,16 +175,17 @@ def _product(
     while tasks < wanted_tasks() and block > width:
         block, tasks = block // 2, 2 * tasks
     task = block * max(1, min(4, tasks // (2 * wanted_tasks())))
-    step, at_sums = block + lanes(problem.dtype), 0
+    step, at_sums, kept = block + lanes(problem.dtype), 0, 0
     if is_planes:
         at_sums, size = part * step, room(line_block) * step + block
+        kept = room(line_block) + lanes(problem.dtype) if steps[1] * problem.dtype.itemsize >= FAR else 0
     else:
         step, size, steps = room(block), room(block) * line_block, (packed[0].size, packed[0, 0].size)
     fields = {
         "groups": problem.groups, "depth": depth, "lines": lines, "positions": math.prod(problem.out), "total": total, "part": part,
         "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
         "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
-        "memory_size": at_sums + size, "activation": CODES[epilogue.activation],
+        "at_kept": at_sums + size, "kept_step": kept, "memory_size": at_sums + size + kept * part, "activation": CODES[epilogue.activation],
         "stream": int(epilogue.activation is None and streams(made, lines if problem.channels_last else math.prod(problem.out))),
     }  # fmt: skip
     fields["tasks"] = problem.groups * fields["tasks_each"] * fields["line_blocks"]

@@ -16,12 +16,15 @@ from refattn_numba.cpu.simd import TILE_BYTES
 PART = 128  # of a sum that is made in registers: its operands, a tile wide, fill most of a core's first cache
 LINE_BLOCK = 43 * LINES  # and the sums, with a block of positions, its second one
 TILES = 4  # of positions or channels that a block has
+FAR = 4096  # bytes between rows, of which a first cache has room for one line of a dozen at most
+SHORT = 64  # of a sum over so few positions that parts would be few
 STREAM_BYTES = 4 << 20  # results of more are not expected to be found in the cores' own caches
 
 ADDRESSES = ("source", "weight", "bias", "out", "before")
 SIZES = (
     "groups", "depth", "lines", "positions", "total", "part", "weight_line", "weight_step",
-    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "memory_size", "activation", "stream",
+    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "at_kept", "kept_step", "memory_size",
+    "activation", "stream",
 )  # fmt: skip
 
 PointwiseCall = np.dtype([(name, np.int64) for name in (*ADDRESSES, *SIZES)], align=True)
@@ -31,6 +34,7 @@ weight : rows of a matrix for each group, or packed strips of tiles.
 part : of the depth, at a time.
 line_block, block, task : lines of a task; positions of a block, and of a task, which is some blocks.
 step, at_sums : from row to row of a thread's blocks, and where the sums begin.
+kept_step : between rows of a copy of the matrix's part, where its own would take each other's places in a core's first cache; else 0.
 """
 
 
