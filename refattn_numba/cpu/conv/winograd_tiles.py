@@ -16,7 +16,7 @@ from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.products import REGISTERS
 
 FIELDS = (
-    "x", "y", "weight", "panels_at", "u", "v", "bias", "sums",
+    "x", "y", "weight", "u", "v", "bias", "sums",
     "x_batch", "x_channel", "x_position", "x_d", "x_h", "x_w", "y_batch", "y_channel", "y_position", "y_d", "y_h", "y_w",
     "before_d", "before_h", "before_w", "m_d", "m_h", "m_w", "tiles_d", "tiles_h", "tiles_w",
     "groups", "c", "o", "taps", "points", "tiles", "panel", "panels", "is_flipped", "is_relu", "o_step", "c_step",
@@ -27,8 +27,8 @@ FIELDS = (
 
 WinogradCall = np.dtype([(name, np.int64) for name in FIELDS], align=True)
 
-NEAR, FAR = 40 * 2**10, 720 * 2**10
-"""Bytes of a slab in the first cache, and of a block of products in the second one."""
+NEAR, FAR, ROOM = 24 * 2**10, 720 * 2**10, 1536 * 2**10
+"""Bytes of a slab in the first cache, of a block of products in the second one, and of all that is used again and again there."""
 
 LARGEST_GROWTH = GROWTH[4] ** 2
 """Of the bound of errors: what two axes of F(4, 3) have. With three axes that have 3 taps, one is F(4, 3) at most."""
@@ -88,7 +88,7 @@ def even(whole: int, most: int) -> int:
 def tiled(problem: Problem, m: Axes) -> Tiling:
     """Slabs that fit the first cache."""
     d, h, w = (-(-n // k) for n, k in zip(problem.out, m, strict=True))
-    columns = even(w, 32)
+    columns = even(w, 16)
     line = points_of(m[0]) * (columns * m[2] + 2) * HOST.register_bytes
     rows = even(h, max(1, min((NEAR // line - 2) // m[1], 64 // columns)))
     return Tiling(m, (d, h, w), rows, columns)
