@@ -23,14 +23,13 @@ from refattn_numba.cpu.conv.winograd_slabs import (
 from refattn_numba.cpu.conv.winograd_squares import doubles_at, gather
 from refattn_numba.cpu.conv.winograd_transforms import points_of, transform_weight
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import lanes_of, next_of, pointer_to, prefetch, tile_of
 from refattn_numba.cpu.sizes import smaller
 
 DEPTH = 128
 """Input channels whose products are summed before they are added to memory: their panel of weights stays in the first cache."""
 
-NEAR = 16
+NEAR = 8
 """Input channels whose weights are read at once: of each output channel some cache lines, which then stay there."""
 
 
@@ -142,26 +141,13 @@ def transform_weights(calls: Any, options: Any, shared: Array, counters: Integer
 def multiply(call: Any, u: Any, u_point: int, v: Any, tiles: int, first: int, count: int, width: int, products: Any) -> None:
     """For each point, tiles by some input channels times these by a panel; what is not first is added.
 
-    What is read next stands in the second cache or beyond, and the processor does not foresee it in time: a product reads it ahead.
+    All three lie in the order in which they are read and written, which the processor foresees.
     """
-    parts = (tiles + SPARE - 1) // SPARE
     for point in range(call.points):
         for k in range(0, count, DEPTH):
             a, b, c = u + (point * u_point + k * call.panel), v + (point * call.v_point + k), products + point * call.m_point
-            depth, is_last = smaller(DEPTH, count - k), k + DEPTH >= count
-            next_a = u + ((point + 1) * u_point if is_last else point * u_point + (k + DEPTH) * call.panel)
-            next_b = v + ((point + 1) * call.v_point if is_last else point * call.v_point + k + DEPTH)
-            for part in range(parts):
-                tile = part * SPARE
-                lines = smaller(SPARE, tiles - tile)
-                fetch_part(next_a, depth * call.panel, part, parts)
-                soon = next_b if part + 1 == parts else b + (tile + SPARE) * call.v_tile
-                for line in range(smaller(SPARE, tiles) if part + 1 == parts else smaller(SPARE, tiles - tile - SPARE)):
-                    fetch_part(soon + line * call.v_tile, depth, 0, 1)
-                multiply_lines(
-                    a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width,
-                    first + k > 0,
-                )  # fmt: skip
+            depth = smaller(DEPTH, count - k)
+            multiply_lines(a, call.panel, b, call.v_tile, 1, tiles, depth, c, call.m_tile, width, first + k > 0)
 
 
 @kernel

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import LINES, REGISTERS, SPARE
-from refattn_numba.cpu.simd import I32, I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
+from refattn_numba.cpu.simd import I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
 
 
 def _block(registers: int, at_a_time: int) -> Any:
     """The product of `at_a_time` lines, the last of which are the last that exists, and `registers` registers of lanes."""
 
     @instruction
-    def block(typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any, c: Any, c_step: Any, add: Any) -> Any:
+    def block(
+        typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any, c: Any, c_step: Any, add: Any
+    ) -> Any:
         vector = Vector(c.dtype)
         size, element = c.dtype.bitwidth // 8, vector.ir.element
 
@@ -31,7 +32,7 @@ def _block(registers: int, at_a_time: int) -> Any:
             for j in range(at_a_time):
                 line = builder.select(builder.icmp_signed("<", I64(j), last), I64(j), last)
                 rows.append(builder.gep(b, [builder.mul(line, b_line)]))
-            sums = [[cgutils.alloca_once_value(builder, constant(vector.ir, 0.0)) for _ in lanes] for _ in rows]
+            sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in rows]
             for place in (place for line in sums for place in line):
                 builder.store(constant(vector.ir, 0.0), place)
             with cgutils.for_range(builder, depth) as loop:
@@ -63,19 +64,6 @@ def _block(registers: int, at_a_time: int) -> Any:
 widest, left_over, fewest, two, one = (
     _block(*shape) for shape in ((REGISTERS, LINES), (REGISTERS, 4), (REGISTERS, 2), (2, SPARE), (1, SPARE))
 )
-
-
-@instruction
-def prefetch_far(typing: Any, p: Any, i: Any) -> Any:
-    """Begin to read the cache line of ``p[i]``, which need not exist, to the second cache."""
-
-    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
-        of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-        builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(0), I32(2), I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(p, types.intp), build
 
 
 @compiled
