@@ -42,7 +42,6 @@ OF_RECORDS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (
         WinogradCall,
         (
-            winograd_kernels.pack,
             winograd_kernels.transform_weights,
             winograd_kernels.by_tiles,
             winograd_kernels.transform_inputs,

@@ -36,6 +36,7 @@ from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Fini
 from refattn_numba.cpu.conv.winograd_matrices import TAPS
 from refattn_numba.cpu.conv.winograd_tiles import (
     FAR,
+    ROOM,
     Tiling,
     WinogradCall,
     best,
@@ -69,77 +70,85 @@ def run(kernel: Any, fields: dict[str, Any], tasks: int, cost: float, dtype: Any
     run_tasks(kernel, record, False, tasks, int(cost), dtype)
 
 
-def pack(problem: Problem, face: Face, weight: Array) -> Any:
-    """Panels of output channels, which lie side by side; the transform is left to each call, which knows the size of its tiles."""
-    taps, flipped = math.prod(problem.kernel), face == "spread"
-    steps = {"o_step": problem.c * taps, "c_step": taps}
-    if flipped:
-        problem, steps = mirrored(problem), {"o_step": taps, "c_step": problem.c * taps}
-    cut = tiled(problem, best(problem, face))
-    fields = {**fields_of(problem, cut), **steps, "is_flipped": int(flipped)}
-    fields |= memory_of(problem, cut, dense=(kernels.NEAR * taps + lanes(problem.dtype)) * lanes(problem.dtype))
-    made = np.empty((problem.groups, fields["panels"], problem.c, taps, fields["panel"]), problem.dtype)
-    tasks = problem.groups * fields["panels"] * -(-problem.c // kernels.DEPTH)
-    run(kernels.pack, fields, tasks, 4 * made.size, problem.dtype, weight=weight, panels_at=made)
-    return made
+def pack(problem: Problem, face: Face, weight: Array) -> Array:
+    """Itself: each call transforms it where it is read, as it knows the size of its tiles."""
+    return weight
 
 
-def correlate(problem: Problem, x: Array, packed: Any, epilogue: Epilogue) -> Finished:
+def correlate(problem: Problem, x: Array, packed: Array, epilogue: Epilogue) -> Finished:
     """The output."""
-    return convolved(problem, best(problem, "correlate"), x, packed, epilogue)
+    steps = {"o_step": problem.c * math.prod(problem.kernel), "c_step": math.prod(problem.kernel)}
+    return convolved(problem, best(problem, "correlate"), x, packed, steps, epilogue)
 
 
-def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Finished:
-    """The gradient of the input, from weights that `pack` has flipped."""
+def spread(problem: Problem, dy: Array, packed: Array, epilogue: Epilogue) -> Finished:
+    """The gradient of the input, from weights that are flipped."""
+    steps = {"o_step": math.prod(problem.kernel), "c_step": problem.c * math.prod(problem.kernel), "is_flipped": 1}
     problem = mirrored(problem)
-    return convolved(problem, best(problem, "spread"), dy, packed, epilogue)
+    return convolved(problem, best(problem, "spread"), dy, packed, steps, epilogue)
 
 
-def convolved(problem: Problem, m: Axes, x: Array, packed: Array, epilogue: Epilogue) -> Finished:
-    """The output, in the order that moves less memory."""
+def convolved(problem: Problem, m: Axes, x: Array, weight: Array, steps: dict[str, int], epilogue: Epilogue) -> Finished:
+    """The output, in the order that moves less memory; `steps` say how the weight lies."""
     dtype, cut, y = problem.dtype, tiled(problem, m), problem.empty(problem.groups * problem.o, problem.out)
     if not y.size:
         return finish(y, epilogue)
     fields, width = dict(fields_of(problem, cut)), lanes(dtype)
     panel, panels, points, tiles = (fields[name] for name in ("panel", "panels", "points", "tiles"))
     c = up(problem.c, width)
-    fields |= {"v_point": c, "v_tile": points * c + width, "m_point": panel, "m_tile": points * panel + width}
-    fields["is_relu"] = int(epilogue.activation == "relu")
+    fields |= {**steps, "v_tile": c, "m_tile": panel, "is_relu": int(epilogue.activation == "relu")}
     bias = np.zeros((problem.groups, panels * panel), dtype)
     if epilogue.bias is not None:
         bias[:, : problem.o] = epilogue.bias.reshape(problem.groups, problem.o)
     cost = 2 * tiles * points * problem.groups * problem.c * problem.o
-    arrays = {"x": x, "y": y, "bias": bias, "panels_at": packed}
-    of_v, of_u, of_m = tiles * fields["v_tile"], points * problem.c * panels * panel, up(tiles, SPARE) * fields["m_tile"]
-    blocks = blocks_of(fields, dtype)
-    if panels * of_v < (blocks + 1) * of_u and of_m * dtype.itemsize <= 2 * FAR:
+    arrays = {"x": x, "y": y, "bias": bias, "weight": weight}
+    of_v, of_u, of_m = tiles * points * c, points * problem.c * panels * panel, up(tiles, SPARE) * points * panel
+    block = block_of(fields, dtype)
+    if panels * of_v < (-(-fields["slabs"] // block) + 1) * of_u and of_m * dtype.itemsize <= 2 * FAR:
         few_tiles(problem, cut, fields, arrays, cost, of_m)
     else:
-        many_tiles(problem, cut, fields, arrays, cost, blocks)
+        many_tiles(problem, cut, fields, arrays, cost, block)
     return finish(y, Epilogue(None, None if fields["is_relu"] else epilogue.activation))
 
 
-def blocks_of(fields: dict[str, Any], dtype: Any) -> int:
-    """Blocks of slabs whose products fit the second cache, and that keep all threads busy to the end."""
-    slab = fields["rows"] * fields["columns"]
-    most = max(1, FAR // (fields["m_tile"] * dtype.itemsize) // slab)
+def of_points(fields: dict[str, Any], tiles: int, dtype: Any) -> dict[str, int]:
+    """From one point to the next, where all tiles of a point lie side by side: an odd number of registers, so that no cache set fills up."""
+    width = lanes(dtype)
+    v, m = tiles * fields["v_tile"], up(tiles, SPARE) * fields["m_tile"]
+    return {"v_point": v + width, "m_point": m + width}
+
+
+def block_of(fields: dict[str, Any], dtype: Any) -> int:
+    """Slabs of a block: inputs and products fit the second cache, with the weights if these are few, and all threads are busy to the end."""
+    points, panel, c, width = fields["points"], fields["panel"], fields["c"], lanes(dtype)
+    weights = points * c * fields["panels"] * panel * dtype.itemsize
+    room = ROOM - (weights if weights <= ROOM // 2 else 0)
+    slab = fields["rows"] * fields["columns"] * points * (up(c, width) + panel) * dtype.itemsize
+    most = max(1, min(room // slab, fields["slabs"]))
     threads = numba.get_num_threads()
-    blocks = -(-fields["slabs"] // most)
-    return min(
-        fields["slabs"], up(blocks * fields["groups"], threads) // fields["groups"] if blocks * fields["groups"] < 4 * threads else blocks
-    )
+
+    def longest(block: int) -> int:
+        return -(-fields["groups"] * -(-fields["slabs"] // block) // threads) * block
+
+    return min(range(most, most // 2, -1), key=longest)
 
 
-def many_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dict[str, Any], cost: float, blocks: int) -> None:
+def of_weights(problem: Problem) -> int:
+    """Room for weights before they are transformed."""
+    width = lanes(problem.dtype)
+    return (kernels.NEAR * math.prod(problem.kernel) + width) * width
+
+
+def many_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dict[str, Any], cost: float, block: int) -> None:
     """Blocks of tiles, from transformed weights."""
     dtype, points = problem.dtype, fields["points"]
-    block = -(-fields["slabs"] // blocks)
     most = block * cut.rows * cut.columns
     u = np.empty(problem.groups * fields["panels"] * points * problem.c * fields["panel"], dtype)
-    given = {**fields, "block": block, **memory_of(problem, cut, v=most * fields["v_tile"], m=up(most + SPARE, SPARE) * fields["m_tile"])}
-    of_weights = {**fields, **memory_of(problem, cut)}
-    tasks = problem.groups * fields["panels"] * -(-problem.c // kernels.DEPTH)
-    run(kernels.transform_weights, of_weights, tasks, 8 * u.size, dtype, panels_at=arrays["panels_at"], u=u)
+    fields |= of_points(fields, most, dtype)
+    given = {**fields, "block": block, **memory_of(problem, cut, v=points * fields["v_point"], m=points * fields["m_point"])}
+    small = {**fields, **memory_of(problem, cut, dense=of_weights(problem))}
+    tasks = problem.groups * fields["panels"] * -(-problem.c // kernels.NEAR)
+    run(kernels.transform_weights, small, tasks, 8 * u.size, dtype, weight=arrays["weight"], u=u)
     run(kernels.by_tiles, given, problem.groups * -(-fields["slabs"] // block), cost, dtype, **arrays, u=u)
 
 
@@ -149,11 +158,13 @@ def few_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dic
     a_channel = points * fields["panel"] * dtype.itemsize
     chunk = next(n for n in (128, 64, 32) if n == 32 or n * a_channel + of_m * dtype.itemsize <= 3 * FAR)
     chunk = min(chunk, problem.c)
-    v = np.empty(problem.groups * fields["tiles"] * fields["v_tile"], dtype)
+    fields |= of_points(fields, fields["tiles"], dtype)
+    of_m = points * fields["m_point"]
+    v = np.empty(problem.groups * points * fields["v_point"], dtype)
     registers = -(-problem.c // lanes(dtype))
     of_inputs = {**fields, **memory_of(problem, cut)}
     run(kernels.transform_inputs, of_inputs, problem.groups * fields["slabs"] * registers, 8 * v.size, dtype, x=arrays["x"], v=v)
-    given = {**fields, "chunk": chunk, **memory_of(problem, cut, m=of_m, u=points * chunk * fields["panel"])}
+    given = {**fields, "chunk": chunk, **memory_of(problem, cut, dense=of_weights(problem), m=of_m, u=points * chunk * fields["panel"])}
     run(kernels.by_panels, given, problem.groups * fields["panels"], cost, dtype, **arrays, v=v)
 
 

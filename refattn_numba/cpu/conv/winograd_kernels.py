@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from refattn._core import Array, Integers
+from refattn_numba.cpu.conv.winograd_products import multiply_lines
 from refattn_numba.cpu.conv.winograd_slabs import (
     from_points,
     load_slab,
@@ -22,15 +23,14 @@ from refattn_numba.cpu.conv.winograd_slabs import (
 from refattn_numba.cpu.conv.winograd_squares import doubles_at, gather
 from refattn_numba.cpu.conv.winograd_transforms import points_of, transform_weight
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import SPARE, add_product, product
-from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, prefetch, store, tile_of
+from refattn_numba.cpu.simd import lanes_of, next_of, pointer_to, prefetch, tile_of
 from refattn_numba.cpu.sizes import smaller
 
 DEPTH = 128
 """Input channels whose products are summed before they are added to memory: their panel of weights stays in the first cache."""
 
-NEAR = 16
-"""Input channels whose packed weights stay there while those of all registers are written."""
+NEAR = 8
+"""Input channels whose weights are read at once: of each output channel some cache lines, which then stay there."""
 
 
 @compiled
@@ -82,101 +82,72 @@ def fetch_part(p: Any, numbers: int, part: int, parts: int) -> None:
         prefetch(p, i * line)
 
 
-@kernel
-def pack(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
-    """The weights as ``[group][panel][c][taps][panel of o]``, flipped for the gradient of the input; a task has `DEPTH` channels c."""
-    call = calls[0]
-    memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
-    lanes, taps, width = lanes_of(memory), call.taps, call.panel
-    blocks = (call.c + DEPTH - 1) // DEPTH
-    while True:
-        task = next_of(counters, 0)
-        if task >= call.end_task:
-            return
-        group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * DEPTH
-        rows = smaller(width, call.o - panel * width)
-        last = smaller(first + DEPTH, call.c)
-        for near in range(first, last, NEAR):
-            for i in range(0, rows, lanes):
-                source = pointer_to(call.weight, memory) + (group * call.c * call.o * taps + (panel * width + i) * call.o_step)
-                out = pointer_to(call.panels_at, memory) + (((group * call.panels + panel) * call.c + near) * taps * width + i)
-                pack_square(call, source + near * call.c_step, smaller(rows - i, lanes), smaller(NEAR, last - near), memory, out)
-
-
 @compiled
-def pack_square(call: Any, source: Any, rows: int, channels: int, memory: Any, out: Any) -> None:
-    """One register of o and a few channels c."""
-    taps, width, lanes = call.taps, call.panel, lanes_of(memory)
-    if call.is_flipped != 0:
-        for c in range(channels):
-            gather(source + c * call.c_step, call.o_step, rows, taps, memory)
-            for t in range(taps):
-                store(out, (c * taps + taps - 1 - t) * width, load(memory, t * lanes))
+def load_weights(call: Any, source: Any, rows: int, channels: int, out: Any) -> None:
+    """One register of o and a few channels c, as ``[c][taps][lanes]``."""
+    taps, lanes = call.taps, lanes_of(out)
+    if call.is_flipped == 0:
+        gather(source, call.o_step, rows, channels * taps, out)
         return
-    for row in range(rows):
-        fetch_part(source + (lanes + row) * call.o_step, channels * taps, 0, 1)
-    gather(source, call.o_step, rows, channels * taps, memory)
-    for t in range(channels * taps):
-        store(out, t * width, load(memory, t * lanes))
+    for c in range(channels):
+        gather(source + c * call.c_step, call.o_step, rows, taps, out + c * taps * lanes)
 
 
 @compiled
 def transform_panel(call: Any, memory: Any, group: int, panel: int, first: int, count: int, out: Any, point: int) -> None:
-    """Some input channels of a panel of weights: ``out[point][channel][panel]``."""
+    """Some input channels of a panel of weights, flipped for the gradient of the input: ``out[point][channel][panel]``."""
     lanes, width, taps = lanes_of(memory), call.panel, call.taps
-    one, two = doubles_at(memory + call.at_one), doubles_at(memory + call.at_two)
-    source = pointer_to(call.panels_at, memory) + ((group * call.panels + panel) * call.c + first) * taps * width
-    for c in range(count):
-        for i in range(0, smaller(width, call.o - panel * width), lanes):
-            transform_weight(
-                call.m_d, call.m_h, call.m_w, source + (c * taps * width + i), width, one, two, out + (c * width + i), point
-            )  # fmt: skip
+    one, two, loaded = doubles_at(memory + call.at_one), doubles_at(memory + call.at_two), memory + call.at_dense
+    tap, step = loaded, lanes
+    if call.is_flipped != 0:
+        tap, step = loaded + (taps - 1) * lanes, -lanes
+    group_of_weights = pointer_to(call.weight, memory) + group * call.c * call.o * taps
+    rows = smaller(width, call.o - panel * width)
+    for near in range(0, count, NEAR):
+        channels = smaller(NEAR, count - near)
+        source = group_of_weights + ((first + near) * call.c_step + panel * width * call.o_step)
+        for i in range(0, rows, lanes):
+            here = source + i * call.o_step
+            soon = here + lanes * call.o_step if i + lanes < rows else source + NEAR * call.c_step
+            if call.is_flipped == 0:
+                for row in range(lanes):
+                    fetch_part(soon + row * call.o_step, channels * taps, 0, 1)
+            else:
+                for c in range(channels):
+                    fetch_part(soon + c * call.c_step, lanes * taps, 0, 1)
+            load_weights(call, here, smaller(lanes, rows - i), channels, loaded)
+            for c in range(channels):
+                to = out + ((near + c) * width + i)
+                transform_weight(call.m_d, call.m_h, call.m_w, tap + c * taps * lanes, step, one, two, to, point)
 
 
 @kernel
 def transform_weights(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
-    """All weights, as ``[group][panel][point][c][panel of o]``; a task has `DEPTH` channels c."""
+    """All weights, as ``[group][panel][point][c][panel of o]``; a task has `NEAR` channels c."""
     call = calls[0]
     memory = pointer_to(shared.ctypes.data, shared) + next_of(counters, 1) * call.memory_size
-    blocks = (call.c + DEPTH - 1) // DEPTH
+    blocks = (call.c + NEAR - 1) // NEAR
     while True:
         task = next_of(counters, 0)
         if task >= call.end_task:
             return
-        group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * DEPTH
+        group, panel, first = task // blocks // call.panels, task // blocks % call.panels, task % blocks * NEAR
         point = call.c * call.panel
         out = pointer_to(call.u, memory) + ((group * call.panels + panel) * call.points * point + first * call.panel)
-        transform_panel(call, memory, group, panel, first, smaller(DEPTH, call.c - first), out, point)
+        transform_panel(call, memory, group, panel, first, smaller(NEAR, call.c - first), out, point)
 
 
 @compiled
 def multiply(call: Any, u: Any, u_point: int, v: Any, tiles: int, first: int, count: int, width: int, products: Any) -> None:
     """For each point, tiles by some input channels times these by a panel; what is not first is added.
 
-    What is read next stands in the second cache or beyond, and the processor does not foresee it in time: a product reads it ahead.
+    All three lie in the order in which they are read and written, which the processor foresees.
     """
-    parts = (tiles + SPARE - 1) // SPARE
     for point in range(call.points):
         for k in range(0, count, DEPTH):
             a, b, c = u + (point * u_point + k * call.panel), v + (point * call.v_point + k), products + point * call.m_point
-            depth, is_last = smaller(DEPTH, count - k), k + DEPTH >= count
-            next_a = u + ((point + 1) * u_point if is_last else point * u_point + (k + DEPTH) * call.panel)
-            next_b = v + ((point + 1) * call.v_point if is_last else point * call.v_point + k + DEPTH)
-            for part in range(parts):
-                tile = part * SPARE
-                lines = smaller(SPARE, tiles - tile)
-                fetch_part(next_a, depth * call.panel, part, parts)
-                soon = next_b if part + 1 == parts else b + (tile + SPARE) * call.v_tile
-                for line in range(smaller(SPARE, tiles) if part + 1 == parts else smaller(SPARE, tiles - tile - SPARE)):
-                    fetch_part(soon + line * call.v_tile, depth, 0, 1)
-                if first + k == 0:
-                    product(
-                        a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c
-                    )
-                else:
-                    add_product(
-                        a, call.panel, b + tile * call.v_tile, call.v_tile, 1, lines, depth, c + tile * call.m_tile, call.m_tile, width, c
-                    )
+            depth = smaller(DEPTH, count - k)
+            multiply_lines(a, call.panel, b, call.v_tile, 1, tiles, depth, c, call.m_tile, width, first + k > 0)
 
 
 @kernel
@@ -218,7 +189,7 @@ def transform_inputs(calls: Any, options: Any, shared: Array, counters: Integers
         if task >= call.end_task:
             return
         slab, group, c = task // registers // call.groups, task // registers % call.groups, task % registers * lanes
-        out = pointer_to(call.v, memory) + ((group * call.tiles + first_tile(call, slab)) * call.v_tile + c)
+        out = pointer_to(call.v, memory) + (group * call.points * call.v_point + first_tile(call, slab) * call.v_tile + c)
         load_x(call, memory, slab, group * call.c + c, call.c - c, out, call.v_point, call.v_tile)
 
 
@@ -242,7 +213,7 @@ def by_panels(calls: Any, options: Any, shared: Array, counters: Integers) -> No
             return
         group, panel = task // call.panels, task % call.panels
         width = smaller(call.panel, call.o - panel * call.panel)
-        v = pointer_to(call.v, memory) + group * call.tiles * call.v_tile
+        v = pointer_to(call.v, memory) + group * call.points * call.v_point
         for c in range(0, call.c, call.chunk):
             count, u_point = smaller(call.chunk, call.c - c), call.chunk * call.panel
             transform_panel(call, memory, group, panel, c, count, u, u_point)

@@ -6,11 +6,12 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.winograd_kernels import fetch_part, load_x, tile_of_call
+from refattn_numba.cpu.conv.winograd_products import multiply_lines
 from refattn_numba.cpu.conv.winograd_slabs import load_slab, place_of_slab, to_points, y_image
 from refattn_numba.cpu.conv.winograd_squares import scatter
 from refattn_numba.cpu.conv.winograd_transforms import gradient_of_weight
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import SPARE, add_product, product
+from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import lanes_of, load, next_of, pointer_to, store
 from refattn_numba.cpu.sizes import smaller
 
@@ -57,11 +58,9 @@ def multiply_tiles(call: Any, x: Any, y: Any, sums: Any, tiles: int, channels: i
             fetch_part(a + call.m_point, tiles * call.m_tile, part, parts)
             fetch_part(b + call.v_point, tiles * call.v_tile, part, parts)
             out = to + c * call.panel
-            if is_first:
-                product(a, call.m_tile, b + c, 1, call.v_tile, lines, tiles, out, call.panel, width, out)
-            else:
+            if not is_first:
                 fetch_part(sums + (point + 1) * call.s_point if part + 1 == parts else out + SPARE * call.panel, SPARE * call.panel, 0, 1)
-                add_product(a, call.m_tile, b + c, 1, call.v_tile, lines, tiles, out, call.panel, width, out)
+            multiply_lines(a, call.m_tile, b + c, 1, call.v_tile, lines, tiles, out, call.panel, width, not is_first)
 
 
 @kernel
