@@ -12,19 +12,20 @@ from refattn._core import Array
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, record, sides, width_of
 from refattn_numba.cpu.conv.direct_few import spread_few, suits
 from refattn_numba.cpu.conv.direct_linear import convolve
-from refattn_numba.cpu.conv.direct_pack import packed
+from refattn_numba.cpu.conv.direct_pack import packed, runs_of_taps
 from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
+from refattn_numba.cpu.conv.gathered import RUN
 from refattn_numba.cpu.conv.layouts import to_channels_last
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
 
-DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
+DEPTH = 128  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
-GATHERED = 16  # channels of a group, from which on they had better lie side by side than be read across
+ALIASED = 512  # bytes of which a channel's are a multiple, where many channels want the same places of a cache
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
 BANDWIDTH = 8e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
@@ -73,14 +74,14 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
 
 def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     inner, made, size = sides(problem, face)
-    if inner >= GATHERED and math.prod(problem.kernel) > 1:
+    taps, by_taps = math.prod(problem.kernel), runs_of_taps(problem, face)
+    if taps > 1 and not by_taps and math.prod(x.shape[2:]) * x.itemsize % ALIASED == 0:
         x = np.moveaxis(to_channels_last(problem, x), -1, 1)
     y = problem.empty(problem.groups * made, size)
     found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
     box, boxes = _box(problem.batch, size, problem.groups * blocks)
     rows, width = math.prod(box) + 2, width_of(problem.dtype)
-    taps = math.prod(problem.kernel)
-    places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 16 * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
+    places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 8 * RUN * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
     fields = {
         **described(problem, found, x),
         "inner": inner,
@@ -89,12 +90,14 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         **{f"out_{axis}": n for axis, n in zip("dhw", size, strict=True)},
         **{f"box_{axis}": n for axis, n in zip("ndhw", box, strict=True)},
         "boxes": boxes,
+        "by_taps": by_taps,
+        "run_step": (problem.dilation[2] * x.strides[4] if by_taps else x.strides[1]) // x.itemsize,
         "holes": found.covered < math.prod(size),
         "positions_first": weight.nbytes <= RESIDENT,
         "channels_first": not problem.channels_last,
         "relu": epilogue.activation == "relu",
         "depth": DEPTH,
-        **dict(zip(("at_taps", "at_steps", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
+        **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
         "memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize,
     }
     call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps)

@@ -25,8 +25,8 @@ DirectCall = np.dtype(
     + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu", "holes")]
     + [(f"{name}_{axis}", np.int64) for name in ("size", "stride", "gap", "before") for axis in AXIS]
     + [(name, np.int64) for name in ("kernel_d", "low", "length", "at_panel", "at_tile", "at_planes", "at_slots")]
-    + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step")]
-    + [(name, np.int64) for name in ("depth", "at_taps", "at_steps", "at_sources", "at_places", "memory_size", "end_task")],
+    + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step", "run_step", "by_taps")]
+    + [(name, np.int64) for name in ("depth", "at_taps", "at_runs", "at_sources", "at_places", "memory_size", "end_task")],
     align=True,
 )
 """Steps are in elements.
@@ -35,6 +35,7 @@ source_n ... source_c : from one example, position or channel of what is read in
 inner, made : channels of a group that are summed over, and those of the result.
 width, blocks : lanes of one block of channels, and blocks of a group.
 box_n ... box_w : how many positions of the result one task has along each axis, and `boxes` how many tasks this makes of a block.
+by_taps, run_step : whether runs (`gathered`) are taps of the last axis or channels, and how far apart these lie.
 at_taps ... at_places : where in a thread's memory the tables of a task stand, in bytes.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import load_taps
-from refattn_numba.cpu.conv.gathered import gathered_product
+from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.layouts import copy_rows, turn_tile
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE
@@ -87,8 +87,8 @@ def _inside(row: Any, low: int, high: int) -> tuple[int, int]:
 def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
@@ -135,8 +135,9 @@ def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end:
                     packed,
                     source,
                     found,
-                    count * call.inner,
-                    steps,
+                    count,
+                    w[6] - w[5],
+                    runs,
                     sources,
                     places,
                     lines,
@@ -152,29 +153,32 @@ def _add_class(
     packed: Any,
     source: Any,
     found: Any,
-    whole: int,
-    steps: Any,
+    count: int,
+    row: int,
+    runs: Any,
     sources: Any,
     places: Any,
     lines: int,
     tile: Any,
     bias: Any,
 ) -> None:
-    """Blocks of depth, of nearly the same size."""
+    """Blocks of depth, of nearly the same size, as runs: of channels that one tap reads, or of `row` taps that read one channel."""
+    rows = count // row
+    length, whole = (row, count * call.inner) if call.by_taps else (call.inner, count * call.inner)
     depth = _ceil(whole, _ceil(whole, call.depth))
     for first in range(0, whole, depth):
-        size, k = smaller(depth, whole - first), 0
-        tap, channel = first // call.inner, first % call.inner
+        size, k, made = smaller(depth, whole - first), 0, 0
+        run, i = first // length, first % length
         while k < size:
-            row, offset = found[2 * tap] * call.inner, found[2 * tap + 1]
-            some = smaller(call.inner - channel, size - k)
-            for i in range(some):
-                steps[2 * (k + i)] = (row + channel + i) * call.width
-                steps[2 * (k + i) + 1] = offset + (channel + i) * call.source_c
-            k, tap, channel = k + some, tap + 1, 0
-        gathered_product(
-            registers, packed, source, steps, size, sources, places, lines, tile, bias if first == 0 else tile, 0 if first == 0 else 1
-        )
+            tap, channel = (run % rows * row, run // rows) if call.by_taps else (run, 0)
+            begin = channel * call.kernel + found[2 * tap] if call.by_taps else found[2 * tap] * call.inner
+            some = smaller(length - i, size - k)
+            runs[RUN * made] = (begin + i) * call.width
+            runs[RUN * made + 1] = found[2 * tap + 1] + channel * call.source_c + i * call.run_step
+            runs[RUN * made + 2] = some
+            k, run, i, made = k + some, run + 1, 0, made + 1
+        before, step = (bias, 0) if first == 0 else (tile, 1)
+        gathered_product(registers, packed, source, runs, made, call.run_step, sources, places, lines, tile, before, step)
 
 
 @compiled

@@ -12,7 +12,7 @@ from refattn_numba.cpu.call import aligned
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, load_taps, record, width_of
 from refattn_numba.cpu.conv.direct_pack import unpack
 from refattn_numba.cpu.conv.direct_tables import tables
-from refattn_numba.cpu.conv.gathered import gathered_product
+from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.problem import Problem
 from refattn_numba.cpu.jit import compiled, kernel
@@ -38,7 +38,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     sums = aligned(parts * tasks * region, problem.dtype)
     found, gathered = tables(problem, "correlate"), panels(problem, dy, width)
     lines = taps * chunk + SPARE
-    places = np.cumsum([0, 16 * taps, 16 * DEPTH, 8 * lines, 8 * lines])
+    places = np.cumsum([0, 16 * taps, 8 * RUN * DEPTH, 8 * lines, 8 * lines])
     fields = {
         **described(problem, found, x),
         "inner": problem.c,
@@ -52,7 +52,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
         "lane_step": problem.c * taps,
         "depth": DEPTH,
         **{f"out_{axis}": n for axis, n in zip("dhw", problem.out, strict=True)},
-        **dict(zip(("at_taps", "at_steps", "at_sources", "at_places"), map(int, places), strict=False)),
+        **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places), strict=False)),
     }
     memory = {"memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize}
     call = record({**fields, **memory}, source=x, d_output=gathered, output=sums, classes=found.classes, taps=found.taps)
@@ -85,8 +85,8 @@ def correlate_weight(calls: Any, options: Any, shared: Array, counters: Integers
 def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, part: int) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
@@ -114,22 +114,25 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
                 at_h, rest = rest % h[2], rest // h[2]
                 at_d, n = rest % d[2], rest // d[2]
                 while begin < end:
-                    depth = smaller(call.depth, end - begin)
-                    for step in range(depth):
+                    depth, made, summed = smaller(call.depth, end - begin), 0, 0
+                    while summed < depth:
+                        some = smaller(w[2] - at_w, depth - summed)
                         at = n * image + ((d[0] + at_d) * call.out_h + h[0] + at_h) * call.out_w + w[0] + at_w
-                        steps[2 * step] = at * call.width
-                        steps[2 * step + 1] = (
+                        runs[RUN * made] = at * call.width
+                        runs[RUN * made + 1] = (
                             n * call.source_n
                             + (d[3] + d[4] * at_d) * call.source_d
                             + (h[3] + h[4] * at_h) * call.source_h
                             + (w[3] + w[4] * at_w) * call.source_w
                         )
-                        at_w += 1
+                        runs[RUN * made + 2] = some
+                        summed, at_w, made = summed + some, at_w + some, made + 1
                         if at_w == w[2]:
                             at_w, at_h = 0, at_h + 1
                             if at_h == h[2]:
                                 at_h, at_d = 0, at_d + 1
                                 if at_d == d[2]:
                                     at_d, n = 0, n + 1
-                    gathered_product(registers, d_output, source, steps, depth, sources, places, lines, sums, sums, 1)
+                    b_step = w[4] * call.source_w
+                    gathered_product(registers, d_output, source, runs, made, b_step, sources, places, lines, sums, sums, 1)
                     begin += depth
