@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -22,7 +22,7 @@ from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Fini
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
 
-DEPTH = 128  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
+DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
 ALIASED = 512  # bytes of which a channel's are a multiple, where many channels want the same places of a cache
@@ -78,9 +78,9 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
     if taps > 1 and not by_taps and math.prod(x.shape[2:]) * x.itemsize % ALIASED == 0:
         x = np.moveaxis(to_channels_last(problem, x), -1, 1)
     y = problem.empty(problem.groups * made, size)
-    found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
+    found, blocks = tables(problem, face, _together(problem, inner)), blocks_of(made, problem.dtype)
     box, boxes = _box(problem.batch, size, problem.groups * blocks)
-    rows, width = math.prod(box) + 2, width_of(problem.dtype)
+    rows, width = math.prod(box) + 1, width_of(problem.dtype)
     places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 8 * RUN * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
     fields = {
         **described(problem, found, x),
@@ -92,7 +92,7 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         "boxes": boxes,
         "by_taps": by_taps,
         "run_step": (problem.dilation[2] * x.strides[4] if by_taps else x.strides[1]) // x.itemsize,
-        "holes": found.covered < math.prod(size),
+        **{f"groups_{axis}": n for axis, n in zip("dhw", found.groups, strict=True)},
         "positions_first": weight.nbytes <= RESIDENT,
         "channels_first": not problem.channels_last,
         "relu": epilogue.activation == "relu",
@@ -100,7 +100,7 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
         "memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize,
     }
-    call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps)
+    call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps, cuts=found.cuts)
     if epilogue.bias is not None:
         call.add(bias=epilogue.bias)
     run_tasks(convolve, call, False, boxes * problem.groups * blocks if y.size else 0, int(problem.operations), problem.dtype)
@@ -110,6 +110,16 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
 def _finished(y: Array, epilogue: Epilogue) -> Finished:
     """What is left of an epilogue after the bias and relu."""
     return finish(y, Epilogue(None, None if epilogue.activation == "relu" else epilogue.activation))
+
+
+def _together(problem: Problem, inner: int) -> Axes:
+    """How many taps of each axis make one sum: all of an axis before more than one of the next."""
+    room, made = max(1, DEPTH // max(1, inner)), []
+    for taps in reversed(problem.kernel):
+        parts = -(-taps // room) if taps else 1
+        made.append(max(1, -(-taps // parts)))
+        room = max(1, room // max(1, taps)) if parts == 1 else 1
+    return cast("Axes", tuple(reversed(made)))
 
 
 def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:

@@ -18,14 +18,14 @@ from refattn_numba.cpu.products import REGISTERS
 AXIS = ("d", "h", "w")
 
 DirectCall = np.dtype(
-    [(name, np.int64) for name in ("source", "weight", "bias", "output", "d_output", "classes", "taps")]
+    [(name, np.int64) for name in ("source", "weight", "bias", "output", "d_output", "classes", "taps", "cuts")]
     + [(f"source_{axis}", np.int64) for axis in ("n", *AXIS, "c")]
     + [(name, np.int64) for name in ("classes_d", "classes_h", "classes_w", "classes_end", "kernel", "kernel_h", "kernel_w")]
     + [(name, np.int64) for name in ("batch", "groups", "inner", "made", "width", "blocks", "out_d", "out_h", "out_w")]
-    + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu", "holes")]
+    + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu")]
     + [(f"{name}_{axis}", np.int64) for name in ("size", "stride", "gap", "before") for axis in AXIS]
     + [(name, np.int64) for name in ("kernel_d", "low", "length", "at_panel", "at_tile", "at_planes", "at_slots")]
-    + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step", "run_step", "by_taps")]
+    + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step", "run_step", "by_taps", "groups_d", "groups_h", "groups_w")]
     + [(name, np.int64) for name in ("depth", "at_taps", "at_runs", "at_sources", "at_places", "memory_size", "end_task")],
     align=True,
 )
@@ -36,6 +36,7 @@ inner, made : channels of a group that are summed over, and those of the result.
 width, blocks : lanes of one block of channels, and blocks of a group.
 box_n ... box_w : how many positions of the result one task has along each axis, and `boxes` how many tasks this makes of a block.
 by_taps, run_step : whether runs (`gathered`) are taps of the last axis or channels, and how far apart these lie.
+groups_d ... groups_w : groups of taps along each axis (`direct_tables`), whose classes `cuts` tells.
 at_taps ... at_places : where in a thread's memory the tables of a task stand, in bytes.
 """
 
