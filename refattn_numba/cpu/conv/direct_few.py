@@ -147,7 +147,7 @@ def _fill_tables(call: Any, memory: int, lines: int) -> None:
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
-    runs[0], runs[1] = 0, 0
+    runs[0], runs[1], runs[3] = 0, 0, lines
     for line in range(lines + SPARE):
         sources[line], places[line] = smaller(line, lines - 1), smaller(line, lines) * call.width
 
@@ -172,7 +172,7 @@ def _give(call: Any, memory: int, source: Any, weight: Any, planes: Any, count: 
             columns = smaller(lanes, call.out_w - slots[3 * r + 2])
             _load(call, source + (at + first * call.source_c), depth, columns, panel + r * lanes)
         runs[2] = depth
-        gathered_product(count, panel, weight + first * lines, runs, 1, lines, sources, places, lines, tile, tile, 1)
+        gathered_product(count, panel, weight + first * lines, runs, 1, sources, places, lines, tile, tile, 1)
     for r in range(count):
         for c in range(call.made):
             line = c * call.kernel

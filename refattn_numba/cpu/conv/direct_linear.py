@@ -170,16 +170,16 @@ def _add_class(
             some = smaller(length - i, size - k)
             runs[RUN * made] = (at + i) * call.width
             runs[RUN * made + 1] = found[2 * tap + 1] + channel * call.source_c + i * call.run_step
-            runs[RUN * made + 2] = some
+            runs[RUN * made + 2], runs[RUN * made + 3] = some, call.run_step
             k, run, i, made = k + some, run + 1, 0, made + 1
         if left > 0 or first + depth < whole or not call.channels_first:
-            gathered_product(registers, packed, source, runs, made, call.run_step, sources, places, lines, tile, tile, 1)
+            gathered_product(registers, packed, source, runs, made, sources, places, lines, tile, tile, 1)
             continue
         for line in range(0, lines, SPARE):
             some = smaller(SPARE, lines - line)
             _fetch(call, tile, block, begin, end, done + line, done + line + some)
             gathered_product(
-                registers, packed, source, runs, made, call.run_step, sources + line, places + line, some, tile, tile, 1
+                registers, packed, source, runs, made, sources + line, places + line, some, tile, tile, 1
             )
 
 

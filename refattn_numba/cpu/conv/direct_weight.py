@@ -125,7 +125,7 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
                             + (h[3] + h[4] * at_h) * call.source_h
                             + (w[3] + w[4] * at_w) * call.source_w
                         )
-                        runs[RUN * made + 2] = some
+                        runs[RUN * made + 2], runs[RUN * made + 3] = some, w[4] * call.source_w
                         summed, at_w, made = summed + some, at_w + some, made + 1
                         if at_w == w[2]:
                             at_w, at_h = 0, at_h + 1
@@ -133,6 +133,5 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
                                 at_h, at_d = 0, at_d + 1
                                 if at_d == d[2]:
                                     at_d, n = 0, n + 1
-                    b_step = w[4] * call.source_w
-                    gathered_product(registers, d_output, source, runs, made, b_step, sources, places, lines, sums, sums, 1)
+                    gathered_product(registers, d_output, source, runs, made, sources, places, lines, sums, sums, 1)
                     begin += depth
