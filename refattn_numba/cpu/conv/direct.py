@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numba
@@ -17,7 +18,6 @@ from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.gathered import RUN
-from refattn_numba.cpu.conv.layouts import to_channels_last
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
@@ -25,7 +25,7 @@ from refattn_numba.cpu.threads import run_tasks
 DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
-ALIASED = 512  # bytes of which a channel's are a multiple, where many channels want the same places of a cache
+LOCAL = 2048  # bytes from one channel to the next, from which on a task copies what it reads: pages of memory are few that a core knows
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
 BANDWIDTH = 8e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
@@ -75,13 +75,15 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
 def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     inner, made, size = sides(problem, face)
     taps, by_taps = math.prod(problem.kernel), runs_of_taps(problem, face)
-    if taps > 1 and not by_taps and math.prod(x.shape[2:]) * x.itemsize % ALIASED == 0:
-        x = np.moveaxis(to_channels_last(problem, x), -1, 1)
     y = problem.empty(problem.groups * made, size)
     found, blocks = tables(problem, face, _together(problem, inner)), blocks_of(made, problem.dtype)
     box, boxes = _box(problem.batch, size, problem.groups * blocks)
     rows, width = math.prod(box) + 1, width_of(problem.dtype)
-    places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 8 * RUN * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
+    is_local = taps > 1 and not by_taps and x.strides[1] >= LOCAL
+    local = inner * box[0] * math.prod(_spans(problem, face, box[1:])) if is_local else 0
+    item = problem.dtype.itemsize
+    sizes = (rows * width * item, 16 * taps, 8 * RUN * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE), local * item)
+    places = np.cumsum([0, *(-(-n // 64) * 64 for n in sizes)])
     fields = {
         **described(problem, found, x),
         "inner": inner,
@@ -98,7 +100,8 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         "relu": epilogue.activation == "relu",
         "depth": DEPTH,
         **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
-        "memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize,
+        "at_local": int(places[-2]) if is_local else 0,
+        "memory_size": int(places[-1]) // item,
     }
     call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps, cuts=found.cuts)
     if epilogue.bias is not None:
@@ -120,6 +123,14 @@ def _together(problem: Problem, inner: int) -> Axes:
         made.append(max(1, -(-taps // parts)))
         room = max(1, room // max(1, taps)) if parts == 1 else 1
     return cast("Axes", tuple(reversed(made)))
+
+
+def _spans(problem: Problem, face: Linear, box: Sequence[int]) -> Iterator[int]:
+    """The most positions of its source that a box reads along each axis."""
+    size = problem.size if face == "correlate" else problem.out
+    for n, b, k, s, d in zip(size, box, problem.kernel, problem.stride, problem.dilation, strict=True):
+        reach = d * (k - 1)
+        yield min(n, (b - 1) * s + reach + 1 if face == "correlate" else (b - 1 + reach) // s + 1)
 
 
 def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:

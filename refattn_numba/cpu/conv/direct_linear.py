@@ -38,7 +38,7 @@ def convolve(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
             smaller(w + call.box_w, call.out_w),
         )
         _fill(call, tile, block, begin, end)
-        _add_groups(call, first, tile, block, begin, end)
+        _add_groups(call, first, tile, block, begin, end, _source(call, first, tile, block, begin, end))
         _store(call, tile, block, begin, end)
 
 
@@ -86,57 +86,96 @@ def _inside(row: Any, low: int, high: int) -> tuple[int, int]:
 
 
 @compiled
-def _add_groups(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> None:
+def _source(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> tuple[Any, int, int, int, int, int]:
+    """Where a group's number at n, d, h, w, c would be, and the steps: in place, or in a copy of what a task reads, channels last."""
+    source = pointer_to(call.source, tile) + block // call.blocks * call.inner * call.source_c
+    if call.at_local == 0:
+        return source, call.source_n, call.source_d, call.source_h, call.source_w, call.source_c
+    local = pointer_to(memory + call.at_local, tile)
+    d, d_end = _span(call, call.classes_d, call.classes_h, begin[1], end[1])
+    h, h_end = _span(call, call.classes_h, call.classes_w, begin[2], end[2])
+    w, w_end = _span(call, call.classes_w, call.classes_end, begin[3], end[3])
+    w_step = call.inner
+    h_step = w_step * (w_end - w)
+    d_step = h_step * (h_end - h)
+    n_step = d_step * (d_end - d)
+    whole = (w_end - w) * call.source_w == call.source_h
+    times, columns = (1, (h_end - h) * (w_end - w)) if whole else (h_end - h, w_end - w)
+    for n in range(begin[0], end[0]):
+        for at_d in range(d, d_end):
+            for i in range(times):
+                at = source + (n * call.source_n + at_d * call.source_d + (h + i) * call.source_h + w * call.source_w)
+                out = local + ((n - begin[0]) * n_step + (at_d - d) * d_step + i * h_step)
+                turn_tile(at, call.source_c, call.inner, columns, out, call.inner)
+    first = local + -(begin[0] * n_step + d * d_step + h * h_step + w * w_step)
+    return first, n_step, d_step, h_step, w_step, 1
+
+
+@compiled
+def _span(call: Any, first: int, last: int, begin: int, end: int) -> tuple[int, int]:
+    """What positions from begin to end read along an axis, whose classes are first to last."""
+    classes, taps, low, high = integers_at(call.classes), integers_at(call.taps), 0, 0
+    for i in range(first, last):
+        row = classes + 7 * i
+        some = _inside(row, begin, end)
+        if some[0] < some[1]:
+            for t in range(row[5], row[6]):
+                least, most = row[3] + row[4] * some[0] + taps[2 * t + 1], row[3] + row[4] * (some[1] - 1) + taps[2 * t + 1]
+                low, high = (least, most + 1) if high == 0 else (smaller(low, least), larger(high, most + 1))
+    return low, high
+
+
+@compiled
+def _add_groups(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, source: Any) -> None:
     """Group after group of taps, so that each part of the weight is read once; the output is fetched meanwhile."""
     cuts, left = integers_at(call.cuts), call.groups_d * call.groups_h * call.groups_w
     for i in range(call.groups_d):
         for j in range(call.groups_d, call.groups_d + call.groups_h):
             for k in range(call.groups_d + call.groups_h, call.groups_d + call.groups_h + call.groups_w):
                 left -= 1
-                _add_group(call, memory, tile, block, begin, end, (cuts[i], cuts[i + 1]), (cuts[j], cuts[j + 1]), (cuts[k], cuts[k + 1]), left)
+                cut = (cuts[i], cuts[i + 1], cuts[j], cuts[j + 1], cuts[k], cuts[k + 1])
+                _add_group(call, memory, tile, block, begin, end, source, cut, left)
 
 
 @compiled
-def _add_group(
-    call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, in_d: Any, in_h: Any, in_w: Any, left: int
-) -> None:
+def _add_group(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, source: Any, cut: Any, left: int) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
     done = 0
-    for i in range(in_d[0], in_d[1]):
+    for i in range(cut[0], cut[1]):
         d = classes + 7 * i
         some_d = _inside(d, begin[1], end[1])
-        for j in range(in_h[0], in_h[1]):
+        for j in range(cut[2], cut[3]):
             h = classes + 7 * j
             some_h = _inside(h, begin[2], end[2])
-            for k in range(in_w[0], in_w[1]):
+            for k in range(cut[4], cut[5]):
                 w = classes + 7 * k
                 some_w = _inside(w, begin[3], end[3])
-                lines = _find_lines(call, memory, begin, end, d, h, w, some_d, some_h, some_w)
+                lines = _find_lines(call, memory, begin, end, source, (d, h, w), (some_d, some_h, some_w))
                 if lines > 0:
-                    count = load_taps(call, classes, taps, d, h, w, found)
-                    _add_class(call, memory, tile, block, begin, end, count, w[6] - w[5], lines, done, left)
+                    count = load_taps(call, taps, source, d, h, w, found)
+                    _add_class(call, memory, tile, block, begin, end, source, count, w[6] - w[5], lines, done, left)
                     done += lines
 
 
 @compiled
-def _find_lines(
-    call: Any, memory: int, begin: Any, end: Any, d: Any, h: Any, w: Any, some_d: Any, some_h: Any, some_w: Any
-) -> int:
+def _find_lines(call: Any, memory: int, begin: Any, end: Any, source: Any, rows: Any, some: Any) -> int:
     """Where the positions of a class read, and where their sums stand; how many there are."""
     sources, places = integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    (d, h, w), (some_d, some_h, some_w) = rows, some
+    _, step_n, step_d, step_h, step_w, _ = source
     lines = 0
     for n in range(begin[0], end[0]):
         for at_d in range(some_d[0], some_d[1]):
             row_d = (n - begin[0]) * (end[1] - begin[1]) + d[0] + d[1] * at_d - begin[1]
-            place_d = n * call.source_n + (d[3] + d[4] * at_d) * call.source_d
+            place_d = n * step_n + (d[3] + d[4] * at_d) * step_d
             for at_h in range(some_h[0], some_h[1]):
                 row_h = row_d * (end[2] - begin[2]) + h[0] + h[1] * at_h - begin[2]
-                place_h = place_d + (h[3] + h[4] * at_h) * call.source_h
+                place_h = place_d + (h[3] + h[4] * at_h) * step_h
                 row = (row_h * (end[3] - begin[3]) + w[0] - begin[3]) * call.width
-                place = place_h + w[3] * call.source_w
+                place = place_h + w[3] * step_w
                 for at_w in range(some_w[0], some_w[1]):
-                    sources[lines] = place + w[4] * call.source_w * at_w
+                    sources[lines] = place + w[4] * step_w * at_w
                     places[lines] = row + w[1] * call.width * at_w
                     lines += 1
     if lines > 0:
@@ -147,7 +186,18 @@ def _find_lines(
 
 @compiled
 def _add_class(
-    call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, count: int, row: int, lines: int, done: int, left: int
+    call: Any,
+    memory: int,
+    tile: Any,
+    block: int,
+    begin: Any,
+    end: Any,
+    source: Any,
+    count: int,
+    row: int,
+    lines: int,
+    done: int,
+    left: int,
 ) -> None:
     """Blocks of depth, of nearly the same size, as runs: of channels that one tap reads, or of `row` taps that read one channel."""
     runs, sources, places = (
@@ -158,7 +208,8 @@ def _add_class(
     found = integers_at(memory + call.at_taps)
     registers = _ceil(_valid(call, block), lanes_of(tile))
     packed = pointer_to(call.weight, tile) + block * call.kernel * call.inner * call.width
-    source = pointer_to(call.source, tile) + block // call.blocks * call.inner * call.source_c
+    numbers, channel_step = source[0], source[5]
+    step = call.run_step if call.by_taps else channel_step
     length, whole, rows = row if call.by_taps else call.inner, count * call.inner, count // row
     depth = _ceil(whole, _ceil(whole, call.depth))
     for first in range(0, whole, depth):
@@ -169,17 +220,17 @@ def _add_class(
             at = channel * call.kernel + found[2 * tap] if call.by_taps else found[2 * tap] * call.inner
             some = smaller(length - i, size - k)
             runs[RUN * made] = (at + i) * call.width
-            runs[RUN * made + 1] = found[2 * tap + 1] + channel * call.source_c + i * call.run_step
-            runs[RUN * made + 2], runs[RUN * made + 3] = some, call.run_step
+            runs[RUN * made + 1] = found[2 * tap + 1] + channel * channel_step + i * step
+            runs[RUN * made + 2], runs[RUN * made + 3] = some, step
             k, run, i, made = k + some, run + 1, 0, made + 1
         if left > 0 or first + depth < whole or not call.channels_first:
-            gathered_product(registers, packed, source, runs, made, sources, places, lines, tile, tile, 1)
+            gathered_product(registers, packed, numbers, runs, made, sources, places, lines, tile, tile, 1)
             continue
         for line in range(0, lines, SPARE):
             some = smaller(SPARE, lines - line)
             _fetch(call, tile, block, begin, end, done + line, done + line + some)
             gathered_product(
-                registers, packed, source, runs, made, sources + line, places + line, some, tile, tile, 1
+                registers, packed, numbers, runs, made, sources + line, places + line, some, tile, tile, 1
             )
 
 

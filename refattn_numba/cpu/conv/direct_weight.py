@@ -93,13 +93,14 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
     image = call.out_d * call.out_h * call.out_w
     d_output = pointer_to(call.d_output, sums) + block * call.batch * image * call.width
     source = pointer_to(call.source, sums) + (block // call.blocks * call.inner + channel) * call.source_c
+    steps = source, call.source_n, call.source_d, call.source_h, call.source_w, call.source_c
     channels, lanes = smaller(call.chunk, call.inner - channel), lanes_of(sums)
     registers = (smaller(call.width, call.made - block % call.blocks * call.width) + lanes - 1) // lanes
     for i in range(call.classes_d, call.classes_h):
         for j in range(call.classes_h, call.classes_w):
             for k in range(call.classes_w, call.classes_end):
                 d, h, w = classes + 7 * i, classes + 7 * j, classes + 7 * k
-                count = load_taps(call, classes, taps, d, h, w, found)
+                count = load_taps(call, taps, steps, d, h, w, found)
                 lines = 0
                 for t in range(count):
                     for c in range(channels):
