@@ -25,7 +25,23 @@ DirectCall = np.dtype(
     + [(name, np.int64) for name in ("box_n", "box_d", "box_h", "box_w", "boxes", "positions_first", "channels_first", "relu")]
     + [(f"{name}_{axis}", np.int64) for name in ("size", "stride", "gap", "before") for axis in AXIS]
     + [(name, np.int64) for name in ("kernel_d", "low", "length", "at_panel", "at_tile", "at_planes", "at_slots")]
-    + [(name, np.int64) for name in ("part", "parts", "chunk", "chunks", "step", "lane_step", "run_step", "by_taps", "groups_d", "groups_h", "groups_w", "at_local")]
+    + [
+        (name, np.int64)
+        for name in (
+            "part",
+            "parts",
+            "chunk",
+            "chunks",
+            "step",
+            "lane_step",
+            "run_step",
+            "by_taps",
+            "groups_d",
+            "groups_h",
+            "groups_w",
+            "at_local",
+        )
+    ]
     + [(name, np.int64) for name in ("depth", "at_taps", "at_runs", "at_sources", "at_places", "memory_size", "end_task")],
     align=True,
 )

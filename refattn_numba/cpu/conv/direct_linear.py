@@ -6,12 +6,13 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import load_taps
+from refattn_numba.cpu.conv.direct_source import inside, source_of
 from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.layouts import copy_rows, turn_tile
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE
 from refattn_numba.cpu.simd import filled, integers_at, lanes_of, load, next_of, pointer_to, prefetch_to_write, select, store
-from refattn_numba.cpu.sizes import larger, smaller
+from refattn_numba.cpu.sizes import smaller
 
 
 @kernel
@@ -38,7 +39,7 @@ def convolve(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
             smaller(w + call.box_w, call.out_w),
         )
         _fill(call, tile, block, begin, end)
-        _add_groups(call, first, tile, block, begin, end, _source(call, first, tile, block, begin, end))
+        _add_groups(call, first, tile, block, begin, end, source_of(call, first, tile, block, begin, end))
         _store(call, tile, block, begin, end)
 
 
@@ -77,55 +78,6 @@ def _fill(call: Any, tile: Any, block: int, begin: Any, end: Any) -> None:
 
 
 @compiled
-def _inside(row: Any, low: int, high: int) -> tuple[int, int]:
-    """The part of a class whose positions lie between two."""
-    return (
-        larger(0, -((row[0] - low) // row[1])),
-        smaller(row[2], -((row[0] - high) // row[1])),
-    )
-
-
-@compiled
-def _source(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> tuple[Any, int, int, int, int, int]:
-    """Where a group's number at n, d, h, w, c would be, and the steps: in place, or in a copy of what a task reads, channels last."""
-    source = pointer_to(call.source, tile) + block // call.blocks * call.inner * call.source_c
-    if call.at_local == 0:
-        return source, call.source_n, call.source_d, call.source_h, call.source_w, call.source_c
-    local = pointer_to(memory + call.at_local, tile)
-    d, d_end = _span(call, call.classes_d, call.classes_h, begin[1], end[1])
-    h, h_end = _span(call, call.classes_h, call.classes_w, begin[2], end[2])
-    w, w_end = _span(call, call.classes_w, call.classes_end, begin[3], end[3])
-    w_step = call.inner
-    h_step = w_step * (w_end - w)
-    d_step = h_step * (h_end - h)
-    n_step = d_step * (d_end - d)
-    whole = (w_end - w) * call.source_w == call.source_h
-    times, columns = (1, (h_end - h) * (w_end - w)) if whole else (h_end - h, w_end - w)
-    for n in range(begin[0], end[0]):
-        for at_d in range(d, d_end):
-            for i in range(times):
-                at = source + (n * call.source_n + at_d * call.source_d + (h + i) * call.source_h + w * call.source_w)
-                out = local + ((n - begin[0]) * n_step + (at_d - d) * d_step + i * h_step)
-                turn_tile(at, call.source_c, call.inner, columns, out, call.inner)
-    first = local + -(begin[0] * n_step + d * d_step + h * h_step + w * w_step)
-    return first, n_step, d_step, h_step, w_step, 1
-
-
-@compiled
-def _span(call: Any, first: int, last: int, begin: int, end: int) -> tuple[int, int]:
-    """What positions from begin to end read along an axis, whose classes are first to last."""
-    classes, taps, low, high = integers_at(call.classes), integers_at(call.taps), 0, 0
-    for i in range(first, last):
-        row = classes + 7 * i
-        some = _inside(row, begin, end)
-        if some[0] < some[1]:
-            for t in range(row[5], row[6]):
-                least, most = row[3] + row[4] * some[0] + taps[2 * t + 1], row[3] + row[4] * (some[1] - 1) + taps[2 * t + 1]
-                low, high = (least, most + 1) if high == 0 else (smaller(low, least), larger(high, most + 1))
-    return low, high
-
-
-@compiled
 def _add_groups(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, source: Any) -> None:
     """Group after group of taps, so that each part of the weight is read once; the output is fetched meanwhile."""
     cuts, left = integers_at(call.cuts), call.groups_d * call.groups_h * call.groups_w
@@ -144,13 +96,13 @@ def _add_group(call: Any, memory: int, tile: Any, block: int, begin: Any, end: A
     done = 0
     for i in range(cut[0], cut[1]):
         d = classes + 7 * i
-        some_d = _inside(d, begin[1], end[1])
+        some_d = inside(d, begin[1], end[1])
         for j in range(cut[2], cut[3]):
             h = classes + 7 * j
-            some_h = _inside(h, begin[2], end[2])
+            some_h = inside(h, begin[2], end[2])
             for k in range(cut[4], cut[5]):
                 w = classes + 7 * k
-                some_w = _inside(w, begin[3], end[3])
+                some_w = inside(w, begin[3], end[3])
                 lines = _find_lines(call, memory, begin, end, source, (d, h, w), (some_d, some_h, some_w))
                 if lines > 0:
                     count = load_taps(call, taps, source, d, h, w, found)
@@ -229,9 +181,7 @@ def _add_class(
         for line in range(0, lines, SPARE):
             some = smaller(SPARE, lines - line)
             _fetch(call, tile, block, begin, end, done + line, done + line + some)
-            gathered_product(
-                registers, packed, numbers, runs, made, sources + line, places + line, some, tile, tile, 1
-            )
+            gathered_product(registers, packed, numbers, runs, made, sources + line, places + line, some, tile, tile, 1)
 
 
 @compiled

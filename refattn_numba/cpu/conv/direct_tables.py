@@ -9,7 +9,6 @@ read the same taps of a *group* are a *class*, and what stands in between two bo
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -82,9 +81,7 @@ def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before
         groups.append(len(cuts) - 1 - sum(groups))
     begin = [cuts[sum(groups[:axis])] for axis in range(AXES + 1)]
     rows = np.array(classes, np.int64).reshape(-1, len(CLASS))
-    return Tables(
-        rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), np.array(cuts, np.int64), cast("Axes", tuple(groups))
-    )
+    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), np.array(cuts, np.int64), cast("Axes", tuple(groups)))
 
 
 def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Progression]:
