@@ -27,7 +27,7 @@ BOX = 400  # positions of one task, at most: with a block of channels they fit t
 TASKS = 4  # of each thread, at least, where there are positions enough
 LOCAL = 2048  # bytes from one channel to the next, from which on a task copies what it reads: pages of memory are few that a core knows
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
-BANDWIDTH = 8e9
+BANDWIDTH = 16e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
 
 

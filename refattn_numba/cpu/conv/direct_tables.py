@@ -51,7 +51,9 @@ class Tables(NamedTuple):
 
 def tables(problem: Problem, face: Linear, together: Axes | None = None) -> Tables:
     """Of an output, or of the gradient of an input, where so many taps of each axis make a group that has its own classes; or all do."""
-    together = together or tuple(max(1, k) for k in problem.kernel)
+    if together is None:
+        d, h, w = problem.kernel
+        together = max(1, d), max(1, h), max(1, w)
     return _tables(problem.size, problem.kernel, problem.out, problem.stride, problem.dilation, problem.before, face, together)
 
 
@@ -72,16 +74,18 @@ def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before
     for axis in range(AXES):
         n, k, o, s, d, b = (x[axis] for x in (size, kernel, out, stride, dilation, before))
         for first in range(0, k, together[axis]):
-            for *progression, offsets in _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b):
+            for begin, step, count, pace, length, offsets in (
+                _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b)
+            ):
                 grouped = [(t, offset) for t, offset in offsets if first <= t < first + together[axis]]
-                for row, found in _classes(*progression, grouped):
+                for row, found in _classes(begin, step, count, pace, length, grouped):
                     classes.append((*row, len(taps), len(taps) + len(found)))
                     taps += found
             cuts.append(len(classes))
         groups.append(len(cuts) - 1 - sum(groups))
-    begin = [cuts[sum(groups[:axis])] for axis in range(AXES + 1)]
+    begins = [cuts[sum(groups[:axis])] for axis in range(AXES + 1)]
     rows = np.array(classes, np.int64).reshape(-1, len(CLASS))
-    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), np.array(cuts, np.int64), cast("Axes", tuple(groups)))
+    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begins), np.array(cuts, np.int64), cast("Axes", tuple(groups)))
 
 
 def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Progression]:
