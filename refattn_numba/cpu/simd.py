@@ -347,11 +347,11 @@ def transpose(typing: Any, source: Any, step: Any, out: Any, out_step: Any) -> A
     return types.void(source, types.intp, out, types.intp), build
 
 
-def fetch_line(builder: Builder, place: Value) -> None:
-    """Begin to read a cache line, which need not exist."""
+def fetch_line(builder: Builder, place: Value, to_write: bool = False) -> None:
+    """Begin to read a cache line, which need not exist, to read it again or to write."""
     place = builder.bitcast(place, ir.IntType(8).as_pointer())
     of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-    builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(0), I32(3), I32(1)])
+    builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(int(to_write)), I32(3), I32(1)])
 
 
 @instruction
@@ -360,6 +360,17 @@ def prefetch(typing: Any, p: Any, i: Any) -> Any:
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
         fetch_line(builder, builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp), build
+
+
+@instruction
+def prefetch_to_write(typing: Any, p: Any, i: Any) -> Any:
+    """Likewise, where it is to be written."""
+
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        fetch_line(builder, builder.gep(args[0], [args[1]]), to_write=True)
         return context.get_dummy_value()
 
     return types.void(p, types.intp), build

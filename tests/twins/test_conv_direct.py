@@ -30,6 +30,10 @@ HARD = {
     "few channels, far apart": ("conv2d", (1, 4, 30, 41), (32, 2, 3, 4), {"stride": 3, "dilation": 2, "padding": 5, "groups": 2}),
     "few channels, long sums": ("conv2d", (1, 2, 9, 50), (150, 2, 3, 3), {"padding": 1}),
     "one example in bands": ("conv3d", (1, 2, 9, 10, 20), (16, 2, 3, 3, 3), {"padding": 1}),
+    "channels pages apart": ("conv2d", (2, 70, 31, 35), (66, 70, 3, 3), {"stride": 2, "padding": 1, "dilation": 2}),
+    "groups pages apart": ("conv2d", (2, 36, 24, 40), (20, 18, 3, 2), {"groups": 2, "padding": 3}),
+    "volumes pages apart": ("conv3d", (1, 20, 9, 12, 11), (9, 20, 2, 3, 3), {"padding": ((1, 0), (1, 1), (0, 2)), "stride": (1, 2, 1)}),
+    "transposed, pages apart": ("conv_transpose2d", (2, 20, 30, 28), (20, 18, 3, 3), {"stride": 2, "padding": 1}),
     "several boxes of a row": ("conv1d", (2, 20, 1000), (17, 20, 4), {"stride": 2, "padding": 3}),
     "several parts": ("conv2d", (3, 5, 40, 41), (9, 5, 3, 3), {"padding": 1}),
     "transposed": ("conv_transpose2d", (2, 20, 9, 8), (20, 6, 3, 4), {"stride": 2, "padding": 1, "output_padding": 1}),
@@ -129,7 +133,7 @@ def _problem(shape, weight, options, *, channels_last):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["more channels than a block", "stem", "several parts"])
+@pytest.mark.parametrize("case", ["more channels than a block", "stem", "several parts", "channels pages apart"])
 def test_results_do_not_depend_on_the_number_of_threads(case, monkeypatch):
     name, shape, weight, options = HARD[case]
     given = {n: x.astype(np.float32) if isinstance(x, np.ndarray) else x for n, x in arguments(shape, weight, options).items()}
@@ -143,19 +147,21 @@ def test_results_do_not_depend_on_the_number_of_threads(case, monkeypatch):
             np.testing.assert_array_equal(x, other[what])
 
 
+@pytest.mark.parametrize("together", [None, (1, 1, 1), (1, 1, 2)])
 @pytest.mark.parametrize("face", ["correlate", "spread"])
-def test_tables_hold_every_pair_once(face):
+def test_tables_hold_every_pair_once(face, together):
     random = np.random.default_rng(3)
     for _ in range(200):
         n, k, s, d, b = (int(random.integers(low, high)) for low, high in ((1, 9), (1, 5), (1, 5), (1, 4), (0, 6)))
         out = max(1, (n + 2 * b - d * (k - 1) - 1) // s + 1)
         problem = Problem(np.dtype(np.float32), False, 1, 1, 1, 1, (1, 1, n), (1, 1, k), (1, 1, out), (1, 1, s), (1, 1, d), (0, 0, b))
-        found, pairs = tables(problem, face), []
+        found, pairs = tables(problem, face, together), []
         for row in found.classes[found.begin[2] :]:
             at = dict(zip(CLASS, row.tolist(), strict=True))
             for j in range(at["count"]):
                 for tap, offset in found.taps[at["begin"] : at["end"]].tolist():
                     pairs.append((at["first"] + j * at["step"], tap, at["source"] + j * at["pace"] + offset))
+        assert sum(found.groups) == found.cuts.size - 1 == 2 + (1 if together is None else -(-k // together[2]))
         xs = [(i, t, s * i + d * t - b) for i in range(out) for t in range(k) if 0 <= s * i + d * t - b < n]
         assert sorted(pairs) == sorted(xs if face == "correlate" else [(x, t, i) for i, t, x in xs])
 
@@ -179,19 +185,14 @@ def test_bias_and_relu_are_fused():
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 5, 7), (1, 16, 1, 4, 4), (2, 65, 2, 9, 15), (1, 1, 1, 1, 1), (3, 40, 1, 20, 20)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_layouts(shape, dtype):
+def test_panels(shape, dtype):
     x = np.arange(math.prod(shape), dtype=dtype).reshape(shape)
     batch, channels, *size = shape
     first, last = (
         Problem(np.dtype(dtype), is_last, batch, 1, channels, 1, tuple(size), (1,) * 3, tuple(size), (1,) * 3, (1,) * 3, (0,) * 3)
         for is_last in (False, True)
     )
-    moved = layouts.to_channels_last(first, x)
-    np.testing.assert_array_equal(moved, np.moveaxis(x, 1, -1))
-    assert moved.flags.c_contiguous
-    np.testing.assert_array_equal(layouts.from_channels_last(first, moved), x)
-    same = np.moveaxis(moved, -1, 1)
-    assert np.shares_memory(layouts.to_channels_last(last, same), moved)
+    same = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
     for problem, given in ((first, x), (last, same)):
         panels = layouts.panels(problem, given, 32)
         blocks = np.zeros((-(-channels // 32) * 32, batch * math.prod(size)), dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -12,11 +13,11 @@ from refattn._core import Array
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, record, sides, width_of
 from refattn_numba.cpu.conv.direct_few import spread_few, suits
 from refattn_numba.cpu.conv.direct_linear import convolve
-from refattn_numba.cpu.conv.direct_pack import packed
+from refattn_numba.cpu.conv.direct_pack import packed, runs_of_taps
 from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
-from refattn_numba.cpu.conv.layouts import to_channels_last
+from refattn_numba.cpu.conv.gathered import RUN
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
@@ -24,9 +25,9 @@ from refattn_numba.cpu.threads import run_tasks
 DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
 BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
 TASKS = 4  # of each thread, at least, where there are positions enough
-GATHERED = 16  # channels of a group, from which on they had better lie side by side than be read across
+LOCAL = 2048  # bytes from one channel to the next, from which on a task copies what it reads: pages of memory are few that a core knows
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
-BANDWIDTH = 8e9
+BANDWIDTH = 16e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
 
 
@@ -73,14 +74,16 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
 
 def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: Epilogue) -> Finished:
     inner, made, size = sides(problem, face)
-    if inner >= GATHERED and math.prod(problem.kernel) > 1:
-        x = np.moveaxis(to_channels_last(problem, x), -1, 1)
+    taps, by_taps = math.prod(problem.kernel), runs_of_taps(problem, face)
     y = problem.empty(problem.groups * made, size)
-    found, blocks = tables(problem, face), blocks_of(made, problem.dtype)
+    found, blocks = tables(problem, face, _together(problem, inner)), blocks_of(made, problem.dtype)
     box, boxes = _box(problem.batch, size, problem.groups * blocks)
-    rows, width = math.prod(box) + 2, width_of(problem.dtype)
-    taps = math.prod(problem.kernel)
-    places = np.cumsum([0, rows * width * problem.dtype.itemsize, 16 * taps, 16 * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE)])
+    rows, width = math.prod(box) + 1, width_of(problem.dtype)
+    is_local = taps > 1 and not by_taps and x.strides[1] >= LOCAL
+    local = inner * box[0] * math.prod(_spans(problem, face, box[1:])) if is_local else 0
+    item = problem.dtype.itemsize
+    sizes = (rows * width * item, 16 * taps, 8 * RUN * DEPTH, 8 * (rows + SPARE), 8 * (rows + SPARE), local * item)
+    places = np.cumsum([0, *(-(-n // 64) * 64 for n in sizes)])
     fields = {
         **described(problem, found, x),
         "inner": inner,
@@ -89,15 +92,18 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
         **{f"out_{axis}": n for axis, n in zip("dhw", size, strict=True)},
         **{f"box_{axis}": n for axis, n in zip("ndhw", box, strict=True)},
         "boxes": boxes,
-        "holes": found.covered < math.prod(size),
+        "by_taps": by_taps,
+        "run_step": (problem.dilation[2] * x.strides[4] if by_taps else x.strides[1]) // x.itemsize,
+        **{f"groups_{axis}": n for axis, n in zip("dhw", found.groups, strict=True)},
         "positions_first": weight.nbytes <= RESIDENT,
         "channels_first": not problem.channels_last,
         "relu": epilogue.activation == "relu",
         "depth": DEPTH,
-        **dict(zip(("at_taps", "at_steps", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
-        "memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize,
+        **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places[1:]), strict=False)),
+        "at_local": int(places[-2]) if is_local else 0,
+        "memory_size": int(places[-1]) // item,
     }
-    call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps)
+    call = record(fields, source=x, weight=weight, output=y, classes=found.classes, taps=found.taps, cuts=found.cuts)
     if epilogue.bias is not None:
         call.add(bias=epilogue.bias)
     run_tasks(convolve, call, False, boxes * problem.groups * blocks if y.size else 0, int(problem.operations), problem.dtype)
@@ -107,6 +113,24 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
 def _finished(y: Array, epilogue: Epilogue) -> Finished:
     """What is left of an epilogue after the bias and relu."""
     return finish(y, Epilogue(None, None if epilogue.activation == "relu" else epilogue.activation))
+
+
+def _together(problem: Problem, inner: int) -> Axes:
+    """How many taps of each axis make one sum: all of an axis before more than one of the next."""
+    room, made = max(1, DEPTH // max(1, inner)), []
+    for taps in reversed(problem.kernel):
+        parts = -(-taps // room) if taps else 1
+        made.append(max(1, -(-taps // parts)))
+        room = max(1, room // max(1, taps)) if parts == 1 else 1
+    return cast("Axes", tuple(reversed(made)))
+
+
+def _spans(problem: Problem, face: Linear, box: Sequence[int]) -> Iterator[int]:
+    """The most positions of its source that a box reads along each axis."""
+    size = problem.size if face == "correlate" else problem.out
+    for n, b, k, s, d in zip(size, box, problem.kernel, problem.stride, problem.dilation, strict=True):
+        reach = d * (k - 1)
+        yield min(n, (b - 1) * s + reach + 1 if face == "correlate" else (b - 1 + reach) // s + 1)
 
 
 def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import AXIS, record, width_of
-from refattn_numba.cpu.conv.gathered import gathered_product
+from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.problem import Epilogue, Problem
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.jit import compiled, kernel
@@ -46,9 +46,9 @@ def spread_few(problem: Problem, dy: Array, weight: Array, epilogue: Epilogue) -
     bands, (band_d, band_h) = _bands(problem)
     item = problem.dtype.itemsize
     sizes = (DEPTH * width * item, (lines + 1) * width * item, problem.c * band_d * band_h * stride * length * item)
-    tables = (16 * DEPTH, 8 * (lines + SPARE), 8 * (lines + SPARE), 24 * REGISTERS)
+    tables = (8 * RUN, 8 * (lines + SPARE), 8 * (lines + SPARE), 24 * REGISTERS)
     places = np.cumsum([0, *(-(-n // 64) * 64 for n in (*sizes, *tables))])
-    names = ("at_panel", "at_tile", "at_planes", "at_steps", "at_sources", "at_places", "at_slots")
+    names = ("at_panel", "at_tile", "at_planes", "at_runs", "at_sources", "at_places", "at_slots")
     n, c, *axes = (step // item for step in dy.strides)
     fields = {
         **dict(zip(names, map(int, places), strict=False)),
@@ -142,13 +142,12 @@ def _reach(low: int, high: int, before: int, gap: int, taps: int, stride: int, s
 
 @compiled
 def _fill_tables(call: Any, memory: int, lines: int) -> None:
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
-    for k in range(call.depth):
-        steps[2 * k], steps[2 * k + 1] = k * call.width, k * lines
+    runs[0], runs[1], runs[3] = 0, 0, lines
     for line in range(lines + SPARE):
         sources[line], places[line] = smaller(line, lines - 1), smaller(line, lines) * call.width
 
@@ -157,8 +156,8 @@ def _fill_tables(call: Any, memory: int, lines: int) -> None:
 def _give(call: Any, memory: int, source: Any, weight: Any, planes: Any, count: int, d: int, d_end: int, h: int, h_end: int) -> None:
     """The product for some registers of positions, and its sums to the planes."""
     panel, tile = pointer_to(memory + call.at_panel, planes), pointer_to(memory + call.at_tile, planes)
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
@@ -172,7 +171,8 @@ def _give(call: Any, memory: int, source: Any, weight: Any, planes: Any, count: 
             at = slots[3 * r] * call.source_d + slots[3 * r + 1] * call.source_h + slots[3 * r + 2] * call.source_w
             columns = smaller(lanes, call.out_w - slots[3 * r + 2])
             _load(call, source + (at + first * call.source_c), depth, columns, panel + r * lanes)
-        gathered_product(count, panel, weight + first * lines, steps, depth, sources, places, lines, tile, tile, 1)
+        runs[2] = depth
+        gathered_product(count, panel, weight + first * lines, runs, 1, sources, places, lines, tile, tile, 1)
     for r in range(count):
         for c in range(call.made):
             line = c * call.kernel

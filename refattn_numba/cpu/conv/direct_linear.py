@@ -6,12 +6,13 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.direct_call import load_taps
-from refattn_numba.cpu.conv.gathered import gathered_product
+from refattn_numba.cpu.conv.direct_source import inside, source_of
+from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.layouts import copy_rows, turn_tile
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.products import SPARE
-from refattn_numba.cpu.simd import filled, integers_at, lanes_of, load, next_of, pointer_to, select, store
-from refattn_numba.cpu.sizes import larger, smaller
+from refattn_numba.cpu.simd import filled, integers_at, lanes_of, load, next_of, pointer_to, prefetch_to_write, select, store
+from refattn_numba.cpu.sizes import smaller
 
 
 @kernel
@@ -38,7 +39,7 @@ def convolve(calls: Any, options: Any, shared: Array, counters: Integers) -> Non
             smaller(w + call.box_w, call.out_w),
         )
         _fill(call, tile, block, begin, end)
-        _add_classes(call, first, tile, block, begin, end)
+        _add_groups(call, first, tile, block, begin, end, source_of(call, first, tile, block, begin, end))
         _store(call, tile, block, begin, end)
 
 
@@ -65,116 +66,136 @@ def _rows(begin: Any, end: Any) -> int:
 
 @compiled
 def _fill(call: Any, tile: Any, block: int, begin: Any, end: Any) -> None:
-    """The bias, or zeros, behind the spare row; and in all rows where some have no tap."""
-    width, valid, rows = call.width, _valid(call, block), _rows(begin, end)
-    given, bias = pointer_to(call.bias, tile), tile + (rows + 1) * width
+    """The bias, or zeros."""
+    width, valid = call.width, _valid(call, block)
+    given = pointer_to(call.bias, tile)
     for lane in range(width):
-        bias[lane] = given[_channel(call, block) + lane] if call.bias != 0 and lane < valid else 0
-    if call.holes:
-        copy_rows(bias, 0, rows, width, tile, width)
+        tile[lane] = given[_channel(call, block) + lane] if call.bias != 0 and lane < valid else 0
+    for at in range(0, width, lanes_of(tile)):
+        numbers = load(tile, at)
+        for row in range(1, _rows(begin, end)):
+            store(tile, row * width + at, numbers)
 
 
 @compiled
-def _inside(row: Any, low: int, high: int) -> tuple[int, int]:
-    """The part of a class whose positions lie between two."""
-    return (
-        larger(0, -((row[0] - low) // row[1])),
-        smaller(row[2], -((row[0] - high) // row[1])),
-    )
+def _add_groups(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, source: Any) -> None:
+    """Group after group of taps, so that each part of the weight is read once; the output is fetched meanwhile."""
+    cuts, left = integers_at(call.cuts), call.groups_d * call.groups_h * call.groups_w
+    for i in range(call.groups_d):
+        for j in range(call.groups_d, call.groups_d + call.groups_h):
+            for k in range(call.groups_d + call.groups_h, call.groups_d + call.groups_h + call.groups_w):
+                left -= 1
+                cut = (cuts[i], cuts[i + 1], cuts[j], cuts[j + 1], cuts[k], cuts[k + 1])
+                _add_group(call, memory, tile, block, begin, end, source, cut, left)
 
 
 @compiled
-def _add_classes(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any) -> None:
+def _add_group(call: Any, memory: int, tile: Any, block: int, begin: Any, end: Any, source: Any, cut: Any, left: int) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
-        integers_at(memory + call.at_sources),
-        integers_at(memory + call.at_places),
-    )
-    rows, lanes = _rows(begin, end), lanes_of(tile)
-    registers = _ceil(_valid(call, block), lanes)
-    size = call.kernel * call.inner * call.width
-    packed = pointer_to(call.weight, tile) + block * size
-    source = pointer_to(call.source, tile) + block // call.blocks * call.inner * call.source_c
-    for i in range(call.classes_d, call.classes_h):
+    done = 0
+    for i in range(cut[0], cut[1]):
         d = classes + 7 * i
-        d_low, d_high = _inside(d, begin[1], end[1])
-        if d_low >= d_high:
-            continue
-        for j in range(call.classes_h, call.classes_w):
+        some_d = inside(d, begin[1], end[1])
+        for j in range(cut[2], cut[3]):
             h = classes + 7 * j
-            h_low, h_high = _inside(h, begin[2], end[2])
-            if h_low >= h_high:
-                continue
-            for k in range(call.classes_w, call.classes_end):
+            some_h = inside(h, begin[2], end[2])
+            for k in range(cut[4], cut[5]):
                 w = classes + 7 * k
-                w_low, w_high = _inside(w, begin[3], end[3])
-                if w_low >= w_high:
-                    continue
-                lines = 0
-                for n in range(begin[0], end[0]):
-                    for at_d in range(d_low, d_high):
-                        row_d = (n - begin[0]) * (end[1] - begin[1]) + d[0] + d[1] * at_d - begin[1]
-                        place_d = n * call.source_n + (d[3] + d[4] * at_d) * call.source_d
-                        for at_h in range(h_low, h_high):
-                            row_h = row_d * (end[2] - begin[2]) + h[0] + h[1] * at_h - begin[2]
-                            place_h = place_d + (h[3] + h[4] * at_h) * call.source_h
-                            row = (row_h * (end[3] - begin[3]) + w[0] - begin[3]) * call.width
-                            place = place_h + w[3] * call.source_w
-                            for at_w in range(w_low, w_high):
-                                sources[lines] = place + w[4] * call.source_w * at_w
-                                places[lines] = row + w[1] * call.width * at_w
-                                lines += 1
-                for line in range(lines, lines + SPARE):
-                    sources[line], places[line] = sources[lines - 1], rows * call.width
-                count = load_taps(call, classes, taps, d, h, w, found)
-                _add_class(
-                    call,
-                    registers,
-                    packed,
-                    source,
-                    found,
-                    count * call.inner,
-                    steps,
-                    sources,
-                    places,
-                    lines,
-                    tile,
-                    tile + (rows + 1) * call.width,
-                )
+                some_w = inside(w, begin[3], end[3])
+                lines = _find_lines(call, memory, begin, end, source, (d, h, w), (some_d, some_h, some_w))
+                if lines > 0:
+                    count = load_taps(call, taps, source, d, h, w, found)
+                    _add_class(call, memory, tile, block, begin, end, source, count, w[6] - w[5], lines, done, left)
+                    done += lines
+
+
+@compiled
+def _find_lines(call: Any, memory: int, begin: Any, end: Any, source: Any, rows: Any, some: Any) -> int:
+    """Where the positions of a class read, and where their sums stand; how many there are."""
+    sources, places = integers_at(memory + call.at_sources), integers_at(memory + call.at_places)
+    (d, h, w), (some_d, some_h, some_w) = rows, some
+    _, step_n, step_d, step_h, step_w, _ = source
+    lines = 0
+    for n in range(begin[0], end[0]):
+        for at_d in range(some_d[0], some_d[1]):
+            row_d = (n - begin[0]) * (end[1] - begin[1]) + d[0] + d[1] * at_d - begin[1]
+            place_d = n * step_n + (d[3] + d[4] * at_d) * step_d
+            for at_h in range(some_h[0], some_h[1]):
+                row_h = row_d * (end[2] - begin[2]) + h[0] + h[1] * at_h - begin[2]
+                place_h = place_d + (h[3] + h[4] * at_h) * step_h
+                row = (row_h * (end[3] - begin[3]) + w[0] - begin[3]) * call.width
+                place = place_h + w[3] * step_w
+                for at_w in range(some_w[0], some_w[1]):
+                    sources[lines] = place + w[4] * step_w * at_w
+                    places[lines] = row + w[1] * call.width * at_w
+                    lines += 1
+    if lines > 0:
+        for line in range(lines, lines + SPARE):
+            sources[line], places[line] = sources[lines - 1], _rows(begin, end) * call.width
+    return lines
 
 
 @compiled
 def _add_class(
     call: Any,
-    registers: int,
-    packed: Any,
-    source: Any,
-    found: Any,
-    whole: int,
-    steps: Any,
-    sources: Any,
-    places: Any,
-    lines: int,
+    memory: int,
     tile: Any,
-    bias: Any,
+    block: int,
+    begin: Any,
+    end: Any,
+    source: Any,
+    count: int,
+    row: int,
+    lines: int,
+    done: int,
+    left: int,
 ) -> None:
-    """Blocks of depth, of nearly the same size."""
+    """Blocks of depth, of nearly the same size, as runs: of channels that one tap reads, or of `row` taps that read one channel."""
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
+        integers_at(memory + call.at_sources),
+        integers_at(memory + call.at_places),
+    )
+    found = integers_at(memory + call.at_taps)
+    registers = _ceil(_valid(call, block), lanes_of(tile))
+    packed = pointer_to(call.weight, tile) + block * call.kernel * call.inner * call.width
+    numbers, channel_step = source[0], source[5]
+    step = call.run_step if call.by_taps else channel_step
+    length, whole, rows = row if call.by_taps else call.inner, count * call.inner, count // row
     depth = _ceil(whole, _ceil(whole, call.depth))
     for first in range(0, whole, depth):
-        size, k = smaller(depth, whole - first), 0
-        tap, channel = first // call.inner, first % call.inner
+        size, k, made = smaller(depth, whole - first), 0, 0
+        run, i = first // length, first % length
         while k < size:
-            row, offset = found[2 * tap] * call.inner, found[2 * tap + 1]
-            some = smaller(call.inner - channel, size - k)
-            for i in range(some):
-                steps[2 * (k + i)] = (row + channel + i) * call.width
-                steps[2 * (k + i) + 1] = offset + (channel + i) * call.source_c
-            k, tap, channel = k + some, tap + 1, 0
-        gathered_product(
-            registers, packed, source, steps, size, sources, places, lines, tile, bias if first == 0 else tile, 0 if first == 0 else 1
-        )
+            tap, channel = (run % rows * row, run // rows) if call.by_taps else (run, 0)
+            at = channel * call.kernel + found[2 * tap] if call.by_taps else found[2 * tap] * call.inner
+            some = smaller(length - i, size - k)
+            runs[RUN * made] = (at + i) * call.width
+            runs[RUN * made + 1] = found[2 * tap + 1] + channel * channel_step + i * step
+            runs[RUN * made + 2], runs[RUN * made + 3] = some, step
+            k, run, i, made = k + some, run + 1, 0, made + 1
+        if left > 0 or first + depth < whole or not call.channels_first:
+            gathered_product(registers, packed, numbers, runs, made, sources, places, lines, tile, tile, 1)
+            continue
+        for line in range(0, lines, SPARE):
+            some = smaller(SPARE, lines - line)
+            _fetch(call, tile, block, begin, end, done + line, done + line + some)
+            gathered_product(registers, packed, numbers, runs, made, sources + line, places + line, some, tile, tile, 1)
+
+
+@compiled
+def _fetch(call: Any, tile: Any, block: int, begin: Any, end: Any, low: int, high: int) -> None:
+    """Begin to fetch a part of the output, as the positions from low to high are of all, for the stores that follow soon."""
+    rows, images, channels = _rows(begin, end), end[0] - begin[0], call.groups * call.made
+    image, units = call.out_d * call.out_h * call.out_w, images * _valid(call, block)
+    position = (begin[1] * call.out_h + begin[2]) * call.out_w + begin[3]
+    output = pointer_to(call.output, tile)
+    for unit in range(units * low // rows, units * high // rows):
+        n, channel = begin[0] + unit % images, _channel(call, block) + unit // images
+        at = (n * channels + channel) * image + position
+        for i in range(0, rows // images, lanes_of(tile)):
+            prefetch_to_write(output, at + i)
 
 
 @compiled

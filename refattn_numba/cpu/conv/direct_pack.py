@@ -1,7 +1,8 @@
 """Weights as the direct method reads them, and gradients of weights back from there.
 
 A packed weight is ``(groups, blocks, taps * inner, width)``: for each tap and each channel that is summed over one row of lanes, which
-are channels of the result, filled with zeros to a whole block.
+are channels of the result, filled with zeros to a whole block. Where channels are fewer than the taps of a row, it is
+``(groups, blocks, inner * taps, width)``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ from refattn_numba.cpu.threads import run_tasks
 CHUNK = 16  # channels of one task
 
 
+def runs_of_taps(problem: Problem, face: Linear) -> bool:
+    """Whether taps follow one another in a packed weight, and not channels."""
+    return face == "correlate" and problem.c < problem.kernel[2]
+
+
 def packed(problem: Problem, face: Linear, weight: Array) -> Array:
     """For the output, or for the gradient of the input."""
     (inner, made, _), taps, width = sides(problem, face), math.prod(problem.kernel), width_of(problem.dtype)
+    if runs_of_taps(problem, face):  # the same as if all were channels
+        problem, inner, taps = problem._replace(c=problem.c * taps), inner * taps, 1
     blocks, chunks = blocks_of(made, problem.dtype), -(-inner // CHUNK)
     result = aligned(problem.groups * blocks * taps * inner * width, problem.dtype)
     steps = (problem.c * taps, taps) if face == "correlate" else (taps, problem.c * taps)

@@ -3,21 +3,20 @@
 A position of the output of "correlate" reads x at ``stride * i + dilation * t - before``, for the taps t where that lies inside. A
 position of that of "spread", ``i = residue + stride * j - before``, reads dy at ``j - (dilation * t - residue) / stride``, for the taps
 where that is a whole number and lies inside. Both are ``pace * j + offset[t]`` along each axis, for j of a progression; positions that
-read the same taps are a *class*, and what stands in between two bounds of taps.
+read the same taps of a *group* are a *class*, and what stands in between two bounds of taps.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from refattn._core import Integers
-from refattn_numba.cpu.conv.problem import AXES, Linear, Problem
+from refattn_numba.cpu.conv.problem import AXES, Axes, Linear, Problem
 
 Progression: TypeAlias = tuple[int, int, int, int, int, list[tuple[int, int]]]
 """First position, step, count, pace, size of the source, and the offset of each tap."""
@@ -37,19 +36,25 @@ class Tables(NamedTuple):
         Tap, and offset in the source.
     begin : tuple of int
         Where the classes of each axis begin, and the end of the last one's.
-    covered : int
-        How many positions read a tap at all.
+    cuts : int array
+        Likewise for each group of taps.
+    groups : tuple of int
+        How many each axis has.
     """
 
     classes: Integers
     taps: Integers
     begin: tuple[int, ...]
-    covered: int
+    cuts: Integers
+    groups: Axes
 
 
-def tables(problem: Problem, face: Linear) -> Tables:
-    """Of an output, or of the gradient of an input."""
-    return _tables(problem.size, problem.kernel, problem.out, problem.stride, problem.dilation, problem.before, face)
+def tables(problem: Problem, face: Linear, together: Axes | None = None) -> Tables:
+    """Of an output, or of the gradient of an input, where so many taps of each axis make a group that has its own classes; or all do."""
+    if together is None:
+        d, h, w = problem.kernel
+        together = max(1, d), max(1, h), max(1, w)
+    return _tables(problem.size, problem.kernel, problem.out, problem.stride, problem.dilation, problem.before, face, together)
 
 
 def inside(problem: Problem) -> float:
@@ -62,20 +67,25 @@ def inside(problem: Problem) -> float:
 
 
 @lru_cache(maxsize=256)
-def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before: Any, face: Linear) -> Tables:
+def _tables(size: Any, kernel: Any, out: Any, stride: Any, dilation: Any, before: Any, face: Linear, together: Axes) -> Tables:
     classes: list[tuple[int, ...]] = []
     taps: list[tuple[int, int]] = []
-    begin = [0]
+    cuts, groups = [0], list[int]()
     for axis in range(AXES):
         n, k, o, s, d, b = (x[axis] for x in (size, kernel, out, stride, dilation, before))
-        for progression in _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b):
-            for row, found in _classes(*progression):
-                classes.append((*row, len(taps), len(taps) + len(found)))
-                taps += found
-        begin.append(len(classes))
+        for first in range(0, k, together[axis]):
+            for begin, step, count, pace, length, offsets in (
+                _correlated(n, k, o, s, d, b) if face == "correlate" else _spread(n, k, o, s, d, b)
+            ):
+                grouped = [(t, offset) for t, offset in offsets if first <= t < first + together[axis]]
+                for row, found in _classes(begin, step, count, pace, length, grouped):
+                    classes.append((*row, len(taps), len(taps) + len(found)))
+                    taps += found
+            cuts.append(len(classes))
+        groups.append(len(cuts) - 1 - sum(groups))
+    begins = [cuts[sum(groups[:axis])] for axis in range(AXES + 1)]
     rows = np.array(classes, np.int64).reshape(-1, len(CLASS))
-    covered = math.prod(int(rows[low:high, CLASS.index("count")].sum()) for low, high in itertools.pairwise(begin))
-    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begin), covered)
+    return Tables(rows, np.array(taps, np.int64).reshape(-1, 2), tuple(begins), np.array(cuts, np.int64), cast("Axes", tuple(groups)))
 
 
 def _correlated(n: int, k: int, o: int, s: int, d: int, b: int) -> Iterator[Progression]:

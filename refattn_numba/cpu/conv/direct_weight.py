@@ -12,7 +12,7 @@ from refattn_numba.cpu.call import aligned
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, load_taps, record, width_of
 from refattn_numba.cpu.conv.direct_pack import unpack
 from refattn_numba.cpu.conv.direct_tables import tables
-from refattn_numba.cpu.conv.gathered import gathered_product
+from refattn_numba.cpu.conv.gathered import RUN, gathered_product
 from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.problem import Problem
 from refattn_numba.cpu.jit import compiled, kernel
@@ -38,7 +38,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     sums = aligned(parts * tasks * region, problem.dtype)
     found, gathered = tables(problem, "correlate"), panels(problem, dy, width)
     lines = taps * chunk + SPARE
-    places = np.cumsum([0, 16 * taps, 16 * DEPTH, 8 * lines, 8 * lines])
+    places = np.cumsum([0, 16 * taps, 8 * RUN * DEPTH, 8 * lines, 8 * lines])
     fields = {
         **described(problem, found, x),
         "inner": problem.c,
@@ -52,7 +52,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
         "lane_step": problem.c * taps,
         "depth": DEPTH,
         **{f"out_{axis}": n for axis, n in zip("dhw", problem.out, strict=True)},
-        **dict(zip(("at_taps", "at_steps", "at_sources", "at_places"), map(int, places), strict=False)),
+        **dict(zip(("at_taps", "at_runs", "at_sources", "at_places"), map(int, places), strict=False)),
     }
     memory = {"memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize}
     call = record({**fields, **memory}, source=x, d_output=gathered, output=sums, classes=found.classes, taps=found.taps)
@@ -85,21 +85,22 @@ def correlate_weight(calls: Any, options: Any, shared: Array, counters: Integers
 def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, part: int) -> None:
     classes, taps = integers_at(call.classes), integers_at(call.taps)
     found = integers_at(memory + call.at_taps)
-    steps, sources, places = (
-        integers_at(memory + call.at_steps),
+    runs, sources, places = (
+        integers_at(memory + call.at_runs),
         integers_at(memory + call.at_sources),
         integers_at(memory + call.at_places),
     )
     image = call.out_d * call.out_h * call.out_w
     d_output = pointer_to(call.d_output, sums) + block * call.batch * image * call.width
     source = pointer_to(call.source, sums) + (block // call.blocks * call.inner + channel) * call.source_c
+    steps = source, call.source_n, call.source_d, call.source_h, call.source_w, call.source_c
     channels, lanes = smaller(call.chunk, call.inner - channel), lanes_of(sums)
     registers = (smaller(call.width, call.made - block % call.blocks * call.width) + lanes - 1) // lanes
     for i in range(call.classes_d, call.classes_h):
         for j in range(call.classes_h, call.classes_w):
             for k in range(call.classes_w, call.classes_end):
                 d, h, w = classes + 7 * i, classes + 7 * j, classes + 7 * k
-                count = load_taps(call, classes, taps, d, h, w, found)
+                count = load_taps(call, taps, steps, d, h, w, found)
                 lines = 0
                 for t in range(count):
                     for c in range(channels):
@@ -114,22 +115,24 @@ def _add_classes(call: Any, memory: int, sums: Any, block: int, channel: int, pa
                 at_h, rest = rest % h[2], rest // h[2]
                 at_d, n = rest % d[2], rest // d[2]
                 while begin < end:
-                    depth = smaller(call.depth, end - begin)
-                    for step in range(depth):
+                    depth, made, summed = smaller(call.depth, end - begin), 0, 0
+                    while summed < depth:
+                        some = smaller(w[2] - at_w, depth - summed)
                         at = n * image + ((d[0] + at_d) * call.out_h + h[0] + at_h) * call.out_w + w[0] + at_w
-                        steps[2 * step] = at * call.width
-                        steps[2 * step + 1] = (
+                        runs[RUN * made] = at * call.width
+                        runs[RUN * made + 1] = (
                             n * call.source_n
                             + (d[3] + d[4] * at_d) * call.source_d
                             + (h[3] + h[4] * at_h) * call.source_h
                             + (w[3] + w[4] * at_w) * call.source_w
                         )
-                        at_w += 1
+                        runs[RUN * made + 2], runs[RUN * made + 3] = some, w[4] * call.source_w
+                        summed, at_w, made = summed + some, at_w + some, made + 1
                         if at_w == w[2]:
                             at_w, at_h = 0, at_h + 1
                             if at_h == h[2]:
                                 at_h, at_d = 0, at_d + 1
                                 if at_d == d[2]:
                                     at_d, n = 0, n + 1
-                    gathered_product(registers, d_output, source, steps, depth, sources, places, lines, sums, sums, 1)
+                    gathered_product(registers, d_output, source, runs, made, sources, places, lines, sums, sums, 1)
                     begin += depth

@@ -18,38 +18,18 @@ from refattn_numba.cpu.threads import run_tasks
 COLUMNS = 256  # of one task
 
 Move = np.dtype(
-    [(name, np.int64) for name in ("source", "output", "batch", "groups", "rows", "columns", "block", "blocks", "whole", "in_rows")]
-    + [(name, np.int64) for name in ("source_n", "source_step", "output_n", "output_block", "output_step", "memory_size", "end_task")],
+    [(name, np.int64) for name in ("source", "output", "batch", "groups", "rows", "columns", "width", "blocks", "in_rows")]
+    + [(name, np.int64) for name in ("source_n", "source_step", "memory_size", "end_task")],
     align=True,
 )
-"""From matrices to their transposes, in blocks of rows.
+"""From matrices to blocks of rows of their transposes.
 
 batch, groups : there is one matrix for each, and those of an example lie one after another.
 rows, columns : of each.
-block, blocks, whole : rows of a block, how many a matrix has, and how many there are with the zeros that fill the last one, or 0.
+width, blocks : rows of a block, with the zeros that fill the last one, and how many blocks a matrix has.
 in_rows : whether the source is transposed already, so that blocks of its columns are copied.
-source_step, output_step : from one row, or column, to the next.
+source_step : from one row, or column, to the next.
 """
-
-
-def to_channels_last(problem: Problem, x: Array) -> Array:
-    """The numbers of x (batch, channels, d, h, w) as (batch, d, h, w, channels), C-contiguous; a view where memory is so already."""
-    batch, channels, *size = x.shape
-    if problem.channels_last:
-        return np.moveaxis(x, 1, -1)
-    made = np.empty((batch, *size, channels), x.dtype)
-    _transpose(x, made, batch, channels, math.prod(size))
-    return made
-
-
-def from_channels_last(problem: Problem, x: Array) -> Array:
-    """The numbers of x (batch, d, h, w, channels) as (batch, channels, d, h, w), in the layout of the problem; a view where it is that."""
-    batch, *size, channels = x.shape
-    if problem.channels_last:
-        return np.moveaxis(x, -1, 1)
-    made = np.empty((batch, channels, *size), x.dtype)
-    _transpose(x, made, batch, math.prod(size), channels)
-    return made
 
 
 def panels(problem: Problem, x: Array, width: int) -> Array:
@@ -58,32 +38,22 @@ def panels(problem: Problem, x: Array, width: int) -> Array:
     rows, columns = channels // problem.groups, math.prod(size)
     blocks = -(-rows // width)
     made = aligned(problem.groups * blocks * batch * columns * width, x.dtype).reshape(problem.groups * blocks, batch * columns, width)
-    fields = {"output_n": columns * width, "output_block": batch * columns * width, "output_step": width, "block": width, "whole": width}
-    step = channels if problem.channels_last else columns
-    _move(x, made, {"groups": problem.groups, "in_rows": problem.channels_last, "source_step": step, **fields}, batch, rows, columns)
-    return made
-
-
-def _transpose(x: Array, made: Array, batch: int, rows: int, columns: int) -> None:
-    block = 64
-    fields = {"groups": 1, "block": block, "output_n": rows * columns, "output_block": block, "output_step": rows, "source_step": columns}
-    _move(x, made, fields, batch, rows, columns)
-
-
-def _move(x: Array, made: Array, fields: dict[str, int], batch: int, rows: int, columns: int) -> None:
-    blocks = -(-rows // fields["block"])
-    sizes = {
+    fields = {
         "memory_size": 0,
         "batch": batch,
+        "groups": problem.groups,
         "rows": rows,
         "columns": columns,
+        "width": width,
         "blocks": blocks,
-        "source_n": fields["groups"] * rows * columns,
+        "in_rows": problem.channels_last,
+        "source_n": channels * columns,
+        "source_step": channels if problem.channels_last else columns,
     }
-    call = Record({**fields, **sizes}, layout=Move)
+    call = Record(fields, layout=Move)
     call.add(source=x, output=made)
-    tasks = batch * fields["groups"] * blocks * -(-columns // COLUMNS)
-    run_tasks(turn, call, False, tasks, 4 * x.size, x.dtype)
+    run_tasks(turn, call, False, batch * problem.groups * blocks * -(-columns // COLUMNS), 4 * x.size, x.dtype)
+    return made
 
 
 @kernel
@@ -99,19 +69,19 @@ def turn(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
         part, task = task % parts, task // parts
         block, task = task % call.blocks, task // call.blocks
         group, n = task % call.groups, task // call.groups
-        first, row = part * COLUMNS, block * call.block
-        columns, rows = smaller(COLUMNS, call.columns - first), smaller(call.block, call.rows - row)
-        out = output + (n * call.output_n + (group * call.blocks + block) * call.output_block + first * call.output_step)
+        first, row = part * COLUMNS, block * call.width
+        columns, rows = smaller(COLUMNS, call.columns - first), smaller(call.width, call.rows - row)
+        out = output + (((group * call.blocks + block) * call.batch + n) * call.columns + first) * call.width
         row += group * call.rows
         if call.in_rows:
             at = source + (n * call.source_n + first * call.source_step + row)
-            copy_rows(at, call.source_step, columns, rows, out, call.output_step)
+            copy_rows(at, call.source_step, columns, rows, out, call.width)
         else:
             at = source + (n * call.source_n + row * call.source_step + first)
-            turn_tile(at, call.source_step, rows, columns, out, call.output_step)
+            turn_tile(at, call.source_step, rows, columns, out, call.width)
         for column in range(columns):
-            for i in range(rows, call.whole):
-                put(out, column * call.output_step + i, 0.0)
+            for i in range(rows, call.width):
+                put(out, column * call.width + i, 0.0)
 
 
 @compiled
