@@ -91,6 +91,8 @@ def hard(dtype):
         yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 1, (9, 9), (2, 2), stride=(4, 3))
         yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 3, (9, 9), (3, 3), stride=2, dilation=(1, 3), before=3)
         yield problem_of(dtype, channels_last, 0, lanes, 1, 1, (9, 9), (3, 3))
+        yield problem_of(dtype, channels_last, 40, 2 * lanes + 1, 1, 1, (7, 7), (7, 7), before=3, after=3)
+        yield problem_of(dtype, channels_last, 1, 5 * lanes, 1, 1, (3 * ROWS + 1, 30), (7, 7), before=3, after=3)
         yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 1, (3, 5, 20), (2, 3, 3), stride=(2, 1, 2), before=(1, 0, 1))
         yield problem_of(dtype, channels_last, 3, lanes, 1, 1, (300,), (31,), before=30)
 

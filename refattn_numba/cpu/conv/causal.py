@@ -6,24 +6,25 @@ positions: a product with a triangular matrix for each channel.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from refattn._core import Array, Grads, Pullback
+from refattn._core import Array, Grads, Integers, Pullback
 from refattn.convolution.causal import CausalConvolved
 from refattn_numba.cpu.call import Record
 from refattn_numba.cpu.conv import depthwise
 from refattn_numba.cpu.conv.causal_lines import LinesCall, line_gradients, lines
+from refattn_numba.cpu.conv.depthwise_axes import split
 from refattn_numba.cpu.conv.problem import Epilogue, Problem
 from refattn_numba.cpu.conv.run import in_order, is_channels_last
+from refattn_numba.cpu.conv.windows import LENGTHS
 from refattn_numba.cpu.conversion import STORED, narrowed, widened
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.threads import run_tasks
 
 CACHES = 1 << 22  # bytes of an output that goes past the caches
-RUN = 3
 
 
 def convolve(x: Array, weight: Array, bias: Array | None = None, state: Array | None = None) -> tuple[CausalConvolved, Pullback]:
@@ -94,6 +95,13 @@ def _before(dy: Array, weight: Array) -> Array:
     return np.ascontiguousarray((_first(dy, past) @ _triangle(weight).transpose(0, 2, 1)).transpose(1, 0, 2))
 
 
+@lru_cache(256)
+def _runs(taps: int) -> tuple[Integers, Integers]:
+    """All taps, and how many runs have each of the lengths."""
+    runs = [(place, len(found), place, 1) for place, found in split(0, list(range(taps)))]
+    return np.array(runs, np.int64), np.array([sum(run[1] == length for run in runs) for length in LENGTHS], np.int64)
+
+
 def _record(x: Array, weight: Array, state: Array | None, **arrays: Any) -> Record:
     (batch, channels, length), taps = x.shape, weight.shape[1]
     lanes = HOST.register_bytes // x.itemsize
@@ -102,7 +110,9 @@ def _record(x: Array, weight: Array, state: Array | None, **arrays: Any) -> Reco
     size = -(-(room + lanes * (taps + 3)) // lanes) * lanes
     fields = {"channels": channels, "batch": batch, "length": length, "taps": taps, "room": room, "memory_size": size}
     record = Record({**fields, "streams": int(x.nbytes >= CACHES)}, layout=LinesCall)
-    given = {"x": x, "run": np.array([0, taps, 0], np.int64), "weight": weight, "state": state, **arrays}
+    runs, counts = _runs(taps)
+    record.fields["n_runs"] = len(runs)
+    given = {"x": x, "run": runs, "counts": counts, "weight": weight, "state": state, **arrays}
     record.add(**{name: a for name, a in given.items() if a is not None})
     return record
 

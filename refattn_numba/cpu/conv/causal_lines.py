@@ -20,11 +20,11 @@ from refattn_numba.cpu.tiles import fill
 LONG = 4  # registers of `line_window`
 
 LinesCall = np.dtype(
-    [(name, np.int64) for name in ("x", "y", "dx", "weight", "turned", "bias", "state", "run", "sums")]
+    [(name, np.int64) for name in ("x", "y", "dx", "weight", "turned", "bias", "state", "run", "counts", "n_runs", "sums")]
     + [(name, np.int64) for name in ("channels", "batch", "parts", "length", "taps", "tasks", "streams", "room", "memory_size")],
     align=True,
 )
-"""What the kernels are told. `turned` are the weights from their last tap on, `run` is one run of all taps (`windows`)."""
+"""What the kernels are told. `turned` are the weights from their last tap on, `run` and `counts` are a table of them (`windows`)."""
 
 
 @kernel
@@ -63,9 +63,9 @@ def buffered(call: Any, memory: Any, weight: Any, start: Any, count: int, out: A
     lanes, run = lanes_of(memory), integers_at(call.run)
     for i in range(0, count, lanes):
         if i + lanes <= count:
-            short_window(memory + i, 1, run, 1, weight, 1, filled(out, start), out + i, 0)
+            short_window(memory + i, 1, run, call.n_runs, weight, filled(out, start), out + i, lanes)
         else:
-            short_window(memory + i, 1, run, 1, weight, 1, filled(out, start), memory + call.room, 0)
+            short_window(memory + i, 1, run, call.n_runs, weight, filled(out, start), memory + call.room, lanes)
             for j in range(count - i):
                 out[i + j] = memory[call.room + j]
 
@@ -83,18 +83,18 @@ def direct(call: Any, source: Any, weight: Any, start: Any, count: int, address:
             out[i] = total
         return
     if call.streams:
-        short_window(source, 1, run, 1, weight, 1, filled(out, start), out, 0)
+        short_window(source, 1, run, call.n_runs, weight, filled(out, start), out, lanes)
         at = -(address // like.itemsize) % lanes
         while at + LONG * lanes <= count:
-            streamed_window(source + at, 1, run, 1, weight, 1, filled(out, start), out + at, 0)
+            streamed_window(source + at, 1, run, call.n_runs, weight, filled(out, start), out + at, lanes)
             at += LONG * lanes
     else:
         while at + LONG * lanes <= count:
-            line_window(source + at, 1, run, 1, weight, 1, filled(out, start), out + at, 0)
+            line_window(source + at, 1, run, call.n_runs, weight, filled(out, start), out + at, lanes)
             at += LONG * lanes
     for i in range(at, count, lanes):
         at = smaller(i, count - lanes)
-        short_window(source + at, 1, run, 1, weight, 1, filled(out, start), out + at, 0)
+        short_window(source + at, 1, run, call.n_runs, weight, filled(out, start), out + at, lanes)
 
 
 @kernel
@@ -145,12 +145,12 @@ def add_begin(call: Any, memory: Any, dy: Any, count: int, sums: Any) -> None:
 @compiled
 def add_rest(call: Any, source: Any, dy: Any, count: int, sums: Any) -> None:
     """Those of positions whose inputs all lie in the array."""
-    lanes, run, at = lanes_of(dy), integers_at(call.run), 0
+    lanes, run, counts, at = lanes_of(dy), integers_at(call.run), integers_at(call.counts), 0
     while at + LINE_SUMS * lanes <= count:
         line_sums(source + at, call.taps, dy + at, sums)
         at += LINE_SUMS * lanes
     while at + lanes <= count:
-        line_products(source + at, 1, run, 1, dy + at, 0, between(load(sums, 0), 0, lanes - 1), sums, lanes)
+        line_products(source + at, 1, run, counts, dy + at, 0, between(load(sums, 0), 0, lanes - 1), sums)
         store(sums, call.taps * lanes, load(sums, call.taps * lanes) + load(dy, at))
         at += lanes
     for i in range(at, count):

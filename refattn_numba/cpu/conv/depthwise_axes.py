@@ -7,13 +7,19 @@ phase r reads the inputs ``place + step_in * v`` of its taps, where these exist.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from refattn._core import Integers
 from refattn_numba.cpu.conv.problem import AXES, Linear, Problem
+from refattn_numba.cpu.conv.windows import LENGTHS, RUN
+
+PHASE = 2 * AXES + 2 + len(LENGTHS)  # integers of a phase
+COUNTS = 2 * AXES + 2  # the first of those that say how many runs there are of each length
 
 
 class Phase(NamedTuple):
@@ -44,47 +50,34 @@ class Axis(NamedTuple):
     grid: int
     phases: tuple[Phase, ...]
 
+    def of_band(self, outputs: int) -> Axis:
+        """With as many places as that many outputs of each phase read."""
+        reach = max(((place - self.lowest) // self.step_in for phase in self.phases for _, place in phase.taps), default=0)
+        return self._replace(grid=min(self.grid, max(outputs, 1) + reach))
+
 
 class Planes(NamedTuple):
-    """Tables for padded copies of planes.
+    """Tables for padded copies of planes, or of bands of rows of them.
 
     Attributes
     ----------
     runs, phases : array
-        Of `windows`; and for each phase of the three axes r, count, r, count, r, count, and its first and end run.
-    order : array
-        Which tap each of the numbers is, that runs count.
+        Of `windows`; and for each phase of the three axes r, count, r, count, r, count, its first and end run, and how many of its runs
+        have each of the `LENGTHS`.
+    grid : (int, int, int)
+        Places of a copy along each axis; there are as many copies as remainders.
+    axes : (Axis, Axis, Axis)
+        What the tables are made of.
     plane, room : int
         Numbers in a copy, and at most in what is computed of one phase.
     """
 
     runs: Integers
     phases: Integers
-    order: Integers
+    grid: tuple[int, int, int]
+    axes: tuple[Axis, Axis, Axis]
     plane: int
     room: int
-
-
-class Pixels(NamedTuple):
-    """Tables for images that are read where they lie.
-
-    Attributes
-    ----------
-    ends, taps : tuple of array
-        For axes 0 and 1: where the taps of each phase end, and ``(tap, place)``.
-    phases : array
-        For axis 2: count, the first pixel that has all taps and the one behind the last, and the first and the end of its groups.
-    groups : array
-        Taps with neighbouring pixels: place, number of taps, and the number of the first.
-    order : array
-        As above.
-    """
-
-    ends: tuple[Integers, Integers]
-    taps: tuple[Integers, Integers]
-    phases: Integers
-    groups: Integers
-    order: Integers
 
 
 def axis_of(problem: Problem, face: Linear, axis: int) -> Axis:
@@ -128,13 +121,28 @@ def _table(rows: list[tuple[int, ...]], width: int) -> Integers:
     return np.array(rows, np.int64).reshape(-1, width)
 
 
+def split(place: int, taps: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Neighbours in groups of the lengths that there are."""
+    while taps:
+        length = next(n for n in LENGTHS if n <= len(taps))
+        yield place, taps[:length]
+        place, taps = place + length, taps[length:]
+
+
 @lru_cache(256)
-def planes_of(problem: Problem, face: Linear) -> Planes:
-    """For lanes along the last axis: rows of runs are rows of the plane."""
+def planes_of(problem: Problem, face: Linear, width: int = 1, band: int | None = None, pitch: int | None = None) -> Planes:
+    """For copies of planes whose numbers are `width` in one; of `band` rows of each phase at a time, or of all.
+
+    With a `pitch`, rows have as many places whatever is read of them.
+    """
     axes, kernel, inputs = axes_of(problem, face), problem.kernel, problem.o if face == "spread" else 1
+    if band is not None:
+        axes = axes[0], axes[1].of_band(band), axes[2]
+    if pitch is not None:
+        axes = axes[0], axes[1], axes[2]._replace(grid=pitch)
     grid, steps = tuple(a.grid for a in axes), tuple(a.step_in for a in axes)
-    cell = int(np.prod(grid))
-    plane, taps = cell * int(np.prod(steps)), int(np.prod(kernel))
+    cell = math.prod(grid)
+    plane, taps = cell * math.prod(steps), math.prod(kernel)
 
     def cells(axis: int, taps: tuple[tuple[int, int], ...]) -> list[tuple[int, int, int]]:
         """Each tap, its remainder and its place on the grid."""
@@ -145,40 +153,19 @@ def planes_of(problem: Problem, face: Linear) -> Planes:
 
     runs: list[tuple[int, ...]] = []
     phases: list[tuple[int, ...]] = []
-    order: list[int] = []
     for three in itertools.product(*(range(len(a.phases)) for a in axes)):
         parts = [a.phases[r] for a, r in zip(axes, three, strict=True)]
-        first, found = len(runs), [cells(axis, p.taps) for axis, p in enumerate(parts)]
+        found, made = [cells(axis, p.taps) for axis, p in enumerate(parts)], []
         for j, (t0, r0, p0), (t2, r2, p2) in itertools.product(range(inputs), found[0], found[2]):
             for r1 in range(steps[1]):
-                for p1, columns in _grouped([(t, p) for t, r, p in found[1] if r == r1]):
+                for p1, columns in (part for p, ts in _grouped([(t, p) for t, r, p in found[1] if r == r1]) for part in split(p, ts)):
                     at = j * plane + ((r0 * steps[1] + r1) * steps[2] + r2) * cell + (p0 * grid[1] + p1) * grid[2] + p2
-                    runs.append((at, len(columns), len(order)))
-                    order += [j * taps + (t0 * kernel[1] + t1) * kernel[2] + t2 for t1 in columns]
+                    first, step = j * taps + (t0 * kernel[1] + columns[0]) * kernel[2] + t2, (columns[-1] - columns[0]) * kernel[2]
+                    made.append((at * width, len(columns), first, step // max(len(columns) - 1, 1)))
+        made.sort(key=lambda run: -run[1])
         pairs = (number for r, p in zip(three, parts, strict=True) for number in (r, p.outputs))
-        phases.append((*pairs, first, len(runs)))
+        counts = (sum(run[1] == length for run in made) for length in LENGTHS)
+        phases.append((*pairs, len(runs), len(runs) + len(made), *counts))
+        runs += made
     room = max((p[3] * grid[2] + p[5] for p in phases), default=0)
-    return Planes(_table(runs, 3), _table(phases, 2 * AXES + 2), np.array(order, np.int64), plane, room)
-
-
-@lru_cache(256)
-def pixels_of(problem: Problem, face: Linear) -> Pixels:
-    """For lanes over channels: rows of runs are pixels of one row."""
-    axes, kernel = axes_of(problem, face), problem.kernel
-    ends = [np.cumsum([0] + [len(p.taps) for p in a.phases]) for a in axes[:2]]
-    taps = [_table([found for p in a.phases for found in p.taps], 2) for a in axes[:2]]
-    last, groups, phases = axes[2], [], []
-    order: list[int] = []
-    for phase in last.phases:
-        low, high = (phase.taps[0][1], phase.taps[-1][1]) if phase.taps else (0, 0)
-        begin = min(max(0, -(low // last.step_in)), phase.outputs)
-        end = phase.outputs if not phase.taps else min(max((last.inputs - 1 - high) // last.step_in + 1, begin), phase.outputs)
-        first, at = len(groups), len(order)
-        together = len({p % last.step_in for _, p in phase.taps}) <= 1
-        found = _grouped([(t, p // last.step_in) for t, p in phase.taps]) if together else [(0, [t]) for t, _ in phase.taps]
-        for _, columns in found:
-            groups.append((phase.taps[len(order) - at][1], len(columns), len(order)))
-            order += columns
-        phases.append((phase.outputs, begin, end, first, len(groups)))
-    lines = np.arange(kernel[0] * kernel[1])[:, None] * kernel[2] + np.array(order, np.int64)
-    return Pixels((ends[0], ends[1]), (taps[0], taps[1]), _table(phases, 5), _table(groups, 3), lines.reshape(-1))
+    return Planes(_table(runs, RUN), _table(phases, PHASE), cast("tuple[int, int, int]", grid), axes, plane * width, room)

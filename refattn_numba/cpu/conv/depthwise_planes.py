@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.conv.windows import ROWS, RUN, line_products, line_window, plane_window, row_products, short_window
+from refattn_numba.cpu.conv.depthwise_axes import COUNTS, PHASE
+from refattn_numba.cpu.conv.windows import PAIR, ROWS, RUN, line_products, line_window, plane_block, row_products, short_window
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import between, filled, integers_at, lanes_of, load, next_of, pointer_to, prefetch, select, store, total_of
 from refattn_numba.cpu.sizes import larger, smaller
@@ -21,7 +22,7 @@ LONG = 4  # registers of `line_window`
 LINE = 16  # numbers of float32 in a cache line
 
 PlanesCall = np.dtype(
-    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases", "n_runs")]
+    [(name, np.int64) for name in ("x", "y", "weight", "bias", "runs", "phases", "n_phases")]
     + [(name, np.int64) for name in ("groups", "tasks", "count", "together", "memory_size")]
     + [(name, np.int64) for name in ("inputs", "outputs", "taps", "plane", "room", "batch", "parts")]
     + [(f"{name}{axis}", np.int64) for name in ("in", "out", "grid", "step_in", "step_out", "lowest") for axis in range(3)],
@@ -50,7 +51,7 @@ def planes(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
                 weight = pointer_to(call.weight, memory) + channel * call.taps
                 out = pointer_to(call.y, memory) + (group * call.outputs + j) * size_out
                 for phase in range(call.n_phases):
-                    fill_phase(call, memory, weight, start, out, integers_at(call.phases) + phase * 8)
+                    fill_phase(call, memory, weight, start, out, integers_at(call.phases) + phase * PHASE)
 
 
 @compiled
@@ -72,24 +73,34 @@ def copy_row(source: Any, count: int, left: int, out: Any) -> None:
 @compiled
 def load_plane(call: Any, source: Any, out: Any) -> None:
     """The part of a plane that is read, in its padding, which is there already."""
-    for i in range(larger(0, call.lowest0), smaller(call.in0, call.lowest0 + call.grid0 * call.step_in0)):
-        z = i - call.lowest0
-        for j in range(larger(0, call.lowest1), smaller(call.in1, call.lowest1 + call.grid1 * call.step_in1)):
-            y = j - call.lowest1
-            row = source + (i * call.in1 + j) * call.in2
-            cell = (z % call.step_in0 * call.step_in1 + y % call.step_in1) * call.step_in2
-            line = (z // call.step_in0 * call.grid1 + y // call.step_in1) * call.grid2
-            size = call.grid0 * call.grid1 * call.grid2
-            if call.step_in2 == 1:
-                first = larger(0, call.lowest2)
-                end = smaller(call.in2, call.lowest2 + call.grid2)
-                left = 0 if call.step_in0 * call.step_in1 > 1 else ((call.in0 - i) * call.in1 - j) * call.in2 - first
-                copy_row(row + first, larger(end - first, 0), left, out + (cell * size + line + first - call.lowest2))
+    line = out
+    for r0 in range(call.step_in0):
+        for r1 in range(call.step_in1):
+            for z in range(call.grid0):
+                i = call.lowest0 + z * call.step_in0 + r0
+                if 0 <= i < call.in0:
+                    load_rows(call, source, i, r1, line + z * call.grid1 * call.grid2)
+            line = line + call.grid0 * call.grid1 * call.grid2 * call.step_in2
+
+
+@compiled
+def load_rows(call: Any, source: Any, i: int, remainder: int, out: Any) -> None:
+    """Every `step_in1`-th row of position i of the first axis."""
+    step, size = call.step_in2, call.grid0 * call.grid1 * call.grid2
+    first, end = larger(0, call.lowest2), smaller(call.in2, call.lowest2 + call.grid2)
+    packed = call.step_in0 * call.step_in1 == 1
+    for y in range(call.grid1):
+        j = call.lowest1 + y * call.step_in1 + remainder
+        if 0 <= j < call.in1:
+            row, line = source + (i * call.in1 + j) * call.in2, out + y * call.grid2
+            if step == 1:
+                left = ((call.in0 - i) * call.in1 - j) * call.in2 - first if packed else 0
+                copy_row(row + first, larger(end - first, 0), left, line + (first - call.lowest2))
                 for ahead in range(0, call.in2, LINE):
                     prefetch(row + call.in0 * call.in1 * call.in2, ahead)
             else:
-                for phase in range(call.step_in2):
-                    take_every(row, call.in2, call.step_in2, phase + call.lowest2, call.grid2, out + ((cell + phase) * size + line))
+                for phase in range(step):
+                    take_every(row, call.in2, step, phase + call.lowest2, call.grid2, line + phase * size)
 
 
 @compiled
@@ -109,18 +120,18 @@ def take_every(row: Any, size: int, step: int, offset: int, count: int, out: Any
 def fill_phase(call: Any, memory: Any, weight: Any, start: Any, out: Any, phase: Any) -> None:
     """The outputs of one phase of one plane."""
     lanes, rows, columns = lanes_of(memory), phase[3], phase[5]
-    runs, count = integers_at(call.runs) + phase[6] * RUN, phase[7] - phase[6]
+    runs, count, counts = integers_at(call.runs) + phase[6] * RUN, phase[7] - phase[6], phase + COUNTS
     for z in range(phase[1]):
         source = memory + z * call.grid1 * call.grid2
         to = out + (((phase[0] + call.step_out0 * z) * call.out1 + phase[2]) * call.out2 + phase[4])
-        if call.step_out2 == 1 and columns >= lanes:
+        if rows >= ROWS and call.step_out2 == 1 and columns >= lanes:
+            fill_blocks(source, call.grid2, runs, counts, weight, start, to, call.step_out1 * call.out2, rows, columns)
+        elif call.step_out2 == 1 and columns >= lanes:
             fill_rows(source, call.grid2, runs, count, weight, start, to, call.step_out1 * call.out2, rows, columns)
         else:
             flat = memory + call.inputs * call.plane
             if rows >= ROWS and lanes // 2 < columns < lanes:
-                for row in range(0, rows, ROWS):
-                    h = smaller(row, rows - ROWS)
-                    plane_window(source + h * call.grid2, call.grid2, runs, count, weight, 1, start, flat + h * lanes, lanes)
+                fill_column(source, call.grid2, runs, counts, weight, start, flat, lanes, rows)
                 scatter_rows(call, flat, lanes, rows, columns, to)
             else:
                 fill_line(source, call.grid2, runs, count, weight, start, flat, (rows - 1) * call.grid2 + columns)
@@ -152,26 +163,45 @@ def scatter(source: Any, count: int, rows: int, out: Any, step: int) -> None:
 
 
 @compiled
+def fill_blocks(
+    source: Any, step: int, runs: Any, counts: Any, weight: Any, start: Any, out: Any, out_step: int, rows: int, columns: int
+) -> None:
+    """Blocks of rows and pairs of registers; the last ones of a plane are computed twice, rather than in smaller blocks."""
+    lanes = lanes_of(out)
+    pairs = (columns + lanes - 1) // lanes // PAIR
+    for row in range(0, rows, ROWS):
+        h = smaller(row, rows - ROWS)
+        for pair in range(pairs):
+            at = pair * PAIR * lanes
+            gap = smaller(lanes, columns - lanes - at)
+            plane_block(source + (h * step + at), step, gap, runs, counts, weight, start, out + (h * out_step + at), out_step, gap)
+    if pairs * PAIR * lanes < columns:
+        fill_column(source + (columns - lanes), step, runs, counts, weight, start, out + (columns - lanes), out_step, rows)
+
+
+@compiled
+def fill_column(source: Any, step: int, runs: Any, counts: Any, weight: Any, start: Any, out: Any, out_step: int, rows: int) -> None:
+    """Blocks of one register, two of which lie one above the other."""
+    for row in range(0, rows, PAIR * ROWS):
+        h = smaller(row, rows - ROWS)
+        gap = larger(0, smaller(ROWS, rows - ROWS - h))
+        plane_block(source + h * step, step, gap * step, runs, counts, weight, start, out + h * out_step, out_step, gap * out_step)
+
+
+@compiled
 def fill_rows(
     source: Any, step: int, runs: Any, count: int, weight: Any, start: Any, out: Any, out_step: int, rows: int, columns: int
 ) -> None:
-    """Rows of at least a register; the last ones of a plane are computed twice, rather than in smaller blocks."""
+    """Rows of at least a register, fewer than a block has."""
     lanes = lanes_of(out)
-    if rows < ROWS:
-        for h in range(rows):
-            at = 0
-            while at + LONG * lanes <= columns:
-                line_window(source + (h * step + at), step, runs, count, weight, 1, start, out + (h * out_step + at), 0)
-                at += LONG * lanes
-            for column in range(at, columns, lanes):
-                at = smaller(column, columns - lanes)
-                short_window(source + (h * step + at), step, runs, count, weight, 1, start, out + (h * out_step + at), 0)
-        return
-    for row in range(0, rows, ROWS):
-        h = smaller(row, rows - ROWS)
-        for column in range(0, columns, lanes):
+    for h in range(rows):
+        at = 0
+        while at + LONG * lanes <= columns:
+            line_window(source + (h * step + at), step, runs, count, weight, start, out + (h * out_step + at), lanes)
+            at += LONG * lanes
+        for column in range(at, columns, lanes):
             at = smaller(column, columns - lanes)
-            plane_window(source + (h * step + at), step, runs, count, weight, 1, start, out + (h * out_step + at), out_step)
+            short_window(source + (h * step + at), step, runs, count, weight, start, out + (h * out_step + at), lanes)
 
 
 @compiled
@@ -180,10 +210,10 @@ def fill_line(source: Any, step: int, runs: Any, count: int, weight: Any, start:
     lanes, at = lanes_of(out), 0
     while at < length:
         if length - at > (LONG - 1) * lanes:
-            line_window(source + at, step, runs, count, weight, 1, start, out + at, 0)
+            line_window(source + at, step, runs, count, weight, start, out + at, lanes)
             at += LONG * lanes
         else:
-            short_window(source + at, step, runs, count, weight, 1, start, out + at, 0)
+            short_window(source + at, step, runs, count, weight, start, out + at, lanes)
             at += lanes
 
 
@@ -214,7 +244,8 @@ def plane_gradients(calls: Any, options: Any, shared: Array, counters: Integers)
 @compiled
 def add_products(call: Any, memory: Any, dy: Any, sums: Any) -> None:
     """To the sums of all taps those over one plane."""
-    lanes, step, runs, nothing = lanes_of(memory), call.out2, integers_at(call.runs), filled(memory, 0.0)
+    lanes, step, nothing = lanes_of(memory), call.out2, filled(memory, 0.0)
+    runs, counts = integers_at(call.runs), integers_at(call.phases) + COUNTS
     for z in range(call.out0):
         source, given = memory + z * call.grid1 * call.grid2, dy + z * call.out1 * call.out2
         if call.out2 < lanes:
@@ -228,9 +259,8 @@ def add_products(call: Any, memory: Any, dy: Any, sums: Any) -> None:
             h = 0
             while h + ROWS <= call.out1:
                 place = source + (h * call.grid2 + at)
-                row_products(place, call.grid2, runs, call.n_runs, given + (h * step + at), step, counted, sums, lanes)
+                row_products(place, call.grid2, runs, counts, given + (h * step + at), step, counted, sums)
                 h += ROWS
             for row in range(h, call.out1):
-                line_products(
-                    source + (row * call.grid2 + at), call.grid2, runs, call.n_runs, given + (row * step + at), 0, counted, sums, lanes
-                )
+                place = source + (row * call.grid2 + at)
+                line_products(place, call.grid2, runs, counts, given + (row * step + at), step, counted, sums)

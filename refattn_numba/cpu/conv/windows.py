@@ -1,14 +1,14 @@
-"""Sums over the taps of one kernel, whose outputs and whose inputs stay in registers.
+"""Sums over the taps of one kernel, whose outputs stay in registers.
 
-Outputs lie in `rows` rows. Taps that are one row apart make a **run**: their inputs are the same registers, moved by one row, so that one
-load serves a tap of all rows::
+Taps that are one row apart make a **run**: their inputs are the same registers, moved by one row, so that one load serves a tap of all
+rows of a block::
 
     tap 0:  rows 0 1 2 3            sums[j] += weight[tap] * input[j + tap]
     tap 1:    rows 1 2 3 4
     tap 2:      rows 2 3 4 5
 
-A table has for each run three integers: where its first input is, how many taps it has, and the number of its first tap. What a row is
-depends on the layout: with lanes along the last axis a row of the image, with lanes over channels a pixel.
+A table has for each run four integers: where its first input is, how many taps it has, the number of its first tap, and the step from a
+tap's number to the next. Blocks take runs of the lengths `LENGTHS` alone, longest first, and are told how many there are of each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 
 from refattn_numba.cpu.instructions import HOST
@@ -34,141 +33,166 @@ from refattn_numba.cpu.simd import (
     store_to,
 )
 
-RUN = 3  # integers in a table
+RUN = 4  # integers in a table
+LENGTHS = (7, 5, 3, 2, 1)
+"""Of runs, for each of which there is a loop without branches."""
 LINE_SUMS = 8  # registers of dy that `line_sums` takes
-ROWS = 6 if HOST.name in {"AVX2", "generic"} else 8
-"""Sums and inputs of this many rows fill at most half of the registers each."""
+ROWS = 4 if HOST.name in {"AVX2", "generic"} else 7
+"""Two registers of sums for each row, and as many weights, fill three quarters of 32 registers. Many images have multiples of 7 rows."""
+PAIR = 2
 
 
-def _runs(builder: Builder, table: Value, count: Value, body: Callable[[Value, Value, Value], None]) -> None:
-    """Call ``body(place, taps, first)`` for each run."""
+def _runs(builder: Builder, table: Value, count: Value, body: Callable[[Value, Value, Value, Value], None]) -> None:
+    """Call ``body(place, taps, first, step)`` for each run."""
     with cgutils.for_range(builder, count) as loop:
         entry = builder.gep(table, [builder.mul(loop.index, I64(RUN))])
         body(*(builder.load(builder.gep(entry, [I64(i)])) for i in range(RUN)))
 
 
-class _Sliding:
-    """Registers of `rows` rows, of which the first drops out when the next one comes in."""
-
-    def __init__(self, builder: Builder, rows: int, registers: int, vector: ir.VectorType, read: Callable[[Value, int], Value]) -> None:
-        self.builder, self.rows, self.read = builder, rows, read
-        self.held = [[cgutils.alloca_once(builder, vector) for _ in range(registers)] for _ in range(rows)]
-
-    def begin(self) -> None:
-        """Read all rows but the last."""
-        for j, row in enumerate(self.held[:-1]):
-            for i, place in enumerate(row):
-                self.builder.store(self.read(I64(j), i), place)
-
-    def enter(self, tap: Value) -> None:
-        """Read the row that a tap needs besides."""
-        for i, place in enumerate(self.held[-1]):
-            self.builder.store(self.read(self.builder.add(tap, I64(self.rows - 1)), i), place)
-
-    def leave(self) -> None:
-        """Move each row to the one before."""
-        for row, after in zip(self.held, self.held[1:], strict=False):
-            for place, source in zip(row, after, strict=True):
-                self.builder.store(self.builder.load(source), place)
+def _runs_by_length(builder: Builder, table: Value, counts: Value, body: Callable[[Value, int, Value, Value], None]) -> None:
+    """Likewise, with the number of taps known when this is compiled."""
+    for i, length in enumerate(LENGTHS):
+        count = builder.load(builder.gep(counts, [I64(i)]))
+        _runs(builder, table, count, lambda place, _, first, step, length=length: body(place, length, first, step))
+        table = builder.gep(table, [builder.mul(count, I64(RUN))])
 
 
-def _window(rows: int, registers: int, *, each_lane: bool = False, streamed: bool = False) -> Any:
-    """Outputs from `start`; a tap's weight is one number, or one `each_lane`.
-
-    Outputs that are `streamed` go to memory past the caches, and lie on whole registers.
-    """
-
-    @instruction
-    def window(
-        typing: Any, x: Any, step: Any, runs: Any, count: Any, weight: Any, weight_step: Any, start: Any, out: Any, out_step: Any
-    ) -> Any:
-        vector = Vector(x.dtype)
-        size, lanes = x.dtype.bitwidth // 8, vector.lanes
-
-        def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            x, step, runs, count, weight, weight_step, start, out, out_step = args
-            sums = [[cgutils.alloca_once_value(builder, start) for _ in range(registers)] for _ in range(rows)]
-            for line in sums:
-                for place in line:
-                    builder.store(start, place)
-            first = cgutils.alloca_once_value(builder, x)
-
-            def read(row: Value, i: int) -> Value:
-                address = builder.gep(builder.load(first), [builder.add(builder.mul(row, step), I64(i * lanes))])
-                return load_from(builder, address, vector.ir, size)
-
-            sliding = _Sliding(builder, rows, registers, vector.ir, read)
-
-            def add_run(place: Value, taps: Value, tap: Value) -> None:
-                builder.store(builder.gep(x, [place]), first)
-                sliding.begin()
-                with cgutils.for_range(builder, taps) as loop:
-                    sliding.enter(loop.index)
-                    address = builder.gep(weight, [builder.mul(builder.add(tap, loop.index), weight_step)])
-                    by = load_from(builder, address, vector.ir, size) if each_lane else splat(builder, vector.ir, builder.load(address))
-                    for line, inputs in zip(sums, sliding.held, strict=True):
-                        for total, given in zip(line, inputs, strict=True):
-                            builder.store(fused(builder, builder.load(given), by, builder.load(total)), total)
-                    sliding.leave()
-
-            _runs(builder, runs, count, add_run)
-            for j, line in enumerate(sums):
-                for i, place in enumerate(line):
-                    address = builder.gep(out, [builder.add(builder.mul(out_step, I64(j)), I64(i * lanes))])
-                    if streamed:
-                        store_past_caches(builder, builder.load(place), address)
-                    else:
-                        store_to(builder, builder.load(place), address, size)
-            return context.get_dummy_value()
-
-        index = types.intp
-        return types.void(x, index, runs, index, weight, index, start, out, index), build
-
-    return window
+def _steps(builder: Builder, first: Value, step: Value, count: int) -> list[Value]:
+    """Addresses, each from the one before: as many products of a step would fill the registers."""
+    places = [first]
+    while len(places) < count:
+        places.append(builder.gep(places[-1], [step]))
+    return places
 
 
-def _products(rows: int) -> Any:
-    """To the sums of each tap its products with one register of each row; other lanes than those of `lanes` count as 0."""
+class _Weights:
+    """A tap's weight in all lanes: one number, or one of `each_lane`."""
+
+    def __init__(self, builder: Builder, vector: Vector, weight: Value, *, each_lane: bool) -> None:
+        self.builder, self.vector, self.weight, self.each_lane = builder, vector, weight, each_lane
+
+    def of(self, tap: Value) -> Value:
+        """Of one tap."""
+        builder, lanes, made = self.builder, self.vector.lanes, self.vector.ir
+        if not self.each_lane:
+            return splat(builder, made, builder.load(builder.gep(self.weight, [tap])))
+        return load_from(builder, builder.gep(self.weight, [builder.mul(tap, I64(lanes))]), made, self.vector.element.bitwidth // 8)
+
+
+def _block(*, each_lane: bool) -> Any:
+    """Outputs of `ROWS` rows, from `start`: of each row two registers, which lie `gap` apart."""
 
     @instruction
-    def products(
-        typing: Any, x: Any, step: Any, runs: Any, count: Any, dy: Any, dy_step: Any, lanes: Any, sums: Any, sums_step: Any
+    def block(
+        typing: Any, x: Any, step: Any, gap: Any, runs: Any, counts: Any, weight: Any, start: Any, out: Any, out_step: Any, out_gap: Any
     ) -> Any:
         vector = Vector(x.dtype)
         size = x.dtype.bitwidth // 8
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            x, step, runs, count, dy, dy_step, lanes, sums, sums_step = args
-            zero = constant(vector.ir, 0.0)
+            x, step, gap, runs, counts, weight, start, out, out_step, out_gap = args
+            sums = [[cgutils.alloca_once(builder, vector.ir) for _ in range(PAIR)] for _ in range(ROWS)]
+            for place in (place for line in sums for place in line):
+                builder.store(start, place)
+            weights = _Weights(builder, vector, weight, each_lane=each_lane)
 
-            def masked(address: Value) -> Value:
-                return builder.select(lanes, load_from(builder, address, vector.ir, size), zero)
+            def add_run(place: Value, length: int, first: Value, tap_step: Value) -> None:
+                by = [weights.of(builder.add(first, builder.mul(I64(t), tap_step))) for t in range(length)]
+                for i, row in enumerate(_steps(builder, builder.gep(x, [place]), step, ROWS + length - 1)):
+                    inputs = [load_from(builder, address, vector.ir, size) for address in (row, builder.gep(row, [gap]))]
+                    for t, j in ((t, i - t) for t in range(length) if 0 <= i - t < ROWS):
+                        for given, total in zip(inputs, sums[j], strict=True):
+                            builder.store(fused(builder, given, by[t], builder.load(total)), total)
 
-            given = [masked(builder.gep(dy, [builder.mul(dy_step, I64(j))])) for j in range(rows)]
-            first = cgutils.alloca_once_value(builder, x)
-            sliding = _Sliding(
-                builder, rows, 1, vector.ir, lambda row, _: masked(builder.gep(builder.load(first), [builder.mul(row, step)]))
-            )
-
-            def add_run(place: Value, taps: Value, tap: Value) -> None:
-                builder.store(builder.gep(x, [place]), first)
-                sliding.begin()
-                with cgutils.for_range(builder, taps) as loop:
-                    sliding.enter(loop.index)
-                    inputs = [builder.load(row[0]) for row in sliding.held]
-                    parts = [builder.fmul(d, i) for d, i in zip(given[:2], inputs, strict=False)]
-                    for j in range(2, rows):
-                        parts[j % 2] = fused(builder, given[j], inputs[j], parts[j % 2])
-                    added = parts[0] if rows == 1 else builder.fadd(*parts)
-                    address = builder.gep(sums, [builder.mul(builder.add(tap, loop.index), sums_step)])
-                    store_to(builder, builder.fadd(load_from(builder, address, vector.ir, size), added), address, size)
-                    sliding.leave()
-
-            _runs(builder, runs, count, add_run)
+            _runs_by_length(builder, runs, counts, add_run)
+            for line, row in zip(sums, _steps(builder, out, out_step, ROWS), strict=True):
+                for place, address in zip(line, (row, builder.gep(row, [out_gap])), strict=True):
+                    store_to(builder, builder.load(place), address, size)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(x, index, runs, index, dy, index, lanes, sums, index), build
+        return types.void(x, index, index, runs, counts, weight, start, out, index, index), build
+
+    return block
+
+
+def _line(registers: int, *, each_lane: bool = False, streamed: bool = False) -> Any:
+    """Outputs of one row from `start`: registers that follow one another in x, and in `out` by `out_step`.
+
+    Outputs that are `streamed` go to memory past the caches, and lie on whole registers.
+    """
+
+    @instruction
+    def line(
+        typing: Any, x: Any, step: Any, runs: Any, count: Any, weight: Any, start: Any, out: Any, out_step: Any
+    ) -> Any:  # fmt: skip
+        vector = Vector(x.dtype)
+        size, lanes = x.dtype.bitwidth // 8, vector.lanes
+
+        def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            x, step, runs, count, weight, start, out, out_step = args
+            sums = [cgutils.alloca_once(builder, vector.ir) for _ in range(registers)]
+            for place in sums:
+                builder.store(start, place)
+            weights = _Weights(builder, vector, weight, each_lane=each_lane)
+
+            def add_run(place: Value, taps: Value, first: Value, tap_step: Value) -> None:
+                with cgutils.for_range(builder, taps) as loop:
+                    by = weights.of(builder.add(first, builder.mul(loop.index, tap_step)))
+                    row = builder.gep(x, [builder.add(place, builder.mul(loop.index, step))])
+                    for i, total in enumerate(sums):
+                        given = load_from(builder, builder.gep(row, [I64(i * lanes)]), vector.ir, size)
+                        builder.store(fused(builder, given, by, builder.load(total)), total)
+
+            _runs(builder, runs, count, add_run)
+            for place, address in zip(sums, _steps(builder, out, out_step, registers), strict=True):
+                if streamed:
+                    store_past_caches(builder, builder.load(place), address)
+                else:
+                    store_to(builder, builder.load(place), address, size)
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(x, index, runs, index, weight, start, out, index), build
+
+    return line
+
+
+def _products(rows: int, *, masked: bool) -> Any:
+    """To the sums of each tap its products with one register of each row; where it is masked, other `lanes` count as 0."""
+
+    @instruction
+    def products(
+        typing: Any, x: Any, step: Any, runs: Any, counts: Any, dy: Any, dy_step: Any, lanes: Any, sums: Any
+    ) -> Any:  # fmt: skip
+        vector = Vector(x.dtype)
+        size, width = x.dtype.bitwidth // 8, vector.lanes
+
+        def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            x, step, runs, counts, dy, dy_step, lanes, sums = args
+            zero = constant(vector.ir, 0.0)
+
+            def read(address: Value) -> Value:
+                found = load_from(builder, address, vector.ir, size)
+                return builder.select(lanes, found, zero) if masked else found
+
+            given = [read(row) for row in _steps(builder, dy, dy_step, rows)]
+
+            def add_run(place: Value, length: int, first: Value, tap_step: Value) -> None:
+                parts: list[Value] = [None] * length
+                for i, row in enumerate(_steps(builder, builder.gep(x, [place]), step, rows + length - 1)):
+                    number = read(row)
+                    for t, j in ((t, i - t) for t in range(length) if 0 <= i - t < rows):
+                        parts[t] = fused(builder, given[j], number, parts[t]) if j else builder.fmul(given[j], number)
+                tap = builder.gep(sums, [builder.mul(first, I64(width))])
+                for part, address in zip(parts, _steps(builder, tap, builder.mul(tap_step, I64(width)), length), strict=True):
+                    store_to(builder, builder.fadd(load_from(builder, address, vector.ir, size), part), address, size)
+
+            _runs_by_length(builder, runs, counts, add_run)
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(x, index, runs, counts, dy, index, lanes, sums), build
 
     return products
 
@@ -208,18 +232,22 @@ def _line_sums(registers: int) -> Any:
     return line_sums
 
 
-plane_window = _window(ROWS, 1)
-"""`ROWS` rows of one register each, and one weight for all lanes."""
-line_window = _window(1, 4)
-"""One row of four registers."""
-short_window = _window(1, 1)
-"""One register."""
-channel_window = _window(ROWS, 1, each_lane=True)
-"""One register of channels of `ROWS` pixels."""
-pixel_window = _window(1, 1, each_lane=True)
-"""One register of channels of one pixel."""
-row_products = _products(ROWS)
-line_products = _products(1)
-streamed_window = _window(1, 4, streamed=True)
+plane_block = _block(each_lane=False)
+"""One weight for all lanes, which are positions."""
+channel_block = _block(each_lane=True)
+"""Lanes are channels."""
+line_window = _line(4)
+"""Four registers of positions."""
+short_window = _line(1)
+"""One."""
+channel_window = _line(4, each_lane=True)
+"""One register of channels of four positions."""
+pixel_window = _line(1, each_lane=True)
+"""Of one."""
+row_products = _products(ROWS, masked=True)
+line_products = _products(1, masked=True)
+channel_products = _products(ROWS, masked=False)
+pixel_products = _products(1, masked=False)
+streamed_window = _line(4, streamed=True)
 """As `line_window`."""
 line_sums = _line_sums(LINE_SUMS)
