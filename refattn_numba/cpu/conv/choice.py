@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from refattn_numba.cpu.conv.depthwise import DEPTHWISE
@@ -17,6 +18,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (DIRECT, POINTWISE, DEPTHWISE, WINOGRAD, FFT
 """All; the first takes every problem."""
 
 
+@lru_cache(maxsize=1024)  # a look at each algorithm takes as long as a small convolution
 def choose(problem: Problem, face: Face, algorithm: Name = "auto", accuracy: Accuracy = "fast") -> Algorithm:
     """The one that is asked for, or the one that should be the fastest of those that may be used; ValueError for one that may not."""
     if algorithm != "auto":
