@@ -126,6 +126,11 @@ def test_hard_sizes(name, channels_last):
     agree(HARD[name], np.dtype(np.float32), 5e-5, channels_last=channels_last)
 
 
+def test_more_channels_than_one_sum_has():
+    """Blocks of tiles in both: of more than `kernels.DEPTH` channels, and several for one slice of the weight's gradient."""
+    agree(("conv2d", (2, 150, 40, 41), (9, 150, 3, 3), {"padding": 1}), np.dtype(np.float32), 5e-5, channels_last=False)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_sizes(seed):
     random = np.random.default_rng(seed)

@@ -26,6 +26,10 @@ def cases(name: str, random: Random, *, quick: bool) -> Iterator[Case]:
             yield from _magnitudes(random, DIRECT[name])
     elif name in TRANSPOSED:
         yield from _transposed(random, TRANSPOSED[name])
+    elif name == "depthwise_conv2d":
+        yield from _depthwise(random)
+    elif name == "causal_conv1d":
+        yield from _causal(random)
     elif name in DEFORMABLE:
         yield from _deformable(random, modulated=DEFORMABLE[name])
 
@@ -63,6 +67,7 @@ def _direct(random: Random, axes: int) -> Iterator[Case]:
     yield Case("a tap that meets padding alone", _call(random, 1, 2, (3, 3), (5, 5, 2)[-axes:], (2,) * axes, stride=3, padding=1))
     for size in (15, 16, 17) if axes == 1 else ():
         yield Case(f"tile of 16 at {size} outputs", _call(random, 1, 1, (17, 33), (size + 2,), (3,)))
+    yield Case("3 channels to 33", _call(random, 1, 1, (3, 33), odd, three, stride=2, padding=1))
 
 
 def _magnitudes(random: Random, axes: int) -> Iterator[Case]:
@@ -96,6 +101,25 @@ def _transposed(random: Random, axes: int) -> Iterator[Case]:
     yield Case("3 groups of 7 channels", call(3, (7, 5), three, stride=2, padding=1))
     yield Case("dilated further than the kernel", call(1, (3, 2), (2,) * axes, dilation=3, padding=1))
     yield Case("kernel along the last axis", call(1, (3, 4), (*(1,) * (axes - 1), 5), padding=(*(0,) * (axes - 1), 2)))
+
+
+def _depthwise(random: Random) -> Iterator[Case]:
+    """More channels than a register has numbers, and several outputs of each."""
+
+    def call(channels: int, multiplier: int, size: Any, kernel: Any, **options: Any) -> Geometry:
+        given = _call(random, 2, channels, (1, multiplier), size, kernel, bias=random.normal(channels * multiplier), **options)
+        return {n: x for n, x in given.items() if n != "groups"}
+
+    yield Case("19 channels", call(19, 1, (17, 9), (3, 3), padding=((0, 1), (2, 0))))
+    yield Case("19 channels, dilated with a stride", call(19, 1, (9, 11), (3, 2), stride=2, dilation=(1, 2), padding=1))
+    yield Case("3 outputs of each of 5 channels", call(5, 3, (9, 19), (2, 3), padding=((1, 0), (0, 2))))
+
+
+def _causal(random: Random) -> Iterator[Case]:
+    """More channels than a register has numbers, and a state that is longer than a sequence."""
+    for name, length, taps in (("19 channels", 37, 4), ("state longer than the sequence", 3, 7)):
+        given = {"x": random.normal((3, 19, length)), "weight": random.normal((19, taps)), "bias": random.normal(19)}
+        yield Case(name, {**given, "state": random.normal((3, 19, taps - 1))})
 
 
 def _deformable(random: Random, *, modulated: bool) -> Iterator[Case]:
