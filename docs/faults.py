@@ -50,7 +50,8 @@ where it changes something that was returned. Rules are restated from the projec
 project has more tests than one rule: this says how much a rule can see, not whether a project's kernels are right. The faults were
 chosen by the authors of `check`, who know its inputs: its row is a floor, not a proof.
 
-`python -m docs.faults` writes this page; `refattn mutants` does the same with your test.
+`python -m docs.faults` writes this page; `refattn mutants` does the same with your test. [Faults of our own convolutions](planted.md) have
+a page of their own.
 """
 
 

@@ -7,6 +7,7 @@ tests that have to catch them; a run of all those of convolutions writes docs/pl
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -270,13 +271,23 @@ def plant(copy: Path, fault: Any, group: Group = REFERENCE) -> None:
     path.write_text(right.replace(fault.old, fault.new), "utf-8")
 
 
-def tested(copy: Path, arguments: Sequence[str]) -> tuple[int, str]:
-    """The exit status of pytest, and the first test that fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *arguments]
+PROGRAM = """
+import json, sys, pytest
+for run in json.loads(sys.argv[1]):
+    print("ended with", int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *run])), flush=True)
+"""
+
+
+def tested(copy: Path, runs: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    """Of each run of pytest the exit status, and the first test that fails; one process, which compiles a kernel once."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_CACHE_DIR": ""}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-    first = re.search(r"^(?:FAILED|ERROR) [\w/.]*?(\w+\.py::\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    return done.returncode, first[1] if first else done.stdout[-400:] or done.stderr[-400:]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(runs)], cwd=copy, env=environment, capture_output=True, text=True)
+    *parts, rest = re.split(r"^ended with (\d+)$", done.stdout, flags=re.MULTILINE)
+    found = []
+    for text, status in zip(parts[::2], parts[1::2], strict=True):
+        first = re.search(r"^(?:FAILED|ERROR) [\w/.]*?(\w+\.py::\S.*?)(?: - .*)?$", text, re.MULTILINE)
+        found.append((int(status), first[1] if first else text[-400:]))
+    return found if len(found) == len(runs) else [*found, (done.returncode or 4, (rest + done.stderr)[-400:])]
 
 
 @contextmanager
@@ -296,7 +307,7 @@ def outcome(right: Path, fault: Any, group: Group) -> Outcome:
     try:
         with copied(right) as copy:
             plant(copy, fault, group)
-            found = [tested(copy, arguments) for arguments in group.runs(fault[-1])]
+            found = tested(copy, group.runs(fault[-1]))
     except ValueError as error:
         return Outcome((), str(error))
     # a signal is caught too: what is read or written outside an array may end the process
@@ -312,11 +323,10 @@ def main(words: str = "", group: Group = REFERENCE) -> int:
         return 2
     began = time.perf_counter()
     with copied() as right:
-        for arguments in sorted({tuple(arguments) for f in chosen for arguments in group.runs(f[-1])}):
-            status, why = tested(right, arguments)
-            if status:
-                print(f"without a fault the tests fail: {why}", file=sys.stderr)
-                return 2
+        runs = sorted({tuple(run) for f in chosen for run in group.runs(f[-1])})
+        if wrong := [why for status, why in tested(right, runs) if status]:
+            print(f"without a fault the tests fail: {wrong[0]}", file=sys.stderr)
+            return 2
         with ThreadPool(PROCESSES) as pool:
             found = pool.imap(lambda fault: outcome(right, fault, group), chosen)
             outcomes = list(progress(found, len(chosen), "planting faults"))
