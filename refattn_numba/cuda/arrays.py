@@ -87,10 +87,11 @@ class DeviceArray(NamedTuple):
         """A number that grows when it is written to, where the library counts that."""
         return self.library.version(self.owner)
 
-    def result(self) -> Any:
-        """What the caller gets: an array of this shape, C-contiguous as far as his library makes one."""
-        shape = self.memory.shape
-        return self.owner if tuple(self.owner.shape) == shape else self.library.trimmed(self.owner, shape[-1])
+    def result(self, *, copied: bool = False) -> Any:
+        """What the caller gets: an array of this shape, C-contiguous; `copied` where he may write to it and somebody reads it later."""
+        if tuple(self.owner.shape) != self.shape:
+            return self.library.trimmed(self.owner, self.shape[-1])
+        return self.library.copied(self.owner, self.dtype) if copied else self.owner
 
 
 class Placed(NamedTuple):

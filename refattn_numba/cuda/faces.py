@@ -31,13 +31,13 @@ def on_device(made: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _any_on_device(args, kwargs):
             return made(*args, **kwargs)
-        return _run(spec, args, kwargs)[0]
+        return _run(spec, args, kwargs, differentiate=False)[0]
 
     @functools.wraps(made.vjp)
     def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
         if not _any_on_device(args, kwargs):
             return made.vjp(*args, **kwargs)
-        return _run(spec, args, kwargs)
+        return _run(spec, args, kwargs, differentiate=True)
 
     cast("Any", call).vjp = vjp
     return call
@@ -47,7 +47,7 @@ def _any_on_device(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return any(type(x) not in IN_MAIN_MEMORY and is_on_device(x) for x in (*args, *kwargs.values()))
 
 
-def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Pullback]:
+def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
     """Outputs of the caller's kind, and a pullback that takes and returns such arrays."""
     if hook.CURRENT.get() is not None:
         raise TypeError(f"{spec.name}: a hook sees arrays in main memory alone, but this call has arrays on a device")
@@ -64,7 +64,7 @@ def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
         grads = pullback(*(_cotangent(spec.name, name, given.get(name), output) for name, output in named.items()))
         return {name: g.result() for name, g in grads.items() if name in wanted}
 
-    results = [x.result() for x in _each(y)]
+    results = [x.result(copied=differentiate and not x.library.tells_changes) for x in _each(y)]
     return results[0] if isinstance(y, DeviceArray) else type(y)(*results), checked
 
 

@@ -108,7 +108,8 @@ class Launcher:
         """The kernel of a face for these operands on this device."""
         shared = driver.current().facts(self.device).shared_bytes
         sizes = self.fields["head_dim"], self.fields["value_dim"]
-        return choose(face, self.dtype, *sizes, has_options=bool(self.options), shared_limit=shared)
+        # scores are compared before they are scaled, but where the order could change
+        return choose(face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=shared)
 
     def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
         """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
