@@ -325,7 +325,9 @@ class Emulated:
                 if len(made) != operation.gives.count:
                     raise TypeError(f"{len(made)} registers, but {operation.gives}")
                 return tuple(converted(x, operation.gives.kind) for x in made)
-            return int(made) if isinstance(made, (np.integer, np.bool_)) else made
+            if isinstance(made, (np.integer, np.bool_)):
+                return int(made)
+            return made.astype(np.int64) if operation.gives == "int32" and np.ndim(made) else made  # as Numba computes with them
 
         return run
 

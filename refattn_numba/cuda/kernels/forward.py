@@ -79,6 +79,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(memory.shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     barrier, commit, wait = ops(memory.barrier()), ops(memory.commit()), ops(memory.wait(stages - 2))
+    wait_all = ops(memory.wait(0))
     quotient, load = ops(memory.quotient()), ops(memory.load(element))
     copy_queries = ops(memory.copy_rows(element, tile_rows, size, threads))
     copy_tile = ops(memory.copy_rows(element, keys_in_tile, size, threads))
@@ -183,6 +184,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                 has_hidden = has_hidden | make_finite(values, thread)
             sums = add_values(sums, weights, values, thread)
 
+        wait_all()
         totals = whole_rows(totals)
         row = row - first
         lse_at = lse + (batch * lse_batch + head * lse_head + query_start + first) * 4
