@@ -85,20 +85,22 @@ def copy_rows(element: Element, rows: int, size: int, threads: int) -> Operation
     """
     stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
     in_row = size // per_chunk
-    bits = in_row.bit_length() - 1
+    bits, last = in_row.bit_length() - 1, in_row - 1
 
     def run(e: Any, to: Any, address: Any, step: Any, count: Any, width: Any, thread: Any) -> None:
+        if threads % in_row and in_row % threads:
+            raise ValueError(f"{threads} threads, but {in_row} chunks in a row")
+        row, place = (thread >> bits, thread & last) if threads >= in_row else (thread & 0, thread)
+        to, source = to + (row * stride + place * 16), address + (e.wide(row) * step + e.wide(place * 16))
         for i in range(0, rows * in_row, threads):
-            chunk = thread + i
-            row, place = chunk >> bits, chunk & (in_row - 1)
-            left = e.smallest(width - place * per_chunk, per_chunk)
-            there = (row < count) & (left > 0)
-            size = e.select(there, left * bytes_of(element), e.integer(0))
-            source = address + e.select(there, e.wide(row) * step + e.wide(place * 16), e.wide(e.integer(0)))
+            down, right = i >> bits, i & last
+            left = e.smallest(width - (place + right) * per_chunk, per_chunk) * bytes_of(element)
+            size = e.select((row + down < count) & (left > 0), left, e.integer(0))
+            copied = to + (down * stride + right * 16), e.stepped(source, step, down) + right * 16, size
             if i + threads <= rows * in_row:
-                e.copy_async(to + (row * stride + place * 16), source, size)
+                e.copy_async(*copied)
             else:
-                e.copy_async(to + (row * stride + place * 16), source, size, chunk < rows * in_row)
+                e.copy_async(*copied, thread + i < rows * in_row)
 
     return Operation(run, ("int32", "int64", "int64", "int32", "int32", "int32"), None)
 

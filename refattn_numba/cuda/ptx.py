@@ -131,6 +131,10 @@ class Machine:
         a, b = self.alike(a, b)
         return Value(self, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
 
+    def stepped(self, address: Value, step: Value, count: int) -> Value:
+        """``address + step * count`` at once: the product is not kept from one turn of a loop to the next."""
+        return self.ptx(f"mad.lo.s64 $0, $2, {count}, $1;", LONG, address, step) if count else address
+
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
         return self.ptx("max.f32 $0, $1, $2;", FLOAT, *map(self._float, (a, b)))

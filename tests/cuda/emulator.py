@@ -144,6 +144,9 @@ class Warp:
     def smallest(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
+    def stepped(self, address: Any, step: Any, count: int) -> Any:
+        return address + step * count
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
 

@@ -14,7 +14,7 @@ import numpy as np
 from refattn_numba.cuda import fragments, memory
 from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, numbers, places, strides
+from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, addresses_of_pairs, numbers, places, strides
 from refattn_numba.cuda.kernels.visible import visible_sums
 
 
@@ -86,6 +86,7 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     of_scores, of_sums = Tile(rows, queries_in_tile), Tile(rows, columns_of_part)
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
+    at_pairs = addresses_of_pairs(ops, has_options=has_options)
     place = places(ops, tile_rows)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(memory.shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
@@ -166,9 +167,9 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         for step in range(group * count):
             member = quotient(step, count)
             head, there = kv_head * group + member, (begin + step - member * count) * queries_in_tile
-            mask_at = mask + batch * mask_batch + head * mask_head if mask != 0 else mask
-            bias_at = bias + (batch * bias_batch + head * bias_head) * width if bias != 0 else bias
-            keep_at = keep + batch * keep_batch + head * keep_head if keep != 0 else keep
+            mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
+            bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
+            keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
             wait()
             barrier()
             fetch(step + stages - 1)
@@ -215,8 +216,8 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
             barrier()
             for member in range(group):
                 head = kv_head * group + member
-                mask_at = mask + batch * mask_batch + head * mask_head if mask != 0 else mask
-                bias_at = bias + (batch * bias_batch + head * bias_head) * width if bias != 0 else bias
+                mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
+                bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
                 add_visible(
                     d_output_at + (head * d_output_head + of_part) * width, d_output_row * width,
                     begin * queries_in_tile, min(end * queries_in_tile, queries),

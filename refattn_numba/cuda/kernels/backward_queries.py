@@ -14,7 +14,7 @@ import numpy as np
 from refattn_numba.cuda import fragments, memory
 from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, numbers, places, strides
+from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, addresses_of_pairs, numbers, places, strides
 
 
 class Config(NamedTuple):
@@ -80,6 +80,7 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, size)
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
+    at_pairs = addresses_of_pairs(ops, has_options=has_options)
     place = places(ops, tile_rows)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(memory.shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
@@ -147,10 +148,10 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
         row_of_tile, column = of_warp + first_row(thread), first_column(thread)
         row = first + row_of_tile
         of_lse, of_delta = load_numbers(lse + lse_at, row_of_tile, queries - first), load_numbers(delta + lse_at, row_of_tile, queries - first)
-        mask_at = mask + batch * mask_batch + head * mask_head if mask != 0 else mask
-        bias_at = bias + (batch * bias_batch + head * bias_head) * width if bias != 0 else bias
-        keep_at = keep + batch * keep_batch + head * keep_head if keep != 0 else keep
-        d_bias_at = d_bias + (batch * d_bias_batch + head * d_bias_head) * 4 if d_bias != 0 else d_bias
+        mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
+        bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
+        keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
+        d_bias_at = at_pairs(d_bias, batch * d_bias_batch + head * d_bias_head, 4)
         factor = (one if has_options else scale) * log2_e
         over_cap = inverse(softcap)
         sums = no_sums()
