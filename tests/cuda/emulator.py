@@ -28,7 +28,12 @@ class Buffers:
     """Global memory: the arrays that a kernel may touch."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        ranges = sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size})
+        ranges: list[tuple[int, int, bool]] = []
+        for start, stop, can_write in sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size}):
+            if ranges and start < ranges[-1][1]:  # views of one array
+                start, stop, can_write = ranges[-1][0], max(stop, ranges[-1][1]), can_write or ranges[-1][2]
+                ranges.pop()
+            ranges.append((start, stop, can_write))
         self.starts, self.stops = (np.array([r[i] for r in ranges], np.int64) for i in range(2))
         self.writable = [r[2] for r in ranges]
         self.bytes = [np.ctypeslib.as_array((ctypes.c_uint8 * (stop - start)).from_address(start)) for start, stop, _ in ranges]
