@@ -152,7 +152,7 @@ class Machine:
 
     def reciprocal(self, x: Value) -> Value:
         """To one unit in the last place."""
-        return self.ptx("rcp.approx.f32 $0, $1;", FLOAT, x)
+        return self.ptx("rcp.approx.ftz.f32 $0, $1;", FLOAT, x)
 
     def packed(self, low: Value, high: Value, dtype: str) -> Value:
         """Two numbers of 16 bits."""
