@@ -46,6 +46,11 @@ class Tile(NamedTuple):
         """A number for each of a lane's rows."""
         return Many("float32", self.rows // 8)
 
+    @property
+    def of_columns(self) -> Many:
+        """A number for each of a lane's columns."""
+        return Many("float32", self.columns // 4)
+
     def places(self) -> Iterator[tuple[int, int, int]]:
         """For each register the number of its row among the lane's, and row and column from the lane's first."""
         for i in range(self.kind.count):
@@ -321,3 +326,36 @@ def masked_by_place(tile: Tile) -> Operation:
         return made
 
     return Operation(run, (tile.kind, "int32", "int32", "int32", "int32", "int32"), tile.kind)
+
+
+# Backward
+
+
+def weights_from_lse(tile: Tile, *, by_column: bool = False) -> Operation:
+    """``exp(score - lse)`` from scores times a factor in base 2; 0 where a score is -inf, whatever its row holds."""
+
+    def run(e: Any, scores: Any, lse: Any, factor: Any) -> list[Any]:
+        lowest, nothing = e.number(float("-inf")), e.number(0.0)
+        shifts = [e.select(x == lowest, lowest, x * -LOG2_E) for x in lse]
+        return [
+            e.select(x == lowest, nothing, e.exp2(e.multiply_add(x, factor, shift)))
+            for x, shift in zip(scores, _spread(tile, shifts, by_column=by_column), strict=True)
+        ]
+
+    return Operation(run, (tile.kind, tile.of_columns if by_column else tile.of_rows, "float32"), tile.kind)
+
+
+def scores_cotangent(tile: Tile, *, by_column: bool = False) -> Operation:
+    """``weight * (d_weight - delta)``, and 0 for a weight of 0: what is masked may have a cotangent of NaN."""
+
+    def run(e: Any, weights: Any, d_weights: Any, delta: Any) -> list[Any]:
+        spread = _spread(tile, delta, by_column=by_column)
+        return [e.select(w == 0.0, e.number(0.0), w * (d - x)) for w, d, x in zip(weights, d_weights, spread, strict=True)]
+
+    return Operation(run, (tile.kind, tile.kind, tile.of_columns if by_column else tile.of_rows), tile.kind)
+
+
+def _spread(tile: Tile, numbers: Any, *, by_column: bool) -> Iterator[Any]:
+    """The number of its row or column for each register."""
+    for r, _, right in tile.places():
+        yield numbers[right // 8 * 2 + right % 2] if by_column else numbers[r]

@@ -85,20 +85,22 @@ def copy_rows(element: Element, rows: int, size: int, threads: int) -> Operation
     """
     stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
     in_row = size // per_chunk
-    bits = in_row.bit_length() - 1
+    bits, last = in_row.bit_length() - 1, in_row - 1
 
     def run(e: Any, to: Any, address: Any, step: Any, count: Any, width: Any, thread: Any) -> None:
+        if threads % in_row and in_row % threads:
+            raise ValueError(f"{threads} threads, but {in_row} chunks in a row")
+        row, place = (thread >> bits, thread & last) if threads >= in_row else (thread & 0, thread)
+        to, source = to + (row * stride + place * 16), address + (e.wide(row) * step + e.wide(place * 16))
         for i in range(0, rows * in_row, threads):
-            chunk = thread + i
-            row, place = chunk >> bits, chunk & (in_row - 1)
-            left = e.smallest(width - place * per_chunk, per_chunk)
-            there = (row < count) & (left > 0)
-            size = e.select(there, left * bytes_of(element), e.integer(0))
-            source = address + e.select(there, e.wide(row) * step + e.wide(place * 16), e.wide(e.integer(0)))
+            down, right = i >> bits, i & last
+            left = e.smallest(width - (place + right) * per_chunk, per_chunk) * bytes_of(element)
+            size = e.select((row + down < count) & (left > 0), left, e.integer(0))
+            copied = to + (down * stride + right * 16), e.stepped(source, step, down) + right * 16, size
             if i + threads <= rows * in_row:
-                e.copy_async(to + (row * stride + place * 16), source, size)
+                e.copy_async(*copied)
             else:
-                e.copy_async(to + (row * stride + place * 16), source, size, chunk < rows * in_row)
+                e.copy_async(*copied, thread + i < rows * in_row)
 
     return Operation(run, ("int32", "int64", "int64", "int32", "int32", "int32"), None)
 
@@ -140,9 +142,9 @@ def load_column_numbers(tile: Tile) -> Operation:
 
     def run(e: Any, address: Any, column: Any) -> list[Any]:
         at = address + column * 4
-        return [e.float_of(e.load_shared(at + (8 * (i // 2) + i % 2) * 4)) for i in range(tile.columns // 4)]
+        return [e.float_of(e.load_shared(at + (8 * (i // 2) + i % 2) * 4)) for i in range(tile.of_columns.count)]
 
-    return Operation(run, ("int32", "int32"), Many("float32", tile.columns // 4))
+    return Operation(run, ("int32", "int32"), tile.of_columns)
 
 
 def store_rows(element: Element, tile: Tile) -> Operation:
@@ -250,6 +252,16 @@ def capped(tile: Tile) -> Operation:
     return each(tile.kind, cap, "float32", "float32", "float32")
 
 
+def slopes(tile: Tile) -> Operation:
+    """Derivatives of `capped` by the scaled scores: 1 where the cap is 0."""
+
+    def slope(e: Any, x: Any, scale: Any, over_cap: Any) -> Any:
+        y = _tanh(e, x * scale * over_cap)
+        return e.select(over_cap == 0.0, e.number(1.0), 1.0 - y * y)
+
+    return each(tile.kind, slope, "float32", "float32")
+
+
 def natural_lse(kind: Many) -> Operation:
     """Natural logarithm of a row's sum, from its largest score, the factor of that in base 2, and what is summed relative to it."""
 
@@ -289,6 +301,36 @@ def add_not_finite(element: Element) -> Operation:
             e.store(address, e.packed(total, total, element), 2, is_bad)
 
     return Operation(run, ("int64", "float32"), None)
+
+
+def whole_warp() -> Operation:
+    """Sum over the lanes of a warp, for all of them."""
+
+    def run(e: Any, x: Any) -> Any:
+        for distance in (1, 2, 4, 8, 16):
+            x = x + e.shuffled(x, distance)
+        return x
+
+    return Operation(run, ("float32",), "float32")
+
+
+def exponential() -> Operation:
+    """``exp(x - lse)``; 0 where `lse` is -inf, and where not `left > 0`."""
+
+    def run(e: Any, x: Any, lse: Any, left: Any) -> Any:
+        return e.select((lse == float("-inf")) | (left <= 0), e.number(0.0), e.exp2((x - lse) * LOG2_E))
+
+    return Operation(run, ("float32", "float32", "int32"), "float32")
+
+
+def store_number(element: Element) -> Operation:
+    """A number to global memory, where `left > 0`."""
+
+    def run(e: Any, address: Any, x: Any, left: Any) -> None:
+        bits = e.bits_of(x) if element == "float32" else e.packed(x, x, element)
+        e.store(address, bits, bytes_of(element), left > 0)
+
+    return Operation(run, ("int64", "float32", "int32"), None)
 
 
 def inverse() -> Operation:

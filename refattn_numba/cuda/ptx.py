@@ -131,6 +131,10 @@ class Machine:
         a, b = self.alike(a, b)
         return Value(self, self.builder.select(self.builder.icmp_signed("<", a, b), a, b))
 
+    def stepped(self, address: Value, step: Value, count: int) -> Value:
+        """``address + step * count`` at once: the product is not kept from one turn of a loop to the next."""
+        return self.ptx(f"mad.lo.s64 $0, $2, {count}, $1;", LONG, address, step) if count else address
+
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
         return self.ptx("max.f32 $0, $1, $2;", FLOAT, *map(self._float, (a, b)))
@@ -148,7 +152,7 @@ class Machine:
 
     def reciprocal(self, x: Value) -> Value:
         """To one unit in the last place."""
-        return self.ptx("rcp.approx.f32 $0, $1;", FLOAT, x)
+        return self.ptx("rcp.approx.ftz.f32 $0, $1;", FLOAT, x)
 
     def packed(self, low: Value, high: Value, dtype: str) -> Value:
         """Two numbers of 16 bits."""

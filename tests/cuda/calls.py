@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn_numba.cuda.kernel import Kernel
+from refattn_numba.cuda.kernels import backward_keys as of_keys
+from refattn_numba.cuda.kernels import backward_queries as of_queries
 from refattn_numba.cuda.kernels import forward as of_forward
+from refattn_numba.cuda.kernels import sums
 from refattn_numba.cuda.kernels.place import FAR
 from tests.cuda.emulator import bits16, launch
 
@@ -105,4 +108,73 @@ def forward(kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarra
 def read_only(x: np.ndarray) -> np.ndarray:
     made = x.view()
     made.flags.writeable = False
+    return made
+
+
+class Kernels(NamedTuple):
+    """All of the backward pass."""
+
+    delta: Kernel
+    queries: Kernel
+    keys: Kernel
+    sinks: Kernel
+    bias: Kernel
+
+
+def backward_kernels(queries: of_queries.Config, keys: of_keys.Config) -> Kernels:
+    element = queries.element
+    return Kernels(
+        Kernel("delta", sums.delta, (c := sums.Config(element, 2, 8)), sums.DELTA, c.threads, 0, c.warps * c.rows),
+        Kernel("queries", of_queries.backward_queries, queries, of_queries.PARAMETERS, queries.threads, queries.shared_bytes, queries.tile),
+        Kernel("keys", of_keys.backward_keys, keys, of_keys.PARAMETERS, keys.threads, keys.shared_bytes, keys.tile),
+        Kernel("sinks", sums.sinks, (c := sums.Config(element, 1)), sums.SINKS, c.threads, 0, 1),
+        Kernel("bias", sums.bias, (c := sums.Config(element, 4)), sums.BIAS, c.threads, 0, c.threads),
+    )
+
+
+def backward(
+    kernels: Kernels, query: np.ndarray, key: np.ndarray, value: np.ndarray, output: np.ndarray, lse: np.ndarray, d_output: np.ndarray,
+    d_lse: np.ndarray | None = None, **options: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Cotangents of stored operands."""
+    element = kernels.keys.config.element
+    batch, heads, query_len, _ = query.shape
+    kv_heads, key_len, value_dim = value.shape[1:]
+    delta = np.full_like(lse, np.nan)
+    of_lse = steps("lse", lse, ("batch", "head"))
+    rows = batch * heads * query_len
+    arguments: dict[str, Any] = {"output": address(output), "d_output": address(d_output), "d_lse": address(d_lse), "delta": address(delta)}
+    arguments |= {"rows": rows, "heads": heads, "query_len": query_len, "value_dim": value_dim, **of_lse}
+    arguments |= {**steps("output", output), **steps("d_output", d_output)}
+    given = [read_only(x) for x in (output, d_output, d_lse) if x is not None]
+    launch(kernels.delta, -(-rows // kernels.delta.tile), arguments, [*given, delta])
+
+    made = {name: stored(np.full(x.shape, np.nan), element) for name, x in (("query", query), ("key", key), ("value", value))}
+    bias, sinks, cu = (options.get(name) for name in ("bias", "sinks", "cu"))
+    pairs = np.zeros((batch, heads, query_len, key_len), np.float32) if bias is not None else None
+    shared, arrays = operands(kernels.keys, query, key, value, lse, **options)
+    shared |= {"d_output": address(d_output), "delta": address(delta), **steps("d_output", d_output)}
+    given = [read_only(x) for x in (*arrays, d_output, lse, delta)]
+
+    arguments = {**shared, "tiles": tiles(kernels.queries, query_len, cu), "d_query": address(made["query"]), **steps("d_query", made["query"])}
+    arguments |= {"d_bias": address(pairs), **steps("d_bias", pairs)}
+    launch(kernels.queries, arguments["tiles"] * heads * batch, arguments, [*given, made["query"], *([] if pairs is None else [pairs])])
+
+    arguments = {**shared, "tiles": tiles(kernels.keys, key_len, cu and cu[::-1])}
+    for name in ("key", "value"):
+        arguments |= {f"d_{name}": address(made[name]), **steps(f"d_{name}", made[name])}
+    launch(kernels.keys, arguments["tiles"] * kv_heads * batch, arguments, [*given, made["key"], made["value"]])
+    if pairs is not None and bias is not None:
+        kept = [1] * (4 - bias.ndim) + list(bias.shape)
+        total = stored(np.full((1, 1, 1, int(np.prod(kept))), np.nan), element)
+        names = ("keeps_batch", "keeps_head", "keeps_row", "keeps_key")
+        arguments = {"d_bias": address(pairs), "total": address(total), "batch": batch, "heads": heads, "query_len": query_len}
+        arguments |= {"key_len": key_len, **{name: int(n > 1) for name, n in zip(names, kept, strict=True)}}
+        launch(kernels.bias, -(-total.size // kernels.bias.tile), arguments, [read_only(pairs), total])
+        made["bias"] = total.reshape(bias.shape)
+    if sinks is not None:
+        made["sinks"] = stored(np.full(heads, np.nan), element)
+        arguments = {"sinks": address(sinks), "lse": address(lse), "delta": address(delta), "d_sinks": address(made["sinks"])}
+        arguments |= {"batch": batch, "query_len": query_len, **of_lse}
+        launch(kernels.sinks, heads, arguments, [*map(read_only, (sinks, lse, delta)), made["sinks"]])
     return made

@@ -28,7 +28,12 @@ class Buffers:
     """Global memory: the arrays that a kernel may touch."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        ranges = sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size})
+        ranges: list[tuple[int, int, bool]] = []
+        for start, stop, can_write in sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size}):
+            if ranges and start < ranges[-1][1]:  # views of one array
+                start, stop, can_write = ranges[-1][0], max(stop, ranges[-1][1]), can_write or ranges[-1][2]
+                ranges.pop()
+            ranges.append((start, stop, can_write))
         self.starts, self.stops = (np.array([r[i] for r in ranges], np.int64) for i in range(2))
         self.writable = [r[2] for r in ranges]
         self.bytes = [np.ctypeslib.as_array((ctypes.c_uint8 * (stop - start)).from_address(start)) for start, stop, _ in ranges]
@@ -143,6 +148,9 @@ class Warp:
 
     def smallest(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
+
+    def stepped(self, address: Any, step: Any, count: int) -> Any:
+        return address + step * count
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
@@ -325,7 +333,9 @@ class Emulated:
                 if len(made) != operation.gives.count:
                     raise TypeError(f"{len(made)} registers, but {operation.gives}")
                 return tuple(converted(x, operation.gives.kind) for x in made)
-            return int(made) if isinstance(made, (np.integer, np.bool_)) else made
+            if isinstance(made, (np.integer, np.bool_)):
+                return int(made)
+            return made.astype(np.int64) if operation.gives == "int32" and np.ndim(made) else made  # as Numba computes with them
 
         return run
 

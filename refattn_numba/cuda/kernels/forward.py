@@ -13,7 +13,7 @@ import numpy as np
 from refattn_numba.cuda import fragments, memory
 from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, numbers, places, strides
+from refattn_numba.cuda.kernels.place import OPERANDS, OPTIONS, addresses_of_pairs, numbers, places, strides
 from refattn_numba.cuda.kernels.visible import visible_sums
 
 
@@ -75,10 +75,12 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, size)
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
+    at_pairs = addresses_of_pairs(ops, has_options=has_options)
     place = places(ops, tile_rows)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(memory.shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     barrier, commit, wait = ops(memory.barrier()), ops(memory.commit()), ops(memory.wait(stages - 2))
+    wait_all = ops(memory.wait(0))
     quotient, load = ops(memory.quotient()), ops(memory.load(element))
     copy_queries = ops(memory.copy_rows(element, tile_rows, size, threads))
     copy_tile = ops(memory.copy_rows(element, keys_in_tile, size, threads))
@@ -142,9 +144,9 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
         of_warp = warp_of(thread) * rows
         left = tile_of_queries + of_warp * stride
         row, column = first + of_warp + first_row(thread), first_column(thread)
-        mask_at = mask + batch * mask_batch + head * mask_head if mask != 0 else mask
-        bias_at = bias + (batch * bias_batch + head * bias_head) * width if bias != 0 else bias
-        keep_at = keep + batch * keep_batch + head * keep_head if keep != 0 else keep
+        mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
+        bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
+        keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
         unit = one if has_options else scale
         over_cap = inverse(softcap)
         factor = unit * log2_e
@@ -183,6 +185,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                 has_hidden = has_hidden | make_finite(values, thread)
             sums = add_values(sums, weights, values, thread)
 
+        wait_all()
         totals = whole_rows(totals)
         row = row - first
         lse_at = lse + (batch * lse_batch + head * lse_head + query_start + first) * 4

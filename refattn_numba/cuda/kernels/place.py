@@ -70,3 +70,12 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
         return index * tile, head, batch, start, length, other_start, other_length
 
     return ops.function(place)
+
+
+def addresses_of_pairs(ops: Any, *, has_options: bool) -> Callable[..., Any]:
+    """The function for where an option of single pairs stands for a head: 0, where it is absent or there are no options."""
+
+    def address(start: Any, offset: Any, width: Any) -> Any:
+        return start + offset * width if has_options and start != 0 else 0
+
+    return ops.function(address)
