@@ -106,10 +106,13 @@ class Launcher:
 
     def kernel(self, face: str) -> Kernel:
         """The kernel of a face for these operands on this device."""
-        shared = driver.current().facts(self.device).shared_bytes
+        facts = driver.current().facts(self.device)
+        assert facts.architecture  # or an error that says what is too old
         sizes = self.fields["head_dim"], self.fields["value_dim"]
         # scores are compared before they are scaled, but where the order could change
-        return choose(face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=shared)
+        return choose(
+            face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=facts.shared_bytes
+        )
 
     def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
         """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""

@@ -261,9 +261,7 @@ class Machine:
     def product(self, dtype: str, sums: Sequence[Value], a: Sequence[Value], b: Sequence[Value]) -> tuple[Value, ...]:
         """``sums + a @ b`` of 16 by 8 numbers in float32 (mma); 16 deep, or 8 of float32 in TF32."""
         shape, short = ("m16n8k8", "tf32") if dtype == "float32" else ("m16n8k16", _SHORT[dtype])
-        text = (
-            f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
-        )
+        text = f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
         return self.ptx(text, FLOAT, *sums, *a, *b, count=4)
 
 

@@ -65,9 +65,10 @@ class Call:
         shape = (batch, self.heads, self.query_len, self.key_len)
         return self.memory.view(address, shape, [self.given[f"{name}_{axis}"] for axis in PAIR_AXES], dtype)
 
-    def numbers(self, name, batch):
+    def numbers(self, name, batch, heads=None):
         """Log-sum-exp, delta and the like."""
-        return self.memory.view(self.given[name], (batch, self.heads, self.query_len), (self.lse_batch, self.lse_head, 1), "float32")
+        shape = (batch, heads or self.heads, self.query_len)
+        return self.memory.view(self.given[name], shape, (self.lse_batch, self.lse_head, 1), "float32")
 
 
 def launch(kernel, blocks, arguments, buffers):
@@ -96,11 +97,11 @@ def _delta(call):
 
 
 def _sinks(call):
-    assert call.blocks == call.heads
-    sinks = call.memory.packed(call.sinks, (call.heads,), call.dtype).astype(np.float64)
-    lse, delta = (call.numbers(name, call.batch).astype(np.float64) for name in ("lse", "delta"))
+    heads = call.blocks
+    sinks = call.memory.packed(call.sinks, (heads,), call.dtype).astype(np.float64)
+    lse, delta = (call.numbers(name, call.batch, heads).astype(np.float64) for name in ("lse", "delta"))
     weights = np.where(np.isneginf(lse), 0, np.exp(sinks[:, None] - lse))
-    call.memory.packed(call.d_sinks, (call.heads,), call.dtype)[...] = -(weights * delta).sum(axis=(0, 2))
+    call.memory.packed(call.d_sinks, (heads,), call.dtype)[...] = -(weights * delta).sum(axis=(0, 2))
 
 
 def _spans(call, of_queries):

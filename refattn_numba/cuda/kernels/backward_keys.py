@@ -80,7 +80,13 @@ PARAMETERS: Parameters = (
 def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
     element, size, queries_in_tile, stages, threads = config.element, config.size, config.queries, config.stages, config.threads
-    rows, tile_rows, row_warps, columns_of_part, has_options = 16, config.tile, config.row_warps, config.size // config.parts, config.has_options
+    rows, tile_rows, row_warps, columns_of_part, has_options = (
+        16,
+        config.tile,
+        config.row_warps,
+        config.size // config.parts,
+        config.has_options,
+    )
     width, stride = bytes_of(element), stride_of(element, size)
     key_bytes, tile_bytes, pair_bytes = tile_rows * stride, queries_in_tile * stride, config.pair_bytes
     of_scores, of_sums = Tile(rows, queries_in_tile), Tile(rows, columns_of_part)
@@ -97,10 +103,17 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     no_scores, no_sums = ops(fragments.zeros(of_scores.kind)), ops(fragments.zeros(of_sums.kind))
     add_scores = ops(fragments.product_of_rows(element, of_scores, size, stride, stride))
     add_rows = ops(fragments.product_of_weights(element, of_sums, queries_in_tile, stride))
-    make_finite, mask_by_place = ops(fragments.make_finite(element, queries_in_tile, size, threads)), ops(fragments.masked_by_place(of_scores))
+    make_finite, mask_by_place = (
+        ops(fragments.make_finite(element, queries_in_tile, size, threads)),
+        ops(fragments.masked_by_place(of_scores)),
+    )
     weights_from_lse = ops(fragments.weights_from_lse(of_scores, by_column=True))
     scores_cotangent = ops(fragments.scores_cotangent(of_scores, by_column=True))
-    scale_sums, all_rows, multiply = ops(fragments.scale_rows(of_sums)), ops(fragments.same(per_row)), ops(fragments.products(of_scores.kind))
+    scale_sums, all_rows, multiply = (
+        ops(fragments.scale_rows(of_sums)),
+        ops(fragments.same(per_row)),
+        ops(fragments.products(of_scores.kind)),
+    )
     load_numbers, store_rows = ops(memory.load_column_numbers(of_scores)), ops(memory.store_rows(element, of_sums))
     capped, slopes, dropped = ops(memory.capped(of_scores)), ops(memory.slopes(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
@@ -140,7 +153,11 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
             """A tile of queries and one of cotangents, with their log-sum-exp and delta."""
             if step < group * count:
                 member = quotient(step, count)
-                head, there, to = kv_head * group + member, (begin + step - member * count) * queries_in_tile, ring + step % stages * pair_bytes
+                head, there, to = (
+                    kv_head * group + member,
+                    (begin + step - member * count) * queries_in_tile,
+                    ring + step % stages * pair_bytes,
+                )
                 left, numbers_at = queries - there, lse_at + (head * lse_head + there) * 4
                 copy_tile(to, query_at + (head * query_head + there * query_row) * width, query_row * width, left, head_dim, thread)
                 source = d_output_at + (head * d_output_head + there * d_output_row) * width
@@ -178,7 +195,9 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
             products = add_scores(no_scores(), left, queries_at, thread)
             scores = products
             at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + queries_in_tile - 1 - first > highest or there + queries_in_tile > queries
+                there - (first + tile_rows - 1) < lowest
+                or there + queries_in_tile - 1 - first > highest
+                or there + queries_in_tile > queries
             )
             if has_options:
                 scores = capped(products, scale, softcap, over_cap)

@@ -93,7 +93,11 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     add_keys = ops(fragments.product_of_weights(element, of_sums, keys_in_tile, stride))
     make_finite, mask_by_place = ops(fragments.make_finite(element, keys_in_tile, size, threads)), ops(fragments.masked_by_place(of_scores))
     weights_from_lse, scores_cotangent = ops(fragments.weights_from_lse(of_scores)), ops(fragments.scores_cotangent(of_scores))
-    scale_sums, all_rows, multiply = ops(fragments.scale_rows(of_sums)), ops(fragments.same(per_row)), ops(fragments.products(of_scores.kind))
+    scale_sums, all_rows, multiply = (
+        ops(fragments.scale_rows(of_sums)),
+        ops(fragments.same(per_row)),
+        ops(fragments.products(of_scores.kind)),
+    )
     load_numbers, store_rows = ops(memory.load_row_numbers(of_scores)), ops(memory.store_rows(element, of_sums))
     capped, slopes, dropped = ops(memory.capped(of_scores)), ops(memory.slopes(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
@@ -147,7 +151,10 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
         left, left_cotangent = tile_of_queries + of_warp * stride, tile_of_queries + (query_bytes + of_warp * stride)
         row_of_tile, column = of_warp + first_row(thread), first_column(thread)
         row = first + row_of_tile
-        of_lse, of_delta = load_numbers(lse + lse_at, row_of_tile, queries - first), load_numbers(delta + lse_at, row_of_tile, queries - first)
+        of_lse, of_delta = (
+            load_numbers(lse + lse_at, row_of_tile, queries - first),
+            load_numbers(delta + lse_at, row_of_tile, queries - first),
+        )
         mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
         bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
         keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
@@ -164,9 +171,7 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
             keys_at = ring + step % stages * (2 * tile_bytes)
             products = add_scores(no_scores(), left, keys_at, thread)
             scores = products
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
                 scores = capped(products, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)

@@ -161,9 +161,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             barrier()
             fetch(step + stages - 1)
             scores = add_scores(no_scores(), left, ring + step % stages * tile_bytes, thread)
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
                 scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)
