@@ -35,13 +35,15 @@ class Problem(NamedTuple):
 def problem(
     element: str = "bfloat16", *, batch: int = 1, heads: int = 2, group: int = 1, query_len: int = 40, key_len: int = 70, head_dim: int = 32,
     value_dim: int | None = None, causal: str | None = None, window: tuple[int | None, int | None] | None = None, align: str = "upper_left",
-    options: tuple[str, ...] = (), scale: float | None = None, seed: int = 0,
+    options: tuple[str, ...] = (), scale: float | None = None, seed: int = 0, hides: bool = False,
 ) -> Problem:  # fmt: skip
     """Drawn operands and options."""
     rng = np.random.default_rng(seed)
     lead, pairs = (batch, heads), (batch, heads, query_len, key_len)
     query = rng.standard_normal((*lead, query_len, head_dim))
     key, value = (rng.standard_normal((batch, heads // group, key_len, n)) for n in (head_dim, value_dim or head_dim))
+    if hides:  # from all: row 3 by the mask, keys past the last query by their places
+        query[:, :, 3], key[:, :, query_len + 1], value[:, :, query_len] = np.nan, np.nan, np.inf
     made: dict[str, Any] = {}
     reference: dict[str, Any] = {}
     if causal or window:
@@ -95,5 +97,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "softcap": {"options": ("softcap",), "element": "float32"},
     "dropout": {"options": ("keep",), "element": "float32"},
     "negative scale": {"scale": -0.4, "element": "float32"},
+    "not finite behind masks": {"causal": "upper_left", "options": ("mask",), "hides": True, "query_len": 25, "key_len": 40},
     "all options": {"options": ("mask", "bias", "softcap", "keep", "sinks"), "causal": "lower_right", "batch": 2, "group": 2},
 }
