@@ -6,6 +6,7 @@ begin on addresses that are multiples of 16 bytes. What lies otherwise is copied
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -178,9 +179,9 @@ def _where_it_lies(array: DeviceArray, dtype: str) -> Placed | None:
     batch = _merged(shape[:-3], strides[:-3])
     if batch is None or array.dtype != dtype or (shape[-1] > 1 and strides[-1] != 1):
         return None
-    steps = (batch, *(step if size > 1 else 0 for size, step in zip(shape[-3:-1], strides[-3:-1], strict=True)))
-    is_aligned = not any(at % ROW_BYTES for at in (array.memory.address, *(step * ITEM_BYTES[dtype] for step in steps)))
-    return Placed(array, array.memory.address, *steps, 1) if is_aligned else None
+    head, row = (step if size > 1 else 0 for size, step in zip(shape[-3:-1], strides[-3:-1], strict=True))
+    is_aligned = not any(at % ROW_BYTES for at in (array.memory.address, *(step * ITEM_BYTES[dtype] for step in (batch, head, row))))
+    return Placed(array, array.memory.address, batch, head, row, 1) if is_aligned else None
 
 
 def placed_pairs(array: DeviceArray, shape: tuple[int, ...], dtype: str) -> Placed:
@@ -199,7 +200,7 @@ def placed_pairs(array: DeviceArray, shape: tuple[int, ...], dtype: str) -> Plac
 def _merged(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
     """The one step with which several axes are walked in order; None where no step does it."""
     axes = [(size, step) for size, step in zip(shape, strides, strict=True) if size > 1]
-    for (_, outer), (size, inner) in zip(axes, axes[1:], strict=False):
+    for (_, outer), (size, inner) in itertools.pairwise(axes):
         if outer != size * inner:
             return None
     return axes[-1][1] if axes else 0

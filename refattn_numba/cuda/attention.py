@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def scaled_dot_product_attention_with_lse(
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[DeviceArray, Pullback]:
     """The output alone."""
     attended, pullback = scaled_dot_product_attention_with_lse(*args, **kwargs)
-    return _array(attended.output), lambda d_output: pullback(d_output, None)
+    return cast("Any", attended.output), lambda d_output: pullback(d_output, None)
 
 
 def varlen_attention_with_lse(
@@ -80,14 +80,14 @@ def varlen_attention_with_lse(
 ) -> tuple[AttendedWithLse, Pullback]:
     """`refattn.varlen_attention_with_lse` and its pullback.
 
-    Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, which stay within
-    the arrays whatever they say.
+    Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, unchecked: to look at
+    them would be a copy to main memory.
     """
     check_types(query, key, value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone
     starts = _starts(query, cu_seqlens_q, cu_seqlens_k, key.shape[-2], needs_align=(causal or window is not None) and align is None)
     if starts is None:
-        queries, keys = spans_of(np.asarray(cu_seqlens_q), _host(cu_seqlens_k), query.shape[-2], key.shape[-2])
+        queries, keys = spans_of(cast("Any", cu_seqlens_q), cast("Any", cu_seqlens_k), query.shape[-2], key.shape[-2])
         for q, k in zip(queries, keys, strict=True):
             band(q.stop - q.start, k.stop - k.start, causal, align, window)
         given = (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)
@@ -101,15 +101,7 @@ def varlen_attention_with_lse(
 def varlen_attention(*args: Any, **kwargs: Any) -> tuple[DeviceArray, Pullback]:
     """The output alone."""
     attended, pullback = varlen_attention_with_lse(*args, **kwargs)
-    return _array(attended.output), lambda d_output: pullback(d_output, None)
-
-
-def _array(x: Any) -> DeviceArray:
-    return x
-
-
-def _host(starts: Any) -> Any:
-    return None if starts is None else np.asarray(starts)
+    return cast("Any", attended.output), lambda d_output: pullback(d_output, None)
 
 
 def _starts(query: DeviceArray, of_queries: Any, of_keys: Any, key_len: int, *, needs_align: bool) -> tuple[DeviceArray, ...] | None:

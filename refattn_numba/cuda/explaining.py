@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refattn.view.table import Table
@@ -110,7 +110,7 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
         shared = SHARED_BYTES[architecture]
     else:
         raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
-    dtype = str(query.dtype).rpartition(".")[2]
+    dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
     found = []
@@ -127,6 +127,6 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     return Explanations(found)
 
 
-def _faces(options: Any) -> Sequence[str]:
+def _faces(options: Mapping[str, Any]) -> list[Any]:
     extra = [face for face, name in (("sinks", "sinks"), ("sum_bias", "bias")) if options.get(name) is not None]
     return ["forward", "delta", "backward_keys", "backward_queries", *extra]

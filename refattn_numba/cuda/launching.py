@@ -103,15 +103,15 @@ class Launcher:
         for name, x in options.pairs.items():
             self.fields |= x.fields(name, "batch", "head", "row", "key")
         self.device, self.stream = query.memory.device, query.library.stream(query.owner)
+        self.facts = driver.current().facts(self.device)
+        self.architecture = self.facts.architecture  # an error where the device is too old
 
     def kernel(self, face: str) -> Kernel:
         """The kernel of a face for these operands on this device."""
-        facts = driver.current().facts(self.device)
-        assert facts.architecture  # or an error that says what is too old
         sizes = self.fields["head_dim"], self.fields["value_dim"]
         # scores are compared before they are scaled, but where the order could change
         return choose(
-            face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=facts.shared_bytes
+            face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=self.facts.shared_bytes
         )
 
     def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
@@ -121,11 +121,12 @@ class Launcher:
         made = {"output": placed(output, self.dtype)}
         self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
         self._finish()
-        kept = [x.version() for x in (self.query, self.key, self.value, output, lse)]
+        read = {"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse}
+        versions = {name: x.version() for name, x in read.items()}
 
         def pullback(d_output: DeviceArray | None, d_lse: DeviceArray | None) -> dict[str, DeviceArray | None]:
-            for name, x, version in zip(("query", "key", "value", "output", "lse"), (self.query, self.key, self.value, output, lse), kept):
-                if x.version() != version:
+            for name, x in read.items():
+                if x.version() != versions[name]:
                     raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
             grads = self._gradients(output, lse, d_output, d_lse, bias)
             self._finish()
@@ -167,7 +168,7 @@ class Launcher:
 
     def _summed(self, d_bias: DeviceArray, bias: DeviceArray) -> DeviceArray:
         """The gradient of a bias from those of all pairs: the sum over the axes along which it is broadcast."""
-        *lead, heads, query_len, key_len = d_bias.shape
+        lead = d_bias.shape[:-3]
         own = (1,) * (len(d_bias.shape) - len(bias.shape)) + bias.shape
         shared = [i for i, (size, whole) in enumerate(zip(own, d_bias.shape, strict=True)) if size != whole]
         of_lead = [i for i in shared if i < len(lead)]

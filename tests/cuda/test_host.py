@@ -174,7 +174,7 @@ def test_bad_calls_are_refused_in_the_same_words_before_any_launch(noted, name, 
 
 def replaced(**change):
     q, k, v = operands()
-    return {**{"query": q, "key": k, "value": v}, **change}
+    return {"query": q, "key": k, "value": v, **change}
 
 
 def on(x, **options):
@@ -206,7 +206,7 @@ def test_what_is_refused_before_any_launch(noted, change, error, match):
 
 
 def test_a_query_in_main_memory_and_a_key_on_a_device(noted):
-    with pytest.raises(TypeError, match="query is a numpy.ndarray in main memory, but key is a torch.Tensor on a device"):
+    with pytest.raises(TypeError, match=r"query is a numpy.ndarray in main memory, but key is a torch.Tensor on a device"):
         refattn_numba.scaled_dot_product_attention(**replaced(query=np.ones((2, 4, 5, 8))))
 
 
