@@ -127,6 +127,7 @@ def write(path: Path, cubin: Cubin) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(json.dumps(head).encode() + b"\n" + cubin.code)
+        Path(temporary).chmod(0o644)  # others may read what is carried to them
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

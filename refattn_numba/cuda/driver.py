@@ -204,18 +204,30 @@ class CudaDriver:
         return results[0] if results else None
 
 
+LARGEST: Mapping[str, int] = {"int32": 1 << 31, "int64": 1 << 63}
+
+
+@functools.lru_cache(maxsize=256)
+def _types_of(parameters: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
+    return tuple(C_TYPES[kind] for _, kind in parameters)
+
+
 def packed_arguments(kernel: Kernel, arguments: Mapping[str, int | float]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Values and their C types, in the kernel's order; a TypeError where names differ, an OverflowError where a number does not fit."""
-    wanted = [name for name, _ in kernel.parameters]
-    if set(wanted) != arguments.keys():
-        absent, unknown = sorted(set(wanted) - arguments.keys()), sorted(arguments.keys() - set(wanted))
-        raise TypeError(f"{kernel.name}: arguments {absent} are absent, and {unknown} unknown")
+    values: list[int | float] = []
     for name, kind in kernel.parameters:
-        bits = {"int32": 31, "int64": 63}.get(kind)
-        if bits and not -(1 << bits) <= arguments[name] < 1 << bits:
-            raise OverflowError(f"{kernel.name}: {name} is {arguments[name]}, which {kind} does not hold")
-    values = tuple(float(arguments[name]) if kind == "float32" else int(arguments[name]) for name, kind in kernel.parameters)
-    return values, tuple(C_TYPES[kind] for _, kind in kernel.parameters)
+        x = arguments.get(name)
+        if x is None:
+            raise TypeError(f"{kernel.name}: {name} is absent")
+        most = LARGEST.get(kind)
+        if most is not None and not -most <= x < most:
+            raise OverflowError(f"{kernel.name}: {name} is {x}, which {kind} does not hold")
+        values.append(float(x) if kind == "float32" else x)
+    if len(values) != len(arguments):
+        raise TypeError(
+            f"{kernel.name}: {', '.join(sorted(arguments.keys() - dict(kernel.parameters).keys()))}: no parameter has this name"
+        )
+    return tuple(values), _types_of(kernel.parameters)
 
 
 _REPLACED: ContextVar[Driver | None] = ContextVar("refattn_cuda_driver", default=None)

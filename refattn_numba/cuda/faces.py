@@ -78,20 +78,21 @@ def _accepted(spec: Spec, bound: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     facts = spec.facts.arguments
     indices = [name for name, leaf in facts.items() if getattr(leaf, "kind", "") == "int"]
     arrays = gathered(spec.name, {name: bound[name] for name in facts if name in bound}, indices)
-    stand_ins = {name: _shape_alone(x) if isinstance(x, DeviceArray) else x for name, x in arrays.items()}
+    stand_ins = {name: _shape_alone(x.shape, x.dtype) if isinstance(x, DeviceArray) else x for name, x in arrays.items()}
     accepted = spec.accept({**bound, **stand_ins}, precision=None)
     return {name: x if isinstance(x, DeviceArray) else accepted[name] for name, x in arrays.items()}, {
         name: x for name, x in accepted.items() if name not in arrays
     }
 
 
-def _shape_alone(array: DeviceArray) -> Any:
-    """An array of the same shape and type that takes no memory."""
+@functools.lru_cache(maxsize=256)
+def _shape_alone(shape: tuple[int, ...], dtype: str) -> Any:
+    """An array of this shape and type that takes no memory."""
     try:
-        kind = np.dtype(KINDS.get(array.dtype, array.dtype))
+        kind = np.dtype(KINDS.get(dtype, dtype))
     except TypeError:
         kind = np.dtype(np.float16)  # a type of 8 bits, which is refused where it is read
-    return np.broadcast_to(np.zeros((), kind), array.shape)
+    return np.broadcast_to(np.zeros((), kind), shape)
 
 
 def _cotangent(caller: str, name: str, given: Any, output: DeviceArray) -> DeviceArray | None:
