@@ -135,6 +135,10 @@ class Machine:
         """``address + step * count`` at once: the product is not kept from one turn of a loop to the next."""
         return self.ptx(f"mad.lo.s64 $0, $2, {count}, $1;", LONG, address, step) if count else address
 
+    def multiply_add_wide(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of an int32 and two int64."""
+        return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
+
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
         return self.ptx("max.f32 $0, $1, $2;", FLOAT, *map(self._float, (a, b)))

@@ -175,13 +175,12 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
             fetch(step + stages - 1)
             queries_at = ring + step % stages * pair_bytes
             cotangents_at = queries_at + tile_bytes
-            products = add_scores(no_scores(), left, queries_at, thread)
-            scores = products
+            scores = add_scores(no_scores(), left, queries_at, thread)
             at_edge = (
                 there - (first + tile_rows - 1) < lowest or there + queries_in_tile - 1 - first > highest or there + queries_in_tile > queries
             )
             if has_options:
-                scores = capped(products, scale, softcap, over_cap)
+                scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_key, bias_row, row, column + there, keys, queries)
                 scores = mask_by_mask(scores, mask_at, mask_key, mask_row, row, column + there, keys, queries)
                 at_edge = at_edge or mask != 0 or bias != 0
@@ -197,7 +196,9 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
             of_delta = load_numbers(queries_at + (2 * tile_bytes + 4 * queries_in_tile), column)
             d_scores = scores_cotangent(weights, d_weights, of_delta)
             if has_options:
-                d_scores = multiply(d_scores, slopes(products, scale, over_cap))
+                if softcap != 0:  # once more, rather than kept in registers
+                    products = add_scores(no_scores(), left, queries_at, thread)
+                    d_scores = multiply(d_scores, slopes(products, scale, over_cap))
             if at_edge:
                 barrier()  # after the last use of these tiles as they are
                 make_finite(queries_at, thread)
