@@ -135,6 +135,10 @@ class Machine:
         """``address + step * count`` at once: the product is not kept from one turn of a loop to the next."""
         return self.ptx(f"mad.lo.s64 $0, $2, {count}, $1;", LONG, address, step) if count else address
 
+    def multiply_add_wide(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of an int32 and two int64."""
+        return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
+
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
         return self.ptx("max.f32 $0, $1, $2;", FLOAT, *map(self._float, (a, b)))
@@ -261,7 +265,9 @@ class Machine:
     def product(self, dtype: str, sums: Sequence[Value], a: Sequence[Value], b: Sequence[Value]) -> tuple[Value, ...]:
         """``sums + a @ b`` of 16 by 8 numbers in float32 (mma); 16 deep, or 8 of float32 in TF32."""
         shape, short = ("m16n8k8", "tf32") if dtype == "float32" else ("m16n8k16", _SHORT[dtype])
-        text = f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
+        text = (
+            f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
+        )
         return self.ptx(text, FLOAT, *sums, *a, *b, count=4)
 
 

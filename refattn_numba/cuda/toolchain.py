@@ -38,8 +38,7 @@ def versions() -> tuple[str, ...]:
     installed = found["numba-cuda"]
     if not (installed or "").startswith(f"{TESTED}."):
         raise ImportError(
-            f"numba-cuda is {installed or 'not installed'}, but must be {TESTED}.*: pip install 'numba-cuda[cu13]=={TESTED}.*'",
-            name="numba_cuda",
+            f"numba-cuda is {installed or 'not installed'}, but must be {TESTED}.*: pip install 'numba-cuda[cu13]=={TESTED}.*'", name="numba_cuda"
         )
     return tuple(f"{name} {found[name]}" for name in PARTS)
 

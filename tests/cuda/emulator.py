@@ -152,6 +152,9 @@ class Warp:
     def stepped(self, address: Any, step: Any, count: int) -> Any:
         return address + step * count
 
+    def multiply_add_wide(self, a: Any, b: Any, c: Any) -> Any:
+        return self.wide(a) * b + c
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
 

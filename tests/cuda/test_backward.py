@@ -18,7 +18,7 @@ from tests.cuda.test_forward import small
 def small_backward(element: Any, size: int, *, has_options: bool, parts: int = 1) -> Kernels:
     """Kernels with the shipped ones' source and small tiles, so that a case has several."""
     return backward_kernels(
-        backward_queries.Config(element, size, 16, 2, 32, 2, has_options), backward_keys.Config(element, size, 2 // parts, parts, 32, 2, has_options)
+        backward_queries.Config(element, size, 16, 2 // parts, parts, 32, 2, has_options), backward_keys.Config(element, size, 2 // parts, parts, 32, 2, has_options)
     )
 
 

@@ -97,9 +97,7 @@ def test_shared_memory_outside_the_block() -> None:
         run(body)
 
 
-@pytest.mark.parametrize(
-    ("has_wait", "has_barrier", "fault"), [(True, True, ""), (False, True, "waited"), (True, False, "race|never written")]
-)
+@pytest.mark.parametrize(("has_wait", "has_barrier", "fault"), [(True, True, ""), (False, True, "waited"), (True, False, "race|never written")])
 def test_copies(has_wait: bool, has_barrier: bool, fault: str) -> None:
     """What one warp copies another may read after a wait and a barrier."""
 
