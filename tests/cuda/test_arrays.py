@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import arrays, dlpack, libraries, library
 from tests.cuda import standins
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import cache
 from refattn_numba.cuda.kernel import Cubin, Kernel
 

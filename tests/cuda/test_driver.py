@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import cache, driver
 from refattn_numba.cuda.kernel import Cubin, Kernel
 

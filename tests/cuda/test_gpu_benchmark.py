@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 from benchmarks import gpu, gpu_battery, gpu_rows, gpu_timing
 from refattn_numba.cuda import CudaError, cache, configurations, driver
 from refattn_numba.cuda.kernel import Cubin

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 import refattn
 import refattn_numba
 from benchmarks.gpu_battery import DENSE, VARLEN, candidate, own_cases

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 import refattn
 from benchmarks.gpu_battery import DENSE, VARLEN, candidate
 from refattn.testing import Case

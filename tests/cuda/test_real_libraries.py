@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import library
 from refattn_numba.cuda.libraries import Jax, Torch, library_of
 
