@@ -132,7 +132,7 @@ def _with_arrays(name: str, random: np.random.Generator) -> dict[str, Any]:
     return {**_operands(sizes, int(random.integers(1 << 30))), **every[name]}
 
 
-def results(framework: NumPy, dtype: str, *, level: Any = "quick") -> Iterator[Result]:
+def results(framework: NumPy, dtype: str, *, level: Any = "full") -> Iterator[Result]:
     """The oracle's cases, and our own."""
     target = named_format(dtype)
     made = {name: candidate(name, framework) for name in MECHANISMS}
