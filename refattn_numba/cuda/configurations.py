@@ -42,7 +42,8 @@ def _backward_queries(element: Element, size: int, *, has_options: bool) -> back
     if element == "float32":
         row_warps, parts, keys = {32: (4, 1, 32), 64: (4, 1, 32), 128: (4, 1, 16), 256: (1, 2, 16)}[size]
     else:
-        row_warps, parts, keys = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (2, 4, 16) if has_options else (4, 1, 16)}[size]
+        sizes = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (4, 1, 16)}
+        row_warps, parts, keys = (2, 4, 16) if has_options and size == 256 else sizes[size]
     return backward_queries.Config(element, size, 16, row_warps, parts, min(keys, 16) if has_options else keys, 2, has_options)
 
 
@@ -50,7 +51,8 @@ def _backward_keys(element: Element, size: int, *, has_options: bool) -> backwar
     if element == "float32":
         row_warps, parts, queries = {32: (4, 1, 32), 64: (4, 1, 32), 128: (2, 2, 16), 256: (1, 4, 16)}[size]
     else:
-        row_warps, parts, queries = {32: (4, 1, 64), 64: (4, 1, 64), 128: (2, 2, 16) if has_options else (4, 1, 32), 256: (2, 4, 16) if has_options else (2, 2, 16)}[size]
+        sizes = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (2, 2, 16)}
+        row_warps, parts, queries = {**sizes, 128: (2, 2, 16), 256: (1, 8, 16)}[size] if has_options else sizes[size]
     return backward_keys.Config(element, size, row_warps, parts, min(queries, 16) if has_options else queries, 2, has_options)
 
 

@@ -50,8 +50,8 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "queries: scale left out": (backward_queries, "all_rows(scale)", "all_rows(one)", "full", "wrong"),
     "queries: no barrier": (backward_queries, "barrier()  # after", "pass  # after", HIDDEN, "fault"),
     "keys: band not turned": (backward_keys, "-(high + shift), -(low + shift)", "low + shift, high + shift", "causal, lower right", "wrong"),
-    "keys: one head of a group": (backward_keys, "for step in range(group * count)", "for step in range(count)", "grouped", "fault or wrong"),
-    "keys: copies not waited for": (backward_keys, WAIT, WAIT.replace("            wait()\n", ""), "full", "fault"),
+    "keys: one head of a group": (backward_keys, "of_keys, of_values, has_hidden = no_sums(), no_sums(), 0", "of_keys, of_values, has_hidden, group = no_sums(), no_sums(), 0, 1", "grouped", "fault or wrong"),
+    "keys: copies not waited for": (backward_keys, "                wait()\n", "", "full", "fault"),
     "keys: no barrier": (backward_keys, "barrier()  # after", "pass  # after", HIDDEN, "fault"),
 }
 """Module, text and what takes its place, the problem that shows it, and how."""

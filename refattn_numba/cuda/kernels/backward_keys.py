@@ -136,11 +136,12 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         tile_of_keys = shared()
         ring = tile_of_keys + 2 * key_bytes
 
-        def fetch(step):
-            """A tile of queries and one of cotangents, with their log-sum-exp and delta."""
-            if step < group * count:
-                member = quotient(step, count)
-                head, there, to = kv_head * group + member, (begin + step - member * count) * queries_in_tile, ring + step % stages * pair_bytes
+        def fetch(step, member, at):
+            """A tile of queries and one of cotangents, with their log-sum-exp and delta; past a head's last the next head's."""
+            while at >= end and member < group:
+                at, member = at - count, member + 1
+            if member < group:
+                head, there, to = kv_head * group + member, at * queries_in_tile, ring + step % stages * pair_bytes
                 left, numbers_at = queries - there, lse_at + (head * lse_head + there) * 4
                 copy_tile(to, query_at + (head * query_head + there * query_row) * width, query_row * width, left, head_dim, thread)
                 source = d_output_at + (head * d_output_head + there * d_output_row) * width
@@ -152,7 +153,7 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         copy_keys(tile_of_keys, key_at, key_row * width, keys - first, head_dim, thread)
         copy_keys(tile_of_keys + key_bytes, value_at, value_row * width, keys - first, value_dim, thread)
         for step in range(stages - 1):
-            fetch(step)
+            fetch(step, 0, begin + step)
 
         warp = warp_of(thread)
         part = quotient(warp, row_warps)
@@ -164,47 +165,48 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         over_cap = inverse(softcap)
         of_keys, of_values, has_hidden = no_sums(), no_sums(), 0
 
-        for step in range(group * count):
-            member = quotient(step, count)
-            head, there = kv_head * group + member, (begin + step - member * count) * queries_in_tile
+        for member in range(group):
+            head = kv_head * group + member
             mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
             bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
             keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
-            wait()
-            barrier()
-            fetch(step + stages - 1)
-            queries_at = ring + step % stages * pair_bytes
-            cotangents_at = queries_at + tile_bytes
-            scores = add_scores(no_scores(), left, queries_at, thread)
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + queries_in_tile - 1 - first > highest or there + queries_in_tile > queries
-            )
-            if has_options:
-                scores = capped(scores, scale, softcap, over_cap)
-                scores = add_bias(scores, bias_at, bias_key, bias_row, row, column + there, keys, queries)
-                scores = mask_by_mask(scores, mask_at, mask_key, mask_row, row, column + there, keys, queries)
-                at_edge = at_edge or mask != 0 or bias != 0
-            if at_edge:
-                scores = mask_by_place(scores, row, column + there, lowest, highest, queries)
-            of_lse = load_numbers(queries_at + 2 * tile_bytes, column)
-            weights = weights_from_lse(scores, of_lse, factor)
-            d_weights = add_scores(no_scores(), left_values, cotangents_at, thread)
-            kept = weights
-            if has_options:
-                kept = dropped(weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
-                d_weights = dropped(d_weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
-            of_delta = load_numbers(queries_at + (2 * tile_bytes + 4 * queries_in_tile), column)
-            d_scores = scores_cotangent(weights, d_weights, of_delta)
-            if has_options:
-                if softcap != 0:  # once more, rather than kept in registers
-                    products = add_scores(no_scores(), left, queries_at, thread)
-                    d_scores = multiply(d_scores, slopes(products, scale, over_cap))
-            if at_edge:
-                barrier()  # after the last use of these tiles as they are
-                make_finite(queries_at, thread)
-                has_hidden = has_hidden | make_finite(cotangents_at, thread)
-            of_values = add_rows(of_values, kept, cotangents_at + of_part * width, thread)
-            of_keys = add_rows(of_keys, d_scores, queries_at + of_part * width, thread)
+            for at in range(begin, end):
+                step, there = member * count + at - begin, at * queries_in_tile
+                wait()
+                barrier()
+                fetch(step + stages - 1, member, at + stages - 1)
+                queries_at = ring + step % stages * pair_bytes
+                cotangents_at = queries_at + tile_bytes
+                scores = add_scores(no_scores(), left, queries_at, thread)
+                at_edge = (
+                    there - (first + tile_rows - 1) < lowest or there + queries_in_tile - 1 - first > highest or there + queries_in_tile > queries
+                )
+                if has_options:
+                    scores = capped(scores, scale, softcap, over_cap)
+                    scores = add_bias(scores, bias_at, bias_key, bias_row, row, column + there, keys, queries)
+                    scores = mask_by_mask(scores, mask_at, mask_key, mask_row, row, column + there, keys, queries)
+                    at_edge = at_edge or mask != 0 or bias != 0
+                if at_edge:
+                    scores = mask_by_place(scores, row, column + there, lowest, highest, queries)
+                of_lse = load_numbers(queries_at + 2 * tile_bytes, column)
+                weights = weights_from_lse(scores, of_lse, factor)
+                d_weights = add_scores(no_scores(), left_values, cotangents_at, thread)
+                kept = weights
+                if has_options:
+                    kept = dropped(weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
+                    d_weights = dropped(d_weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
+                of_delta = load_numbers(queries_at + (2 * tile_bytes + 4 * queries_in_tile), column)
+                d_scores = scores_cotangent(weights, d_weights, of_delta)
+                if has_options:
+                    if softcap != 0:  # once more, rather than kept in registers
+                        products = add_scores(no_scores(), left, queries_at, thread)
+                        d_scores = multiply(d_scores, slopes(products, scale, over_cap))
+                if at_edge:
+                    barrier()  # after the last use of these tiles as they are
+                    make_finite(queries_at, thread)
+                    has_hidden = has_hidden | make_finite(cotangents_at, thread)
+                of_values = add_rows(of_values, kept, cotangents_at + of_part * width, thread)
+                of_keys = add_rows(of_keys, d_scores, queries_at + of_part * width, thread)
 
         wait_all()
         of_keys = scale_sums(of_keys, all_rows(scale))
