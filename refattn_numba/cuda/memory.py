@@ -188,7 +188,9 @@ def _pairs(
 def with_pairs(tile: Tile, dtype: str, size: int, function: Callable[..., Any], *others: Any) -> Operation:
     """``function(machine, x, loaded, ...)`` of each register and the number of its pair in global memory, where there is such an address."""
 
-    def run(e: Any, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any, *more: Any) -> list[Any]:
+    def run(
+        e: Any, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any, *more: Any
+    ) -> list[Any]:
         made = []
         for at, is_there, x in _pairs(e, tile, values, address, row_step * size, column_step * size, row, column, rows, columns):
             made.append(function(e, x, e.load(at, dtype, is_there), address != 0, *more))
@@ -242,7 +244,9 @@ def _tanh(e: Any, x: Any) -> Any:
     exponential = e.exp2(x * (2 * LOG2_E))
     far = 1.0 - e.reciprocal(exponential + 1.0) * 2.0
     y = x * x
-    series = e.multiply_add(y, e.multiply_add(y, e.multiply_add(y, e.number(62 / 2835), e.number(-17 / 315)), e.number(2 / 15)), e.number(-1 / 3))
+    series = e.multiply_add(
+        y, e.multiply_add(y, e.multiply_add(y, e.number(62 / 2835), e.number(-17 / 315)), e.number(2 / 15)), e.number(-1 / 3)
+    )
     near = e.multiply_add(x * y, series, x)
     return e.select((x < 0.3) & (x > -0.3), near, far)
 

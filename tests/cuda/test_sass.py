@@ -26,7 +26,8 @@ STATIC_LIMIT = 1024
 KERNELS = {kernel.name: kernel for kernel in shipped()}
 CASES = [pytest.param(name, ARCHITECTURES[i % 2], id=f"{name}-{ARCHITECTURES[i % 2]}") for i, name in enumerate(KERNELS)]
 OTHERS = [
-    pytest.param(name, ARCHITECTURES[1 - i % 2], id=f"{name}-{ARCHITECTURES[1 - i % 2]}", marks=pytest.mark.slow) for i, name in enumerate(KERNELS)
+    pytest.param(name, ARCHITECTURES[1 - i % 2], id=f"{name}-{ARCHITECTURES[1 - i % 2]}", marks=pytest.mark.slow)
+    for i, name in enumerate(KERNELS)
 ]
 
 
@@ -45,7 +46,9 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Futur
     """Kernels compile on all cores while the first are looked at."""
     if sass.folder() is None:
         pytest.skip("cuobjdump is not installed")
-    wanted = [item.callspec.params for item in request.session.items if getattr(item, "callspec", None) and "architecture" in item.callspec.params]
+    wanted = [
+        item.callspec.params for item in request.session.items if getattr(item, "callspec", None) and "architecture" in item.callspec.params
+    ]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as workers:
         jobs = {(p["name"], p["architecture"]): workers.submit(compiled, p["name"], p["architecture"]) for p in wanted}
         yield jobs

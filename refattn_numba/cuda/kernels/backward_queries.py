@@ -82,6 +82,7 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     width, stride = bytes_of(element), stride_of(element, size)
     query_bytes, tile_bytes = tile_rows * stride, keys_in_tile * stride
     of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, columns_of_part)
+    has_parts = config.parts > 1
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
@@ -97,7 +98,11 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     add_keys = ops(fragments.product_of_weights(element, of_sums, keys_in_tile, stride))
     make_finite, mask_by_place = ops(fragments.make_finite(element, keys_in_tile, size, threads)), ops(fragments.masked_by_place(of_scores))
     weights_from_lse, scores_cotangent = ops(fragments.weights_from_lse(of_scores)), ops(fragments.scores_cotangent(of_scores))
-    scale_sums, all_rows, multiply = ops(fragments.scale_rows(of_sums)), ops(fragments.same(per_row)), ops(fragments.products(of_scores.kind))
+    scale_sums, all_rows, multiply = (
+        ops(fragments.scale_rows(of_sums)),
+        ops(fragments.same(per_row)),
+        ops(fragments.products(of_scores.kind)),
+    )
     load_numbers, store_rows = ops(memory.load_row_numbers(of_scores)), ops(memory.store_rows(element, of_sums))
     capped, slopes, dropped = ops(memory.capped(of_scores)), ops(memory.slopes(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
@@ -148,12 +153,15 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
             fetch(step)
 
         warp = warp_of(thread)
-        part = quotient(warp, row_warps)
+        part = quotient(warp, row_warps) if has_parts else 0
         of_warp, of_part = (warp - part * row_warps) * rows, part * columns_of_part
         left, left_cotangent = tile_of_queries + of_warp * stride, tile_of_queries + (query_bytes + of_warp * stride)
         row_of_tile, column = of_warp + first_row(thread), first_column(thread)
         row = first + row_of_tile
-        of_lse, of_delta = load_numbers(lse + lse_at, row_of_tile, queries - first), load_numbers(delta + lse_at, row_of_tile, queries - first)
+        of_lse, of_delta = (
+            load_numbers(lse + lse_at, row_of_tile, queries - first),
+            load_numbers(delta + lse_at, row_of_tile, queries - first),
+        )
         factor = (one if has_options else scale) * log2_e
         over_cap = inverse(softcap)
         sums = no_sums()
@@ -169,9 +177,7 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
             fetch(step + stages - 1)
             keys_at = ring + step % stages * (2 * tile_bytes)
             scores = add_scores(no_scores(), left, keys_at, thread)
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
                 scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)

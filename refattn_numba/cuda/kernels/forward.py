@@ -77,6 +77,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     width, stride = bytes_of(element), stride_of(element, size)
     ring_bytes, tile_bytes = tile_rows * stride, keys_in_tile * stride
     of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, columns_of_part)
+    has_parts = config.parts > 1
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
@@ -146,7 +147,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             fetch(step)
 
         warp = warp_of(thread)
-        part = quotient(warp, row_warps)
+        part = quotient(warp, row_warps) if has_parts else 0
         of_warp, of_part = (warp - part * row_warps) * rows, part * columns_of_part
         left = tile_of_queries + of_warp * stride
         row, column = first + of_warp + first_row(thread), first_column(thread)
@@ -167,9 +168,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             barrier()
             fetch(step + stages - 1)
             scores = add_scores(no_scores(), left, ring + step % stages * tile_bytes, thread)
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
                 scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)
