@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import fragments, memory
 from refattn_numba.cuda.fragments import Tile, stride_of
 from refattn_numba.cuda.kernel import Kernel

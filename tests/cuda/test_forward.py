@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 import refattn
 from refattn_numba.cuda.configurations import choose
 from refattn_numba.cuda.kernels.forward import Config

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import fragments
 from refattn_numba.cuda.kernels import backward_keys, backward_queries, forward, place
 from tests.cuda import calls, test_backward, test_forward
