@@ -292,3 +292,21 @@ def test_rounding_is_that_of_the_library(dtype):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             want = given.astype(theirs).astype(np.float64)
         np.testing.assert_array_equal(named_format(dtype).round(given.astype(float)), want)
+
+
+@pytest.mark.parametrize("policy", ["zero", "nan", "uniform"])
+def test_a_row_that_may_attend_nowhere_spoils_no_budget(policy):
+    """Whatever its output is: an honest kernel passes, and one whose gradients are 2 per cent off does not."""
+    random = np.random.default_rng(2)
+    inputs = {name: random.standard_normal((1, 2, 6, 8)).astype(np.float32) for name in ("query", "key", "value")}
+    inputs |= {"mask": np.arange(6)[:, None] != 3, "masked_rows": policy}
+    d = random.standard_normal((1, 2, 6, 8)).astype(np.float32)
+    attend = refattn.scaled_dot_product_attention
+    y, pullback = attend.vjp(**{n: x.astype(float) if n in {"query", "key", "value"} else x for n, x in inputs.items()})
+    grads = {n: np.asarray(x, np.float32) for n, x in pullback(d.astype(float)).items()}
+    given = {"cotangents": d, "dtype": "float32"}
+    testing.assert_matches(y.astype(np.float32), attend, inputs, gradients=grads, **given)
+    for name in ("key", "value"):
+        wrong = {**grads, name: grads[name] * np.float32(1.02)}
+        with pytest.raises(AssertionError, match=name):
+            testing.assert_matches(y.astype(np.float32), attend, inputs, gradients=wrong, **given)

@@ -39,9 +39,12 @@ TILE = 16
 
 
 def _finite(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention's arguments with 0 for numbers that are none: these stand behind masks, where nothing comes of them, or all is NaN."""
+    """Attention's arguments with 0 for numbers that are none: these stand behind masks, where nothing comes of them, or all is NaN.
+
+    So is the output of a row that may attend nowhere, where NaN is asked for there: it is a constant, and has no part in a gradient.
+    """
     shown = {n: np.where(np.isfinite(arguments[n]), arguments[n], 0) for n in ("query", "key", "value")}
-    return {**arguments, **shown}
+    return {**arguments, **shown, **({"masked_rows": "zero"} if arguments.get("masked_rows") == "nan" else {})}
 
 
 def _products(arguments: Mapping[str, Any]) -> tuple[Array, Array]:
