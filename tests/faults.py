@@ -346,8 +346,8 @@ INTRODUCTION = """# Which faults of our own convolutions are found
 
 Each fault is one place in `refattn_numba` that is changed in a copy: a tap, a border, a group, a sum that is not cleared. The *check* is
 `refattn.testing.check`, quick and in float32, of the algorithm that has the fault; *tests* are those of `tests/twins` that the fault
-names. Fourier transforms are not checked so, as their errors are in proportion to all numbers of an image; biases are, activations are not,
-since mechanisms have none. The faults were chosen by the authors of the tests: what is found of them is a floor, not a proof.
+names. Transforms are held to what `conv2d_fft` may err. Mechanisms have no activation, which the check therefore does not see. The faults
+were chosen by the authors of the tests, who know them: this shows that tests can fail, not that nothing else is wrong.
 
 `python -m tests.faults --convolutions` writes this page.
 

@@ -22,6 +22,7 @@ DIRECT_BACK = oracle("conv_transpose2d", "direct")
 WINOGRAD = oracle("conv2d", "winograd")
 POINTWISE, POINTWISE_LAST = oracle("pointwise_conv2d", "pointwise"), oracle("pointwise_conv2d", "pointwise", LAST)
 DEPTHWISE, DEPTHWISE_LAST = oracle("depthwise_conv2d", "depthwise"), oracle("depthwise_conv2d", "depthwise", LAST)
+FFT = oracle("conv2d_fft", "fft")
 CAUSAL, CAUSAL_LAST = oracle("causal_conv1d", "causal"), oracle("causal_conv1d", "causal", LAST)
 
 MATRICES = "tests/twins/test_conv_winograd.py::test_matrices_follow_from_their_points"
@@ -108,12 +109,12 @@ BY_ALGORITHM: dict[str, tuple[Fault, ...]] = {
         Fault("behind a cotangent stands what was there before", "conv/causal_lines.py", "if i < end else 0.0", "if i < end else memory[i]", f"{CAUSAL}|{OF_CAUSAL}"),
     ),
     "fft": (
-        Fault("transform too short for the padding behind", "conv/fft.py", "o + k - 1) for", "o) for", OF_FFT),
-        Fault("padding before the image put behind it", "conv/fft.py", "[(b, 0) for b in problem.before]", "[(0, b) for b in problem.before]", OF_FFT),
-        Fault("kernel flipped", "conv/fft.py", "_kernels(problem, packed).conj()", "_kernels(problem, packed)", OF_FFT),
-        Fault("last channel left out", "conv/fft.py", "kernels[:, :, c] for c in range(problem.c)", "kernels[:, :, c] for c in range(max(1, problem.c - 1))", OF_FFT),
-        Fault("last example left out of a weight's gradient", "conv/fft.py", "for example in range(problem.batch):", "for example in range(problem.batch - 1):", OF_FFT),
-        Fault("gradient of the input begins in the padding", "conv/fft.py", "slice(b, b + n) for b, n in", "slice(0, n) for b, n in", OF_FFT),
+        Fault("transform too short for the padding behind", "conv/fft.py", "o + k - 1) for", "o) for", f"{FFT}|{OF_FFT}"),
+        Fault("padding before the image put behind it", "conv/fft.py", "[(b, 0) for b in problem.before]", "[(0, b) for b in problem.before]", f"{FFT}|{OF_FFT}"),
+        Fault("kernel flipped", "conv/fft.py", "_kernels(problem, packed).conj()", "_kernels(problem, packed)", f"{FFT}|{OF_FFT}"),
+        Fault("last channel left out", "conv/fft.py", "kernels[:, :, c] for c in range(problem.c)", "kernels[:, :, c] for c in range(max(1, problem.c - 1))", f"{FFT}|{OF_FFT}"),
+        Fault("last example left out of a weight's gradient", "conv/fft.py", "for example in range(problem.batch):", "for example in range(problem.batch - 1):", f"{FFT}|{OF_FFT}"),
+        Fault("gradient of the input begins in the padding", "conv/fft.py", "slice(b, b + n) for b, n in", "slice(0, n) for b, n in", f"{FFT}|{OF_FFT}"),
     ),
     "bias and activation": (
         Fault("no bias behind the last whole register", "conv/epilogue.py", "x = p[i] + (bias[0] if one_bias else bias[i])", "x = p[i]", f"{DEPTHWISE}|{FINISHED}"),

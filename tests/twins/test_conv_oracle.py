@@ -1,7 +1,4 @@
-"""The oracle's battery for each algorithm of convolution, in either layout of memory: for sizes so small "auto" takes others.
-
-Fourier transforms are left out: their errors are in proportion to all numbers of an image, and what the check allows is not.
-"""
+"""The oracle's battery for each algorithm of convolution, in either layout of memory: for sizes so small "auto" takes others."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ CASES = [
     ("pointwise_conv2d", "pointwise"),
     ("depthwise_conv2d", "depthwise"),
     ("causal_conv1d", "causal"),
+    ("conv2d_fft", "fft"),  # whose errors are in proportion to all numbers of an image
 ]
 
 
@@ -28,7 +26,7 @@ class Forced:
     """A fast convolution by one algorithm; what that does not take is unsupported."""
 
     def __init__(self, name, algorithm, *, channels_last):
-        self.twin, self.channels_last = getattr(refattn_numba, name), channels_last
+        self.twin, self.channels_last = getattr(refattn_numba, name.removesuffix("_fft")), channels_last
         self.options = {} if algorithm == "causal" else {"algorithm": algorithm}
 
     def __call__(self, **given):
