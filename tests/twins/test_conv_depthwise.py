@@ -96,6 +96,7 @@ def hard(dtype):
         yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 1, (3, 5, 20), (2, 3, 3), stride=(2, 1, 2), before=(1, 0, 1))
         yield problem_of(dtype, channels_last, 3, lanes, 1, 1, (300,), (31,), before=30)
         yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 1, (40,), (3,), stride=2, dilation=5, before=4, after=1)
+        yield problem_of(dtype, channels_last, 2, lanes + 1, 1, 1, (2 * ROWS + 3, 9), (3, 3), before=1, after=1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
