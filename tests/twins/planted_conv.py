@@ -49,7 +49,7 @@ BY_ALGORITHM: dict[str, tuple[Fault, ...]] = {
               f"{DIRECT}|{hard('direct', 'sums of several blocks-float32-False')}"),
         Fault("dilation ignored along rows of taps", "conv/direct.py", '(problem.dilation[2] * x.strides[4] if by_taps', "(x.strides[4] if by_taps",
               f"{DIRECT}|{hard('direct', 'few channels, far apart-float32-False')}"),
-        Fault("weight's gradient reads the first example again", "conv/direct_weight.py", "at_d, n = 0, n + 1", "at_d, n = 0, n", f"{DIRECT}|{hard('direct', 'several parts-float32-False')}"),
+        Fault("weight's gradient reads the first example again", "conv/direct_weight.py", "at_d, n = 0, n + 1", "at_d, n = 0, n", f"{DIRECT}|{hard('direct', 'stem-float32-False')}"),
         Fault("weight's gradient without its last part", "conv/direct_pack.py", "for part in range(1, call.parts):", "for part in range(1, call.parts - 1):",
               f"{DIRECT}|{hard('direct', 'several parts-float32-False')}"),
         Fault("residues of a stride in the wrong planes", "conv/direct_few.py", "shift = offset // call.stride_w", "shift = offset // call.stride_w + (offset < 0)",
