@@ -92,7 +92,7 @@ def by_type(choose: Function) -> Function:
 
 def kernel(function: Function) -> Function:
     """What Python calls, on several threads at once (`threads`)."""
-    made = njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function)
+    made: Any = njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function)
     made._cache._cache_file._source_stamp = HOST.name, digest(function.__module__)  # Numba has no public way
     return cast(Function, made)
 
