@@ -150,10 +150,10 @@ def test_all_of_a_peer_that_has_to_be_prepared_is_checked_on_all_cores(arguments
 
 def test_a_peer_is_prepared_before_several_processes_check_all_of_it(monkeypatch, capsys):
     calls = []
-    monkeypatch.setitem(adapters.PREPARED, "onnx", lambda dtypes, jobs: calls.append((dtypes, jobs)))
+    monkeypatch.setitem(adapters.PREPARED, "onnx", lambda *given: calls.append(given))
     monkeypatch.setattr(check_command.sweep_command, "swept", lambda job, work, *rest: iter(()))
     monkeypatch.setattr(adapters, "resolve", lambda *given, **named: [])
     main(["check", "onnx", "--jobs", "2"])
     main(["check", "onnx", "softmax", "--jobs", "2"])
-    assert calls == [([], 2)]
+    assert calls == [([], "quick", 2)]
     capsys.readouterr()

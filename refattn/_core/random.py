@@ -15,6 +15,8 @@ from refattn._core.arrays import Array, Booleans, Integers
 
 Shape = int | tuple[int, ...]
 STEP = 2.0**-20
+PAIRS = 0x7FFF | 0x7FFF << 30
+"""Every other field of 15 bits, so that the sum of two has room."""
 
 
 class Random:
@@ -26,12 +28,13 @@ class Random:
     def _words(self, shape: Shape, bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         shape = (shape,) if isinstance(shape, int) else shape
         raw = np.asarray(self._bits.random_raw(math.prod(shape)), dtype=np.uint64)
-        return (raw >> np.uint64(64 - bits)).astype(np.int64).reshape(shape)
+        return (raw >> np.uint64(64 - bits)).view(np.int64).reshape(shape)
 
     def normal(self, shape: Shape = ()) -> Array:
         """Bell-shaped, mean 0, variance near 1, between -3.5 and 3.5: the sum of four uniform draws."""
-        words = self._words(shape, 64 - 4)  # four fields of 15 bits in one word
-        total = sum((words >> (15 * field)) & 0x7FFF for field in range(4))
+        words = self._words(shape, 64 - 4)  # four fields of 15 bits in one word, added two at a time
+        pairs = (words & PAIRS) + ((words >> 15) & PAIRS)
+        total = (pairs & (2**30 - 1)) + (pairs >> 30)
         return np.asarray((total - 2 * 0x7FFF) * 56.0 * STEP)  # 56 * 2**-20 * sqrt(4 / 12) * 2**15 is 1.01
 
     def uniform(self, low: float, high: float, shape: Shape = ()) -> Array:

@@ -287,9 +287,13 @@ KERNELS = {"float32", "float64", "bfloat16", "float16"}
 """Formats that the twin has kernels for."""
 
 
-def _compile_twin(dtypes: Sequence[str], jobs: int) -> None:
-    importlib.import_module("refattn_numba").warm_up(dtypes=[d for d in dtypes if d in KERNELS], jobs=jobs)
+def _compile_twin(dtypes: Sequence[str], level: str, jobs: int) -> None:
+    """What is left out here is compiled where it is called."""
+    quick = level == "quick"
+    groups = ("attention", "options", "linear", "convolution") if quick else ()  # of caches, quick cases have none of a smaller type
+    importlib.import_module("refattn_numba").warm_up(*groups, dtypes=[d for d in dtypes if d in KERNELS], jobs=jobs, large=not quick)
 
 
-PREPARED: dict[str, Callable[[Sequence[str], int], None]] = {"refattn_numba": _compile_twin}
-"""What is done before several processes check all of a known peer, each of which would do it again: given formats and how many they are."""
+PREPARED: dict[str, Callable[[Sequence[str], str, int], None]] = {"refattn_numba": _compile_twin}
+"""What is done before several processes check all of a known peer, each of which would do it again: given formats, level, and how many
+they are."""

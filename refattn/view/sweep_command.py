@@ -28,7 +28,7 @@ def swept_with(target: str, args: Namespace, arguments: Mapping[str, str]) -> Re
     names = [m.spec.name for m, _ in found]
     work = list(units(names, [named_format(d).name for d in args.dtype or ("float32",)], [args.level], [args.seed], handed=True))
     if args.jobs > 1 and args.name is None and target in adapters.PREPARED:
-        adapters.PREPARED[target](list(dict.fromkeys(unit.dtype for unit in work)), args.jobs)
+        adapters.PREPARED[target](list(dict.fromkeys(unit.dtype for unit in work)), args.level, args.jobs)
     job = Job(target, arguments=tuple(arguments.items()), version=fingerprint(), **how)
     done = swept(job, work, None if args.jobs == 1 else _processes(args.jobs), args.ledger)
     return Report([r for _, results in sorted(progress(done, len(work), f"checking {target}")) for r in results])

@@ -14,9 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
+import numba
 from numba import int64, njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import overload
 
 from refattn_numba._sources import digest
@@ -33,7 +37,38 @@ EXACT = {"contract", "nsz", "arcp"}
 REORDERED = {*EXACT, "reassoc"}
 
 
-WITHIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # compiles a tenth faster
+class Part(JITCodeLibrary):
+    """The code of a helper, which is never run by itself: only a kernel, with all that it calls, is optimised and made machine code."""
+
+    def _optimize_final_module(self) -> None:
+        """Numba's first passes alone: what is costly would be done again in all that calls it."""
+        passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, opt=0, cost="cheap")
+        passes.run(self._final_module, builder)
+
+    def _finalize_final_module(self) -> None:
+        """What linking needs, and no machine code."""
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+    @property
+    def codegen(self) -> Any:
+        """As Numba asks for it, to tell machine code where its environment is."""
+        return SimpleNamespace(set_env=lambda name, env: None)
+
+
+class PartCompiler(Compiler):
+    """Numba's own, but for where the code goes."""
+
+    def define_pipelines(self) -> Any:
+        """The usual passes."""
+        self.state.library = Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+WITHIN: Any = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+if numba.__version__.startswith("0.68."):  # `Part` is made of what Numba keeps to itself, and was tried with this one
+    WITHIN["pipeline_class"] = PartCompiler
 
 
 def compiled(function: Function) -> Function:
@@ -60,7 +95,7 @@ def by_type(choose: Function) -> Function:
 
 def kernel(function: Function) -> Function:
     """What Python calls, on several threads at once (`threads`)."""
-    made = cast(Any, njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function))
+    made: Any = njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")(function)
     made._cache._cache_file._source_stamp = HOST.name, digest(function.__module__)  # Numba has no public way
     return cast(Function, made)
 

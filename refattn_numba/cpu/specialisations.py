@@ -35,6 +35,9 @@ convolution."""
 Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
 
+LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight"})
+"""Modules whose kernels are chosen for large arrays alone."""
+
 
 class Specialisation(NamedTuple):
     """A kernel for one set of types."""
@@ -95,7 +98,7 @@ def _from_to(given: str, made: str) -> tuple[Any, ...]:
     return *arrays, types.int64, types.int64
 
 
-def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: int = 1) -> list[Compiled]:
+def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: int = 1, large: bool = True) -> list[Compiled]:
     """Compile kernels now, so that no later call has to wait; what is on disk already is only read.
 
     ``python -m refattn_numba`` does so for all, and prints what it took.
@@ -110,6 +113,8 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: in
         where the processor does not multiply it.
     jobs : int, optional
         How many processes compile. With more than one, kernels are on disk afterwards, and this process has read none of them.
+    large : bool, optional
+        Whether to compile kernels that are chosen for large arrays alone.
 
     Returns
     -------
@@ -124,7 +129,7 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: in
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, but must be at least 1")
     wanted |= {"float32"} if wanted & {"float16", "bfloat16"} else set()
-    asked = frozenset(groups or get_args(Group)), frozenset(wanted)
+    asked = frozenset(groups or get_args(Group)), frozenset(wanted), large
     places = range(len(_by_kernel(*asked)))
     if jobs == 1:
         made = [_compiled(*asked, place) for place in places]
@@ -135,25 +140,30 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: in
         with ProcessPoolExecutor(max(1, min(jobs, len(places))), multiprocessing.get_context("spawn")) as processes:
             made = [task.result() for task in [processes.submit(_compiled, *asked, place) for place in places]]
     found = {(row.group, row.precision, name): row for rows in made for name, row in rows}
-    return [found[s.group, s.precision, _full_name(s.kernel)] for s in specialisations() if s.group in asked[0] and s.precision in asked[1]]
+    return [found[s.group, s.precision, _full_name(s.kernel)] for s in _asked(*asked)]
 
 
 def _full_name(kernel: Any) -> str:
     return f"{kernel.__module__}.{kernel.__name__}"
 
 
-def _by_kernel(groups: frozenset[Group], precisions: frozenset[Precision]) -> list[list[Specialisation]]:
+def _asked(groups: frozenset[Group], precisions: frozenset[Precision], large: bool) -> Iterator[Specialisation]:
+    for s in specialisations():
+        if s.group in groups and s.precision in precisions and (large or s.kernel.__module__.rpartition(".")[2] not in LARGE):
+            yield s
+
+
+def _by_kernel(*asked: Any) -> list[list[Specialisation]]:
     """Those of one kernel together: they share an index on disk, which two processes cannot write at once."""
     found: dict[Any, list[Specialisation]] = {}
-    for s in specialisations():
-        if s.group in groups and s.precision in precisions:
-            found.setdefault(s.kernel, []).append(s)
+    for s in _asked(*asked):
+        found.setdefault(s.kernel, []).append(s)
     return list(found.values())
 
 
-def _compiled(groups: frozenset[Group], precisions: frozenset[Precision], place: int) -> list[tuple[str, Compiled]]:
+def _compiled(groups: frozenset[Group], precisions: frozenset[Precision], large: bool, place: int) -> list[tuple[str, Compiled]]:
     """What compiling one of these kernels took, for all of its types."""
     return [
         (_full_name(s.kernel), Compiled(s.group, s.precision, s.kernel.__name__, *compile_once(s.kernel, *s.types)))
-        for s in _by_kernel(groups, precisions)[place]
+        for s in _by_kernel(groups, precisions, large)[place]
     ]
