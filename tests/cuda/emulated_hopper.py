@@ -1,0 +1,499 @@
+"""What `emulator` lacks for compute capability 9.0: barriers with phases, boxes of tensors, and products that end later than they begin.
+
+A box arrives at once or as late as it can, by choice. Products read shared memory, and write their sums, no sooner than a warp waits for
+them. Who may read or overwrite what is decided by clocks: a warp knows what others did before they arrived at a barrier whose phase it has
+seen end, and what arrived at one.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.cuda.emulator import LANES, Buffers, Emulated, Fault, Warp, converted, numbers_of
+
+SHARED_START = 1024 + 384
+"""Where a block's begins: a multiple of 128 only."""
+
+POOL = 65_536
+MAP_MAGIC = 0x7E50A
+MAP_FORMAT = "<IIQ4q3q4I"
+"""Of a tensor map here: a mark, bytes of a number, the address, sizes, strides in bytes and the box; the innermost first."""
+
+
+def encoded_map(itemsize: int, address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> bytes:
+    """128 bytes for a tensor of rank 4, swizzled by 128 bytes and zero outside; what the driver refuses is refused."""
+    if address % 16 or any(s % 16 or not 0 < s < 1 << 40 for s in strides):
+        raise Fault(f"a tensor map of address {address:#x} and strides {strides}")
+    if any(not 0 < n <= 1 << 32 for n in sizes) or any(not 0 < n <= 256 for n in box) or box[0] * itemsize > 128:
+        raise Fault(f"a tensor map of sizes {sizes} and box {box}")
+    return struct.pack(MAP_FORMAT, MAP_MAGIC, itemsize, address, *sizes, *strides, *box).ljust(128, b"\0")
+
+
+@dataclass
+class Barrier:
+    """In shared memory."""
+
+    count: int
+    pending: int
+    bytes_left: int = 0
+    phases: int = 0
+    arrived: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    known: list[np.ndarray] = field(default_factory=list)
+    made_at: int | None = None
+
+
+class Load(NamedTuple):
+    """A box on its way."""
+
+    at: np.ndarray
+    content: np.ndarray
+    barrier: int
+
+
+class Products(NamedTuple):
+    """A group under way."""
+
+    sums: tuple[np.ndarray, ...]
+    read: np.ndarray
+    run: Callable[[], np.ndarray]
+
+
+class Block:
+    """What warps of a block share."""
+
+    def __init__(self, kernel: Any, *, late: bool) -> None:
+        self.warps, self.late = kernel.threads // 32, late
+        self.content = np.full(kernel.shared_bytes, 0xC1, np.uint8)
+        self.source: list[tuple[int, int] | None] = [None] * (kernel.shared_bytes // 16)
+        self.is_arriving = np.zeros(kernel.shared_bytes // 16, bool)
+        self.read = np.full((self.warps, kernel.shared_bytes // 16), -1)
+        self.barriers: dict[int, Barrier] = {}
+        self.loads: list[Load] = []
+        self.numbered: dict[int, list[int]] = {}
+        self.clocks_at: dict[int, np.ndarray] = {}
+        self.passed: dict[int, int] = {}
+        launched = POOL // kernel.threads // 8 * 8
+        self.registers = [launched] * self.warps
+        self.running: list[HopperWarp] = []
+
+    def barrier(self, address: Any, warp: HopperWarp) -> Barrier:
+        found = self.barriers.get(int(address))
+        if found is None or found.made_at is None or warp.clock[0] < found.made_at:
+            raise Fault("a barrier in shared memory is used that was not made, or of which this warp or copies do not know")
+        return found
+
+    def finish_phase(self, barrier: Barrier) -> None:
+        if barrier.pending == 0 and barrier.bytes_left == 0:
+            barrier.known.append(barrier.arrived.copy())
+            barrier.phases, barrier.pending, barrier.arrived = barrier.phases + 1, barrier.count, np.zeros(self.warps, int)
+
+    def land(self) -> bool:
+        """Let the oldest box arrive, if one is on its way."""
+        if not self.loads:
+            return False
+        load = self.loads.pop(0)
+        barrier = self.barriers[load.barrier]
+        self.content[load.at] = load.content
+        chunks = np.unique(load.at // 16)
+        self.is_arriving[chunks] = False
+        for chunk in chunks:
+            self.source[chunk] = (load.barrier, barrier.phases)
+        barrier.bytes_left -= load.content.size
+        self.finish_phase(barrier)
+        return True
+
+
+class HopperWarp(Warp):
+    """One of a block whose warps do different things."""
+
+    def __init__(self, place: int, index: int, block: Block, buffers: Buffers) -> None:
+        super().__init__(place, index, None, buffers)  # type: ignore[arg-type]
+        self.block_of, self.clock = block, np.zeros(block.warps, int)
+        self.seen: dict[int, int] = {}
+        self.maps: set[int] = set()
+        self.made: set[int] = set()
+        self.groups_of_products: list[Products] = []
+        self.together: list[tuple[Any, ...]] = []
+        self.can_go: Callable[[], bool] = lambda: True
+        self.error: BaseException | None = None
+        self.what, self.operations, self.fenced = "", 0, -1
+        self.born: dict[int, tuple[int, np.ndarray]] = {}
+
+    def pause(self, can_go: Callable[[], bool], what: str) -> None:
+        """Let others go on, and wait until a condition holds."""
+        self.can_go, self.what = can_go, what
+        self.handed_back.release()
+        self.turn.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def shared(self) -> Any:
+        return SHARED_START
+
+    def learn(self, clock: np.ndarray) -> None:
+        self.clock = np.maximum(self.clock, clock)
+
+    # Barriers
+    def barrier_any(self, condition: Any) -> Any:
+        raise Fault("a barrier of the whole block that says something")
+
+    def barrier(self) -> None:
+        self.meet(0, 32 * self.block_of.warps)
+
+    def barrier_init(self, address: Any, count: int) -> None:
+        if address % 8 or self.place != 0:
+            raise Fault("a barrier that is not aligned, or that another warp than the first makes")
+        self.block_of.barriers[int(address)] = Barrier(count, count, arrived=np.zeros(self.block_of.warps, int))
+        self.made.add(int(address))
+
+    def barriers_made(self) -> None:
+        for address in self.made:
+            self.block_of.barriers[address].made_at = self.clock[0] + 1
+        self.tick()
+
+    def barrier_arrive(self, address: Any) -> None:
+        barrier = self.block_of.barrier(address, self)
+        if barrier.pending == 0:
+            raise Fault("more warps arrive at a barrier than it is for")
+        barrier.pending -= 1
+        barrier.arrived = np.maximum(barrier.arrived, self.clock)
+        self.tick()
+        self.block_of.finish_phase(barrier)
+        self.pause(lambda: True, "")
+
+    def barrier_expect(self, address: Any, size: int) -> None:
+        self.block_of.barrier(address, self).bytes_left += size
+        self.barrier_arrive(address)
+
+    def barrier_wait(self, address: Any, parity: Any) -> None:
+        barrier = self.block_of.barrier(address, self)
+        self.pause(
+            lambda: barrier.phases % 2 != parity,
+            f"the barrier at {int(address) - SHARED_START} in phase {barrier.phases}, for parity {parity}",
+        )
+        self.seen[int(address)] = barrier.phases
+        for clock in barrier.known:
+            self.learn(clock)
+
+    def tick(self) -> None:
+        self.clock = self.clock.copy()
+        self.clock[self.place] += 1
+
+    def _come(self, number: Any, threads: int) -> int:
+        block, number = self.block_of, int(number)
+        if not 0 <= number < 16:
+            raise Fault(f"barrier {number} of the block, of which there are 16")
+        block.numbered.setdefault(number, []).append(self.place)
+        known = block.clocks_at.get(number, np.zeros(block.warps, int))
+        block.clocks_at[number] = np.maximum(known, self.clock)
+        self.tick()
+        turn = block.passed.setdefault(number, 0)
+        if len(block.numbered[number]) * 32 == threads:
+            clock = block.clocks_at.pop(number)
+            for place in block.numbered.pop(number):
+                if block.running[place].waits_at == number:
+                    block.running[place].learn(clock)
+            block.passed[number] += 1
+        return turn
+
+    def meet(self, number: Any, threads: int) -> None:
+        block, number = self.block_of, int(number)
+        self.waits_at = number
+        turn = self._come(number, threads)
+        self.pause(lambda: block.passed[number] > turn, f"barrier {number} of the block")
+        self.waits_at = None
+
+    waits_at: int | None = None
+
+    def announce(self, number: Any, threads: int) -> None:
+        self._come(number, threads)
+
+    def warp_barrier(self) -> None:
+        """Lanes are together already."""
+
+    # Boxes
+    def map_acquire(self, tensor_map: Any) -> None:
+        self.maps.add(int(tensor_map))
+
+    def box_load(self, to: Any, tensor_map: Any, barrier: Any, places: Sequence[Any]) -> None:
+        address, to = int(tensor_map), int(to) - SHARED_START
+        if address not in self.maps:
+            raise Fault("a tensor map is used that this warp has not acquired")
+        if address % 64:
+            raise Fault("a tensor map that is not aligned")
+        raw = bytes(self.buffers.load(np.array([address]), 128, 64)[0])
+        magic, itemsize, start, *rest = struct.unpack_from(MAP_FORMAT, raw)
+        if magic != MAP_MAGIC:
+            raise Fault("no tensor map is there")
+        sizes, strides, box = rest[:4], (itemsize, *rest[4:7]), rest[7:]
+        if (to + SHARED_START) % 1024 or to < 0 or to + 128 * box[1] > self.block_of.content.size:
+            raise Fault("a box that does not begin at a multiple of 1024 bytes, or leaves shared memory")
+        index = np.meshgrid(*(np.arange(n) + int(p) for n, p in zip(box, places, strict=True)), indexing="ij")
+        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, sizes, strict=True)]).reshape(-1)
+        addresses = start + np.add.reduce([i * s for i, s in zip(index, strides, strict=True)]).reshape(-1)
+        content = np.zeros((inside.size, itemsize), np.uint8)
+        if inside.any():
+            content[inside] = self.buffers.load(addresses[inside], itemsize)
+        steps = itemsize, 128, 128 * box[1], 0
+        within = np.add.reduce([(i - int(p)) * s for i, p, s in zip(index, places, steps, strict=True)]).reshape(-1)
+        at = swizzled(within[:, None] + np.arange(itemsize) + to + SHARED_START) - SHARED_START
+        self._claim(np.unique(at // 16))
+        self.block_of.barrier(barrier, self)
+        self.block_of.loads.append(Load(at.reshape(-1), content.reshape(-1), int(barrier)))
+        if not self.block_of.late:
+            self.block_of.land()
+        self.pause(lambda: True, "")
+
+    def _claim(self, chunks: np.ndarray) -> None:
+        """Nobody may still read what a box overwrites, and nobody may do so unknown to this warp."""
+        block = self.block_of
+        for other in block.running:
+            if any(np.isin(chunks, group.read).any() for group in other.groups_of_products):
+                raise Fault("a box overwrites what products read that are under way")
+        if (block.read[:, chunks] > self.clock[:, None]).any():
+            raise Fault("a box overwrites what this warp has not been told is free")
+        if block.is_arriving[chunks].any():
+            raise Fault("two boxes on their way to one place")
+        block.is_arriving[chunks] = True
+        block.content.reshape(-1, 16)[chunks] = 0xFF
+
+    # Registers
+    def registers(self, count: int, *, more: bool) -> None:
+        block = self.block_of
+        self.together.append(("registers", count))
+        if count % 8 or not 24 <= count <= 256 or (count > block.registers[self.place]) != more:
+            raise Fault(f"registers from {block.registers[self.place]} to {count}")
+        self.pause(
+            lambda: not more or 32 * (sum(block.registers) + count - block.registers[self.place]) <= POOL, f"{count} registers a thread"
+        )
+        block.registers[self.place] = count
+
+    # Products
+    def products_begin(self, sums: Sequence[Any]) -> tuple[Any, ...]:
+        self.together.append(("begin",))
+        self.fenced = self.operations
+        return tuple(sums)
+
+    def products_start(self, dtype: str, steps: Any, sums: Sequence[Any], left: Any, right: Any) -> tuple[Any, ...]:
+        self.together.append(("start", dtype, steps, *((int(left), int(right)) if steps.left else (int(right),))))
+        if self.fenced < 0:
+            raise Fault("products before a fence")
+        for x in (*sums, *([] if steps.left else left)):
+            if self.born.get(id(x), (0, x))[0] > self.fenced:
+                raise Fault("products of registers that were written since the last fence")
+        made = tuple(np.full(32, np.nan, np.float32) for _ in range(steps.registers))
+        chunks, run = self._products(dtype, steps, tuple(sums), left, right)
+        self.groups_of_products.append(Products(made, np.unique(chunks), run))
+        return made
+
+    def _products(
+        self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
+    ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        lefts = [swizzled(by_columns(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
+        rights = [
+            swizzled(by_columns(int(right) + step, steps.columns) if steps.right_is_rows else by_rows(int(right) + step, steps.columns))
+            for step in steps.right
+        ]
+        touched = np.concatenate([(x - SHARED_START).reshape(-1) // 16 for x in (*lefts, *rights)])
+        if touched.min() < 0 or touched.max() >= len(self.block_of.source):
+            raise Fault("products read outside shared memory")
+
+        def run() -> np.ndarray:
+            total = np.zeros((16, steps.columns), np.float32)
+            if not steps.is_new:
+                total[sum_rows(steps.columns), sum_columns(steps.columns)] = np.stack([np.broadcast_to(x, 32) for x in sums])
+            for k, of_right in enumerate(rights):
+                a = self._numbers(lefts[k], dtype) if lefts else _left_of(left[4 * k : 4 * k + 4], dtype)
+                b = self._numbers(of_right, dtype)
+                total = total + a @ (b.T if steps.right_is_rows else b)
+            return total[sum_rows(steps.columns), sum_columns(steps.columns)]
+
+        return touched, run
+
+    def _numbers(self, addresses: np.ndarray, dtype: str) -> np.ndarray:
+        content = self.block_of.content
+        places = addresses - SHARED_START
+        bits = content[places].astype(np.uint16) | content[places + 1].astype(np.uint16) << 8
+        return bits.view(np.float16).astype(np.float32) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
+
+    def products_wait(self, sums: Sequence[Any], running: int) -> tuple[Any, ...]:
+        self.together.append(("wait", running))
+        block = self.block_of
+        while len(self.groups_of_products) > running:
+            group = self.groups_of_products[0]
+            self._check_read(group.read)
+            for register, x in zip(group.sums, group.run(), strict=True):
+                register[...] = x
+            self.groups_of_products.pop(0)
+            block.read[self.place, group.read] = self.clock[self.place] + 1
+        self.tick()
+        self.pause(lambda: True, "")
+        return tuple(sums)
+
+    def _check_read(self, chunks: np.ndarray) -> None:
+        block = self.block_of
+        if block.is_arriving[chunks].any():
+            raise Fault("products read what has not arrived")
+        for chunk in chunks:
+            source = block.source[chunk]
+            if source is None:
+                raise Fault("products read what was never written")
+            if self.seen.get(source[0], 0) <= source[1]:
+                raise Fault("products read what this warp has not waited for")
+
+    def under_way(self) -> set[int]:
+        """Registers that are not to be touched."""
+        return {id(x) for group in self.groups_of_products for x in group.sums}
+
+
+def swizzled(addresses: np.ndarray) -> np.ndarray:
+    """Where a byte of a block stands: bits 4-6 of its address changed by bits 7-9."""
+    return addresses ^ ((addresses >> 7) & 7) << 4
+
+
+def _fields(descriptor: int) -> tuple[int, int, int]:
+    """Address, and bytes to the next block and to the next 8 rows."""
+    if descriptor >> 62 & 3 != 1:
+        raise Fault("an operand of products without the swizzle of 128 bytes")
+    return tuple((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))  # type: ignore[return-value]
+
+
+def by_columns(descriptor: int, rows: int) -> np.ndarray:
+    """Addresses of 16 numbers of each row, which stand side by side."""
+    start, _, eight = _fields(descriptor)
+    row = np.arange(rows)[:, None]
+    return start + row // 8 * eight + row % 8 * 128 + 2 * np.arange(16)
+
+
+def by_rows(descriptor: int, columns: int) -> np.ndarray:
+    """Addresses of 16 rows of numbers, 64 of which stand side by side."""
+    start, block, eight = _fields(descriptor)
+    row, column = np.arange(16)[:, None], np.arange(columns)
+    return start + column // 64 * block + row // 8 * eight + row % 8 * 128 + column % 64 * 2
+
+
+def sum_rows(columns: int) -> np.ndarray:
+    return np.stack([LANES // 4 + 8 * (i // 2 % 2) for i in range(columns // 2)])
+
+
+def sum_columns(columns: int) -> np.ndarray:
+    return np.stack([i // 4 * 8 + 2 * (LANES % 4) + i % 2 for i in range(columns // 2)])
+
+
+def _left_of(registers: Sequence[Any], dtype: str) -> np.ndarray:
+    """16 by 16 numbers that four registers hold (PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16")."""
+    made, half = np.zeros((16, 16), np.float32), np.arange(2)
+    for i, x in enumerate(numbers_of(registers, dtype)):
+        made[(LANES // 4 + 8 * (i % 2))[:, None], (2 * (LANES % 4) + 8 * (i // 2))[:, None] + half] = x
+    return made
+
+
+class EmulatedHopper(Emulated):
+    """Operations, none of which touches registers that products are about to write, but those that say so."""
+
+    current: HopperWarp  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __call__(self, operation: Any) -> Callable[..., Any]:
+        run = super().__call__(operation)
+
+        def checked(*given: Any) -> Any:
+            warp = self.current
+            warp.operations += 1
+            before = warp.under_way()
+            is_wait = any(name in operation.run.__code__.co_names for name in ("products_wait", "products_begin", "products_start"))
+            touched = [x for values in given if isinstance(values, tuple) for x in values if id(x) in before]
+            if touched and not is_wait:
+                raise Fault("registers are used while products that write them are under way")
+            made = run(*given)
+            after = warp.under_way()
+            if is_wait and "products_wait" in operation.run.__code__.co_names and any(id(x) in after for x in given[0]):
+                raise Fault("sums are taken for ready that products under way will write")
+            if isinstance(made, tuple) and not is_wait:
+                warp.born.update((id(x), (warp.operations, x)) for x in made)
+            return made
+
+        return checked
+
+
+def launch(
+    kernel: Any, blocks: int, arguments: Mapping[str, Any], buffers: Sequence[np.ndarray], *, late: bool = True, last_first: bool = False
+) -> None:
+    """Run all blocks of a kernel, one after the other; `late` boxes arrive when nothing else can go on, and warps go in either order."""
+    if sorted(arguments) != sorted(name for name, _ in kernel.parameters):
+        wrong = set(arguments) ^ {name for name, _ in kernel.parameters}
+        raise TypeError(f"{kernel.name}: missing or unknown arguments {sorted(wrong)}")
+    machine = EmulatedHopper()
+    function = kernel.builder(machine, kernel.config)
+    values = [converted(arguments[name], "int64" if kind == "pointer" else kind) for name, kind in kernel.parameters]
+    values = [x if kind == "float32" else int(x) for x, (_, kind) in zip(values, kernel.parameters, strict=True)]
+    memory = Buffers(buffers)
+    for index in range(blocks):
+        block = Block(kernel, late=late)
+        run_block(
+            machine, function, values, block, [HopperWarp(i, index, block, memory) for i in range(block.warps)], last_first=last_first
+        )
+
+
+def run_block(
+    machine: EmulatedHopper, function: Callable[..., None], values: list[Any], block: Block, running: list[HopperWarp], *, last_first: bool
+) -> None:
+    """Give turns to whichever warps can go on, until all have ended."""
+    block.running = running
+
+    def life(warp: HopperWarp) -> None:
+        warp.turn.acquire()
+        try:
+            if warp.error is None:
+                with np.errstate(all="ignore"):
+                    function(*values)
+        except BaseException as error:  # raised by whoever launched
+            warp.error = error
+        warp.state = "ended"
+        warp.handed_back.release()
+
+    threads = [threading.Thread(target=life, args=(warp,), daemon=True) for warp in running]
+    for thread in threads:
+        thread.start()
+    try:
+        while alive := [warp for warp in running if warp.state != "ended"]:
+            able = [warp for warp in alive if warp.can_go()]
+            if not able and not block.land():
+                raise Fault("deadlock: " + "; ".join(f"warp {warp.place} waits for {warp.what}" for warp in alive))
+            for warp in reversed(able) if last_first else able:
+                if warp.can_go():  # still
+                    _give_turn(machine, warp)
+    finally:
+        for warp in running:
+            if warp.state != "ended":
+                warp.error = warp.error or Fault("another warp failed")
+                _give_turn(machine, warp, may_fail=True)
+        for thread in threads:
+            thread.join()
+    _check_end(block)
+
+
+def _give_turn(machine: EmulatedHopper, warp: HopperWarp, *, may_fail: bool = False) -> None:
+    machine.current = warp
+    warp.turn.release()
+    warp.handed_back.acquire()
+    if warp.state == "ended" and warp.error is not None and not may_fail:
+        raise warp.error
+
+
+def _check_end(block: Block) -> None:
+    """Nothing is under way, nobody is awaited, and warps of a group have multiplied together."""
+    if block.loads:
+        raise Fault("a block ends while boxes are on their way")
+    if any(warp.groups_of_products for warp in block.running):
+        raise Fault("a warp ends while its products are under way")
+    if block.numbered:
+        raise Fault(f"a block ends while warps are awaited at its barriers {sorted(block.numbered)}")
+    for first in range(0, block.warps, 4):
+        if any(warp.together != block.running[first].together for warp in block.running[first : first + 4]):
+            raise Fault("warps of one group have not done the same together")
