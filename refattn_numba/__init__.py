@@ -7,7 +7,7 @@ parts. All take tensors of PyTorch in main memory too, and then return tensors, 
 (PYTEST_DONT_REWRITE: pytest finds its plugin beside this package, which may have been imported before.)
 """
 
-from refattn_numba import _finder
+from refattn_numba import _finder  # noqa: F401  # before all that imports refattn_numba.cuda
 from refattn_numba._twin import twins, using
 from refattn_numba.attention import scaled_dot_product_attention, scaled_dot_product_attention_with_lse
 from refattn_numba.causal import causal_conv1d
@@ -49,8 +49,6 @@ from refattn_numba.linear import (
     linear_attention,
 )
 from refattn_numba.varlen import varlen_attention, varlen_attention_with_lse
-
-_finder.install()
 
 __all__ = [
     "acmix",

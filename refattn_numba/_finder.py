@@ -1,4 +1,4 @@
-"""Lets `refattn_numba.cuda` be imported beside numba-cuda.
+"""Lets `refattn_numba.cuda` be imported beside numba-cuda; who imports this has it so.
 
 Its redirector takes every module whose name contains "numba.cuda" for one of Numba's, and never comes back from looking for ours.
 """
@@ -26,3 +26,6 @@ def install() -> None:
     """Be asked before all others."""
     if Finder not in sys.meta_path:
         sys.meta_path.insert(0, Finder)
+
+
+install()

@@ -18,6 +18,7 @@ from refattn_numba.cpu.attention import Outcome, attend_within
 from refattn_numba.cpu.call import Spans
 from refattn_numba.cpu.conversion import in_single
 from refattn_numba.cpu.plain.attention import band, check_shapes
+from refattn_numba.cuda.faces import on_device
 
 
 @in_single
@@ -50,13 +51,13 @@ def attend(
     return attended, pullback
 
 
-@twin_of(refattn.varlen_attention_with_lse, like=attend, narrow=True)
+@twin_of(refattn.varlen_attention_with_lse, like=attend, narrow=True, finished=on_device)
 def varlen_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
     return attend(*args, **kwargs)
 
 
-@twin_of(refattn.varlen_attention, like=attend, narrow=True)
+@twin_of(refattn.varlen_attention, like=attend, narrow=True, finished=on_device)
 def varlen_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = attend(*args, **kwargs)

@@ -30,27 +30,29 @@ SUMS: dict[Face, tuple[Any, Parameters, int, int]] = {
 
 def _forward(element: Element, size: int, *, has_options: bool) -> forward.Config:
     if element == "float32":
-        rows, warps, keys = (16, 2 if size == 256 else 4, 64 if size < 128 else 32)
-        return forward.Config(element, size, rows, warps, 32 if has_options else keys, 2, has_options)
+        rows, row_warps, keys, stages = 16, 2 if size == 256 else 4, 64 if size < 128 else 32, 2
+    else:
+        rows, row_warps, keys, stages = 32 if size < 256 else 16, 4, 64, 3 if size < 128 else 2
     if has_options:
-        return forward.Config(element, size, 16, 4, 32, 2, has_options)
-    rows, stages = 32 if size < 256 else 16, 3 if size < 128 else 2
-    return forward.Config(element, size, rows, 4, 64, stages, has_options)
+        return forward.Config(element, size, 16, row_warps, 32 if size < 128 else 16, 2, has_options, 2 if size == 256 else 1)
+    return forward.Config(element, size, rows, row_warps, keys, stages)
 
 
 def _backward_queries(element: Element, size: int, *, has_options: bool) -> backward_queries.Config:
     if element == "float32":
-        warps, keys = {32: (4, 32), 64: (4, 32), 128: (4, 16), 256: (1, 16)}[size]
+        row_warps, parts, keys = {32: (4, 1, 32), 64: (4, 1, 32), 128: (4, 1, 16), 256: (1, 2, 16)}[size]
     else:
-        warps, keys = {32: (4, 64), 64: (4, 64), 128: (4, 32), 256: (4, 16)}[size]
-    return backward_queries.Config(element, size, 16, warps, min(keys, 16) if has_options else keys, 2, has_options)
+        sizes = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (4, 1, 16)}
+        row_warps, parts, keys = (2, 4, 16) if has_options and size == 256 else sizes[size]
+    return backward_queries.Config(element, size, 16, row_warps, parts, min(keys, 16) if has_options else keys, 2, has_options)
 
 
 def _backward_keys(element: Element, size: int, *, has_options: bool) -> backward_keys.Config:
     if element == "float32":
         row_warps, parts, queries = {32: (4, 1, 32), 64: (4, 1, 32), 128: (2, 2, 16), 256: (1, 4, 16)}[size]
     else:
-        row_warps, parts, queries = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (2, 2, 16)}[size]
+        sizes = {32: (4, 1, 64), 64: (4, 1, 64), 128: (4, 1, 32), 256: (2, 2, 16)}
+        row_warps, parts, queries = {**sizes, 128: (2, 2, 16), 256: (1, 8, 16)}[size] if has_options else sizes[size]
     return backward_keys.Config(element, size, row_warps, parts, min(queries, 16) if has_options else queries, 2, has_options)
 
 

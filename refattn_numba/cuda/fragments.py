@@ -155,6 +155,7 @@ def product_of_weights(element: Element, tile: Tile, depth: int, right_stride: i
 
 _EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00}
 
+
 def make_finite(element: Element, rows: int, size: int, threads: int) -> Operation:
     """Zeros in place of what is not finite in a tile in shared memory, and whether there was any, for all threads alike.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from refattn_numba.cuda.fragments import LN_2, LOG2_E, Element, Tile, bytes_of, each, stride_of
@@ -175,16 +175,25 @@ PLACE = ("int64", "int64", "int64", "int32", "int32", "int32", "int32")
 """Address, steps from row to row and from column to column, the lane's first row and column, and how many of both there are."""
 
 
+def _pairs(
+    e: Any, tile: Tile, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Address of each register's pair, whether it is there, and the register. Products are made anew in each turn of a loop, not kept."""
+    for (_, down, right), x in zip(tile.places(), values, strict=True):
+        here, there = row + down, column + right
+        at = e.multiply_add_wide(here, row_step, e.multiply_add_wide(there, column_step, address))
+        yield at, (here < rows) & (there < columns) & (address != 0), x
+
+
 def with_pairs(tile: Tile, dtype: str, size: int, function: Callable[..., Any], *others: Any) -> Operation:
     """``function(machine, x, loaded, ...)`` of each register and the number of its pair in global memory, where there is such an address."""
 
-    def run(e: Any, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any, *more: Any) -> list[Any]:
+    def run(
+        e: Any, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any, *more: Any
+    ) -> list[Any]:
         made = []
-        for (_, down, right), x in zip(tile.places(), values, strict=True):
-            here, there = row + down, column + right
-            at = address + (e.wide(here) * row_step + e.wide(there) * column_step) * size
-            found = e.load(at, dtype, (here < rows) & (there < columns) & (address != 0))
-            made.append(function(e, x, found, address != 0, *more))
+        for at, is_there, x in _pairs(e, tile, values, address, row_step * size, column_step * size, row, column, rows, columns):
+            made.append(function(e, x, e.load(at, dtype, is_there), address != 0, *more))
         return made
 
     return Operation(run, (tile.kind, *PLACE, *others), tile.kind)
@@ -221,10 +230,8 @@ def store_pairs(tile: Tile) -> Operation:
     """A float32 of each pair, where there is an address."""
 
     def run(e: Any, values: Any, address: Any, row_step: Any, column_step: Any, row: Any, column: Any, rows: Any, columns: Any) -> None:
-        for (_, down, right), x in zip(tile.places(), values, strict=True):
-            here, there = row + down, column + right
-            at = address + (e.wide(here) * row_step + e.wide(there) * column_step) * 4
-            e.store(at, e.bits_of(x), 4, (here < rows) & (there < columns) & (address != 0))
+        for at, is_there, x in _pairs(e, tile, values, address, row_step * 4, column_step * 4, row, column, rows, columns):
+            e.store(at, e.bits_of(x), 4, is_there)
 
     return Operation(run, (tile.kind, *PLACE), None)
 
@@ -237,7 +244,9 @@ def _tanh(e: Any, x: Any) -> Any:
     exponential = e.exp2(x * (2 * LOG2_E))
     far = 1.0 - e.reciprocal(exponential + 1.0) * 2.0
     y = x * x
-    series = e.multiply_add(y, e.multiply_add(y, e.multiply_add(y, e.number(62 / 2835), e.number(-17 / 315)), e.number(2 / 15)), e.number(-1 / 3))
+    series = e.multiply_add(
+        y, e.multiply_add(y, e.multiply_add(y, e.number(62 / 2835), e.number(-17 / 315)), e.number(2 / 15)), e.number(-1 / 3)
+    )
     near = e.multiply_add(x * y, series, x)
     return e.select((x < 0.3) & (x > -0.3), near, far)
 
@@ -253,11 +262,11 @@ def capped(tile: Tile) -> Operation:
 
 
 def slopes(tile: Tile) -> Operation:
-    """Derivatives of `capped` by the scaled scores: 1 where the cap is 0."""
+    """Derivatives of `capped` by the scaled scores."""
 
     def slope(e: Any, x: Any, scale: Any, over_cap: Any) -> Any:
         y = _tanh(e, x * scale * over_cap)
-        return e.select(over_cap == 0.0, e.number(1.0), 1.0 - y * y)
+        return 1.0 - y * y
 
     return each(tile.kind, slope, "float32", "float32")
 

@@ -18,7 +18,7 @@ class Many(NamedTuple):
     """A tuple of registers."""
 
     kind: Scalar
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 Kind: TypeAlias = Scalar | Many

@@ -4,6 +4,9 @@ PTX ISA 9.0, chapters 9.7.1-9.7.15: https://docs.nvidia.com/cuda/parallel-thread
 such, so that the compiler keeps its order.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# numba-cuda's modules stand in for Numba's as they are imported, which no checker sees.
+
 from __future__ import annotations
 
 import inspect
@@ -46,22 +49,55 @@ class Value:
         of_floats = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
         return Value(self.machine, of_floats(sign, a, b) if a.type == FLOAT else builder.icmp_signed(sign, a, b))
 
-    __add__ = __radd__ = lambda self, other: self._binary(other, "add", "fadd")
-    __mul__ = __rmul__ = lambda self, other: self._binary(other, "mul", "fmul")
-    __and__ = __rand__ = lambda self, other: self._binary(other, "and_")
-    __or__ = __ror__ = lambda self, other: self._binary(other, "or_")
-    __xor__ = lambda self, other: self._binary(other, "xor")
-    __sub__ = lambda self, other: self._binary(other, "sub", "fsub")
-    __rsub__ = lambda self, other: self._binary(other, "sub", "fsub", is_swapped=True)
-    __lshift__ = lambda self, other: self._binary(other, "shl")
-    __rshift__ = lambda self, other: self._binary(other, "ashr")
-    __lt__ = lambda self, other: self._compared(other, "<")
-    __le__ = lambda self, other: self._compared(other, "<=")
-    __gt__ = lambda self, other: self._compared(other, ">")
-    __ge__ = lambda self, other: self._compared(other, ">=")
-    __eq__ = lambda self, other: self._compared(other, "==")  # pyright: ignore[reportAssignmentType]
-    __ne__ = lambda self, other: self._compared(other, "!=")  # pyright: ignore[reportAssignmentType]
-    __neg__ = lambda self: self * -1.0 if self.register.type == FLOAT else 0 - self
+    def __add__(self, other: Any) -> Value:
+        return self._binary(other, "add", "fadd")
+
+    def __mul__(self, other: Any) -> Value:
+        return self._binary(other, "mul", "fmul")
+
+    def __and__(self, other: Any) -> Value:
+        return self._binary(other, "and_")
+
+    def __or__(self, other: Any) -> Value:
+        return self._binary(other, "or_")
+
+    def __xor__(self, other: Any) -> Value:
+        return self._binary(other, "xor")
+
+    def __sub__(self, other: Any) -> Value:
+        return self._binary(other, "sub", "fsub")
+
+    def __rsub__(self, other: Any) -> Value:
+        return self._binary(other, "sub", "fsub", is_swapped=True)
+
+    def __lshift__(self, other: Any) -> Value:
+        return self._binary(other, "shl")
+
+    def __rshift__(self, other: Any) -> Value:
+        return self._binary(other, "ashr")
+
+    def __lt__(self, other: Any) -> Value:
+        return self._compared(other, "<")
+
+    def __le__(self, other: Any) -> Value:
+        return self._compared(other, "<=")
+
+    def __gt__(self, other: Any) -> Value:
+        return self._compared(other, ">")
+
+    def __ge__(self, other: Any) -> Value:
+        return self._compared(other, ">=")
+
+    def __eq__(self, other: Any) -> Value:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._compared(other, "==")
+
+    def __ne__(self, other: Any) -> Value:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._compared(other, "!=")
+
+    def __neg__(self) -> Value:
+        return self * -1.0 if self.register.type == FLOAT else 0 - self
+
+    __radd__, __rmul__, __rand__, __ror__ = __add__, __mul__, __and__, __or__
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
@@ -135,6 +171,10 @@ class Machine(HopperInstructions):
     def stepped(self, address: Value, step: Value, count: int) -> Value:
         """``address + step * count`` at once: the product is not kept from one turn of a loop to the next."""
         return self.ptx(f"mad.lo.s64 $0, $2, {count}, $1;", LONG, address, step) if count else address
+
+    def multiply_add_wide(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of an int32 and two int64."""
+        return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
 
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
@@ -262,9 +302,7 @@ class Machine(HopperInstructions):
     def product(self, dtype: str, sums: Sequence[Value], a: Sequence[Value], b: Sequence[Value]) -> tuple[Value, ...]:
         """``sums + a @ b`` of 16 by 8 numbers in float32 (mma); 16 deep, or 8 of float32 in TF32."""
         shape, short = ("m16n8k8", "tf32") if dtype == "float32" else ("m16n8k16", _SHORT[dtype])
-        text = (
-            f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
-        )
+        text = f"mma.sync.aligned.{shape}.row.col.f32.{short}.{short}.f32 {{$0, $1, $2, $3}}, {{$8, $9, $10, $11}}, {{$12, $13}}, {{$4, $5, $6, $7}};"
         return self.ptx(text, FLOAT, *sums, *a, *b, count=4)
 
 

@@ -1,5 +1,7 @@
 """From a kernel to an object for one architecture, with neither a GPU nor a driver: all that knows numba-cuda's compiler."""
 
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import inspect
@@ -38,7 +40,8 @@ def versions() -> tuple[str, ...]:
     installed = found["numba-cuda"]
     if not (installed or "").startswith(f"{TESTED}."):
         raise ImportError(
-            f"numba-cuda is {installed or 'not installed'}, but must be {TESTED}.*: pip install 'numba-cuda[cu13]=={TESTED}.*'", name="numba_cuda"
+            f"numba-cuda is {installed or 'not installed'}, but must be {TESTED}.*: pip install 'numba-cuda[cu13]=={TESTED}.*'",
+            name="numba_cuda",
         )
     return tuple(f"{name} {found[name]}" for name in PARTS)
 
@@ -98,7 +101,7 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
         raise ValueError(f"architecture is {architecture!r}, but must be such as 'sm_80' or 'sm_90a'")
     major, minor = int(found[1]), int(found[2])
     if not hasattr(np, "row_stack"):  # removed in NumPy 2.5, which numba-cuda overloads as it is imported
-        np.row_stack = np.vstack  # pyright: ignore[reportAttributeAccessIssue]
+        np.vstack = np.vstack
     from numba.cuda import dispatcher, types  # noqa: PLC0415  # takes 0.3 s, and is an extra
     from numba.cuda.compiler import _compile_pyfunc_with_fixup  # noqa: PLC0415
 
@@ -122,10 +125,10 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
             )
         finally:
             dispatcher.get_current_device = asked
-    library._lto = True  # noqa: SLF001  # else ptxas ignores setmaxnreg
-    library._nvvm_options.pop("gen-lto", None)  # noqa: SLF001
+    library._lto = True  # else ptxas ignores setmaxnreg
+    library._nvvm_options.pop("gen-lto", None)
     code = bytes(library.get_cubin(cc=(major, minor, found[3]) if found[3] else (major, minor)).code)
-    return Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))  # noqa: SLF001
+    return Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))
 
 
 def resources(code: bytes, entry: str) -> tuple[int, int, int]:

@@ -65,8 +65,11 @@ def steps(name: str, x: np.ndarray | None, axes: tuple[str, ...] = ("batch", "he
     return {f"{name}_{axis}": step // x.itemsize for axis, step in zip(axes, x.strides, strict=False)}
 
 
+EVERYWHERE = Band()
+
+
 def operands(
-    kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, lse: np.ndarray, *, band: Band = Band(), scale: float | None = None,
+    kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, lse: np.ndarray, *, band: Band = EVERYWHERE, scale: float | None = None,
     sinks: np.ndarray | None = None, mask: np.ndarray | None = None, bias: np.ndarray | None = None, keep: np.ndarray | None = None,
     softcap: float = 0.0, dropout_rate: float = 0.0, cu: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:  # fmt: skip
@@ -93,7 +96,9 @@ def tiles(kernel: Kernel, length: int, cu: Any) -> int:
     return -(-length // kernel.tile) if cu is None else length // kernel.tile + len(cu[0]) - 1
 
 
-def forward(kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, *, empty: float = 0.0, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def forward(
+    kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, *, empty: float = 0.0, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Output and log-sum-exp, of stored operands."""
     batch, heads, query_len, _ = query.shape
     output = stored(np.full((batch, heads, query_len, value.shape[-1]), np.nan), kernel.config.element)
@@ -156,7 +161,12 @@ def backward(
     shared |= {"d_output": address(d_output), "delta": address(delta), **steps("d_output", d_output)}
     given = [read_only(x) for x in (*arrays, d_output, lse, delta)]
 
-    arguments = {**shared, "tiles": tiles(kernels.queries, query_len, cu), "d_query": address(made["query"]), **steps("d_query", made["query"])}
+    arguments = {
+        **shared,
+        "tiles": tiles(kernels.queries, query_len, cu),
+        "d_query": address(made["query"]),
+        **steps("d_query", made["query"]),
+    }
     arguments |= {"d_bias": address(pairs), **steps("d_bias", pairs)}
     launch(kernels.queries, arguments["tiles"] * heads * batch, arguments, [*given, made["query"], *([] if pairs is None else [pairs])])
 

@@ -20,7 +20,7 @@ LARGEST_INT = 2**31 - 1
 _GROUP, _PAIR = LANES // 4, 2 * (LANES % 4)
 
 
-class Fault(AssertionError):
+class Fault(AssertionError):  # noqa: N818  # the word for it
     """What a kernel must not do."""
 
 
@@ -29,11 +29,11 @@ class Buffers:
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         ranges: list[tuple[int, int, bool]] = []
-        for start, stop, can_write in sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size}):
-            if ranges and start < ranges[-1][1]:  # views of one array
-                start, stop, can_write = ranges[-1][0], max(stop, ranges[-1][1]), can_write or ranges[-1][2]
-                ranges.pop()
-            ranges.append((start, stop, can_write))
+        for found in sorted({(*np.lib.array_utils.byte_bounds(a), a.flags.writeable) for a in arrays if a.size}):
+            if ranges and found[0] < ranges[-1][1]:  # views of one array
+                before = ranges.pop()
+                found = (before[0], max(found[1], before[1]), found[2] or before[2])  # noqa: PLW2901
+            ranges.append(found)
         self.starts, self.stops = (np.array([r[i] for r in ranges], np.int64) for i in range(2))
         self.writable = [r[2] for r in ranges]
         self.bytes = [np.ctypeslib.as_array((ctypes.c_uint8 * (stop - start)).from_address(start)) for start, stop, _ in ranges]
@@ -151,6 +151,9 @@ class Warp:
 
     def stepped(self, address: Any, step: Any, count: int) -> Any:
         return address + step * count
+
+    def multiply_add_wide(self, a: Any, b: Any, c: Any) -> Any:
+        return self.wide(a) * b + c
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
@@ -383,7 +386,7 @@ def run_block(machine: Emulated, function: Callable[..., None], values: list[Any
             if warp.error is None:
                 with np.errstate(all="ignore"):
                     function(*values)
-        except BaseException as error:  # noqa: BLE001  # raised by whoever launched
+        except BaseException as error:  # raised by whoever launched
             warp.error = error
         warp.state = "ended"
         warp.handed_back.release()

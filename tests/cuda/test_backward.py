@@ -18,7 +18,8 @@ from tests.cuda.test_forward import small
 def small_backward(element: Any, size: int, *, has_options: bool, parts: int = 1) -> Kernels:
     """Kernels with the shipped ones' source and small tiles, so that a case has several."""
     return backward_kernels(
-        backward_queries.Config(element, size, 16, 2, 32, 2, has_options), backward_keys.Config(element, size, 2 // parts, parts, 32, 2, has_options)
+        backward_queries.Config(element, size, 16, 2 // parts, parts, 32, 2, has_options),
+        backward_keys.Config(element, size, 2 // parts, parts, 32, 2, has_options),
     )
 
 
@@ -106,7 +107,9 @@ def test_what_is_masked_reaches_nothing(element: str, option: str) -> None:
     cotangent = rng.standard_normal(output.shape)
     cotangent[..., 10, 4] = np.inf
     d_output = stored(cotangent, element)
-    got = backward(small_backward(element, 32, has_options=has_options), *map(read_only, case.operands), output, lse, d_output, **case.options)
+    got = backward(
+        small_backward(element, 32, has_options=has_options), *map(read_only, case.operands), output, lse, d_output, **case.options
+    )
     _, pullback = case.reference()
     expected = pullback(numbers(d_output), np.zeros(lse.shape))
     for name, x in got.items():

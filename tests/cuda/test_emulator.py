@@ -97,7 +97,9 @@ def test_shared_memory_outside_the_block() -> None:
         run(body)
 
 
-@pytest.mark.parametrize(("has_wait", "has_barrier", "fault"), [(True, True, ""), (False, True, "waited"), (True, False, "race|never written")])
+@pytest.mark.parametrize(
+    ("has_wait", "has_barrier", "fault"), [(True, True, ""), (False, True, "waited"), (True, False, "race|never written")]
+)
 def test_copies(has_wait: bool, has_barrier: bool, fault: str) -> None:
     """What one warp copies another may read after a wait and a barrier."""
 
@@ -118,9 +120,10 @@ def test_copies(has_wait: bool, has_barrier: bool, fault: str) -> None:
         return kernel
 
     if not fault:
-        return run(body, zeros())
-    with pytest.raises(Fault, match=fault):
         run(body, zeros())
+    else:
+        with pytest.raises(Fault, match=fault):
+            run(body, zeros())
 
 
 def test_writing_what_another_warp_still_reads() -> None:

@@ -16,7 +16,7 @@ from tests.cuda.cases import PROBLEMS, ROUNDING, Problem, problem
 
 def small(element: Any, size: int, *, has_options: bool, **more: Any) -> Any:
     """A kernel with the shipped ones' source and small tiles, so that a case has several."""
-    sizes: dict[str, Any] = {"rows": 16, "warps": 2, "keys": 32, "stages": 2, **more}
+    sizes: dict[str, Any] = {"rows": 16, "row_warps": 2, "keys": 32, "stages": 2, **more}
     return forward_kernel(Config(element, size, **sizes, has_options=has_options))
 
 
@@ -44,6 +44,7 @@ def test_forward(name: str, record_property: Any) -> None:
         Config("float16", 64, 16, 1, 48, 4),
         Config("float32", 64, 32, 1, 16, 3),
         Config("bfloat16", 128, 16, 1, 16, 2, has_options=True),
+        Config("bfloat16", 64, 16, 2, 32, 2, parts=2),
     ],
     ids=str,
 )

@@ -80,10 +80,17 @@ PARAMETERS: Parameters = (
 def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
     element, size, queries_in_tile, stages, threads = config.element, config.size, config.queries, config.stages, config.threads
-    rows, tile_rows, row_warps, columns_of_part, has_options = 16, config.tile, config.row_warps, config.size // config.parts, config.has_options
+    rows, tile_rows, row_warps, columns_of_part, has_options = (
+        16,
+        config.tile,
+        config.row_warps,
+        config.size // config.parts,
+        config.has_options,
+    )
     width, stride = bytes_of(element), stride_of(element, size)
     key_bytes, tile_bytes, pair_bytes = tile_rows * stride, queries_in_tile * stride, config.pair_bytes
     of_scores, of_sums = Tile(rows, queries_in_tile), Tile(rows, columns_of_part)
+    has_parts = config.parts > 1
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
@@ -97,10 +104,17 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     no_scores, no_sums = ops(fragments.zeros(of_scores.kind)), ops(fragments.zeros(of_sums.kind))
     add_scores = ops(fragments.product_of_rows(element, of_scores, size, stride, stride))
     add_rows = ops(fragments.product_of_weights(element, of_sums, queries_in_tile, stride))
-    make_finite, mask_by_place = ops(fragments.make_finite(element, queries_in_tile, size, threads)), ops(fragments.masked_by_place(of_scores))
+    make_finite, mask_by_place = (
+        ops(fragments.make_finite(element, queries_in_tile, size, threads)),
+        ops(fragments.masked_by_place(of_scores)),
+    )
     weights_from_lse = ops(fragments.weights_from_lse(of_scores, by_column=True))
     scores_cotangent = ops(fragments.scores_cotangent(of_scores, by_column=True))
-    scale_sums, all_rows, multiply = ops(fragments.scale_rows(of_sums)), ops(fragments.same(per_row)), ops(fragments.products(of_scores.kind))
+    scale_sums, all_rows, multiply = (
+        ops(fragments.scale_rows(of_sums)),
+        ops(fragments.same(per_row)),
+        ops(fragments.products(of_scores.kind)),
+    )
     load_numbers, store_rows = ops(memory.load_column_numbers(of_scores)), ops(memory.store_rows(element, of_sums))
     capped, slopes, dropped = ops(memory.capped(of_scores)), ops(memory.slopes(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
@@ -136,11 +150,12 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         tile_of_keys = shared()
         ring = tile_of_keys + 2 * key_bytes
 
-        def fetch(step):
-            """A tile of queries and one of cotangents, with their log-sum-exp and delta."""
-            if step < group * count:
-                member = quotient(step, count)
-                head, there, to = kv_head * group + member, (begin + step - member * count) * queries_in_tile, ring + step % stages * pair_bytes
+        def fetch(step, member, at):
+            """A tile of queries and one of cotangents, with their log-sum-exp and delta; past a head's last the next head's."""
+            while at >= end and member < group:
+                at, member = at - count, member + 1
+            if member < group:
+                head, there, to = kv_head * group + member, at * queries_in_tile, ring + step % stages * pair_bytes
                 left, numbers_at = queries - there, lse_at + (head * lse_head + there) * 4
                 copy_tile(to, query_at + (head * query_head + there * query_row) * width, query_row * width, left, head_dim, thread)
                 source = d_output_at + (head * d_output_head + there * d_output_row) * width
@@ -152,10 +167,10 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         copy_keys(tile_of_keys, key_at, key_row * width, keys - first, head_dim, thread)
         copy_keys(tile_of_keys + key_bytes, value_at, value_row * width, keys - first, value_dim, thread)
         for step in range(stages - 1):
-            fetch(step)
+            fetch(step, 0, begin + step)
 
         warp = warp_of(thread)
-        part = quotient(warp, row_warps)
+        part = quotient(warp, row_warps) if has_parts else 0
         of_warp, of_part = (warp - part * row_warps) * rows, part * columns_of_part
         left, left_values = tile_of_keys + of_warp * stride, tile_of_keys + (key_bytes + of_warp * stride)
         row_of_tile, column = of_warp + first_row(thread), first_column(thread)
@@ -164,46 +179,49 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
         over_cap = inverse(softcap)
         of_keys, of_values, has_hidden = no_sums(), no_sums(), 0
 
-        for step in range(group * count):
-            member = quotient(step, count)
-            head, there = kv_head * group + member, (begin + step - member * count) * queries_in_tile
+        for member in range(group):
+            head = kv_head * group + member
             mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
             bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
             keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
-            wait()
-            barrier()
-            fetch(step + stages - 1)
-            queries_at = ring + step % stages * pair_bytes
-            cotangents_at = queries_at + tile_bytes
-            products = add_scores(no_scores(), left, queries_at, thread)
-            scores = products
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + queries_in_tile - 1 - first > highest or there + queries_in_tile > queries
-            )
-            if has_options:
-                scores = capped(products, scale, softcap, over_cap)
-                scores = add_bias(scores, bias_at, bias_key, bias_row, row, column + there, keys, queries)
-                scores = mask_by_mask(scores, mask_at, mask_key, mask_row, row, column + there, keys, queries)
-                at_edge = at_edge or mask != 0 or bias != 0
-            if at_edge:
-                scores = mask_by_place(scores, row, column + there, lowest, highest, queries)
-            of_lse = load_numbers(queries_at + 2 * tile_bytes, column)
-            weights = weights_from_lse(scores, of_lse, factor)
-            d_weights = add_scores(no_scores(), left_values, cotangents_at, thread)
-            kept = weights
-            if has_options:
-                kept = dropped(weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
-                d_weights = dropped(d_weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
-            of_delta = load_numbers(queries_at + (2 * tile_bytes + 4 * queries_in_tile), column)
-            d_scores = scores_cotangent(weights, d_weights, of_delta)
-            if has_options:
-                d_scores = multiply(d_scores, slopes(products, scale, over_cap))
-            if at_edge:
-                barrier()  # after the last use of these tiles as they are
-                make_finite(queries_at, thread)
-                has_hidden = has_hidden | make_finite(cotangents_at, thread)
-            of_values = add_rows(of_values, kept, cotangents_at + of_part * width, thread)
-            of_keys = add_rows(of_keys, d_scores, queries_at + of_part * width, thread)
+            for at in range(begin, end):
+                step, there = member * count + at - begin, at * queries_in_tile
+                wait()
+                barrier()
+                fetch(step + stages - 1, member, at + stages - 1)
+                queries_at = ring + step % stages * pair_bytes
+                cotangents_at = queries_at + tile_bytes
+                scores = add_scores(no_scores(), left, queries_at, thread)
+                at_edge = (
+                    there - (first + tile_rows - 1) < lowest
+                    or there + queries_in_tile - 1 - first > highest
+                    or there + queries_in_tile > queries
+                )
+                if has_options:
+                    scores = capped(scores, scale, softcap, over_cap)
+                    scores = add_bias(scores, bias_at, bias_key, bias_row, row, column + there, keys, queries)
+                    scores = mask_by_mask(scores, mask_at, mask_key, mask_row, row, column + there, keys, queries)
+                    at_edge = at_edge or mask != 0 or bias != 0
+                if at_edge:
+                    scores = mask_by_place(scores, row, column + there, lowest, highest, queries)
+                of_lse = load_numbers(queries_at + 2 * tile_bytes, column)
+                weights = weights_from_lse(scores, of_lse, factor)
+                d_weights = add_scores(no_scores(), left_values, cotangents_at, thread)
+                kept = weights
+                if has_options:
+                    kept = dropped(weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
+                    d_weights = dropped(d_weights, keep_at, keep_key, keep_row, row, column + there, keys, queries, keep_scale)
+                of_delta = load_numbers(queries_at + (2 * tile_bytes + 4 * queries_in_tile), column)
+                d_scores = scores_cotangent(weights, d_weights, of_delta)
+                if has_options and softcap != 0:  # once more, rather than kept in registers
+                    products = add_scores(no_scores(), left, queries_at, thread)
+                    d_scores = multiply(d_scores, slopes(products, scale, over_cap))
+                if at_edge:
+                    barrier()  # after the last use of these tiles as they are
+                    make_finite(queries_at, thread)
+                    has_hidden = has_hidden | make_finite(cotangents_at, thread)
+                of_values = add_rows(of_values, kept, cotangents_at + of_part * width, thread)
+                of_keys = add_rows(of_keys, d_scores, queries_at + of_part * width, thread)
 
         wait_all()
         of_keys = scale_sums(of_keys, all_rows(scale))

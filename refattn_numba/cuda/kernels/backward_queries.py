@@ -28,8 +28,10 @@ class Config(NamedTuple):
         Numbers in a row, to which smaller ones are padded with zeros in shared memory.
     rows : int
         Queries of one warp.
-    warps : int
-        In a block.
+    row_warps : int
+        Times `rows` are the queries of a block.
+    parts : int
+        Warps that share the same queries, each of which sums a part of the columns; each makes all scores.
     keys : int
         In a tile.
     stages : int
@@ -41,7 +43,8 @@ class Config(NamedTuple):
     element: Element
     size: int
     rows: int
-    warps: int
+    row_warps: int
+    parts: int
     keys: int
     stages: int
     has_options: bool = False
@@ -49,12 +52,12 @@ class Config(NamedTuple):
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.warps
+        return 32 * self.row_warps * self.parts
 
     @property
     def tile(self) -> int:
         """Queries of a block."""
-        return self.rows * self.warps
+        return self.rows * self.row_warps
 
     @property
     def shared_bytes(self) -> int:
@@ -74,10 +77,12 @@ PARAMETERS: Parameters = (
 def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
     element, size, keys_in_tile, stages, threads = config.element, config.size, config.keys, config.stages, config.threads
-    rows, tile_rows, has_options = config.rows, config.tile, config.has_options
+    rows, tile_rows, row_warps, columns_of_part = config.rows, config.tile, config.row_warps, config.size // config.parts
+    has_options = config.has_options
     width, stride = bytes_of(element), stride_of(element, size)
     query_bytes, tile_bytes = tile_rows * stride, keys_in_tile * stride
-    of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, size)
+    of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, columns_of_part)
+    has_parts = config.parts > 1
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
@@ -93,7 +98,11 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
     add_keys = ops(fragments.product_of_weights(element, of_sums, keys_in_tile, stride))
     make_finite, mask_by_place = ops(fragments.make_finite(element, keys_in_tile, size, threads)), ops(fragments.masked_by_place(of_scores))
     weights_from_lse, scores_cotangent = ops(fragments.weights_from_lse(of_scores)), ops(fragments.scores_cotangent(of_scores))
-    scale_sums, all_rows, multiply = ops(fragments.scale_rows(of_sums)), ops(fragments.same(per_row)), ops(fragments.products(of_scores.kind))
+    scale_sums, all_rows, multiply = (
+        ops(fragments.scale_rows(of_sums)),
+        ops(fragments.same(per_row)),
+        ops(fragments.products(of_scores.kind)),
+    )
     load_numbers, store_rows = ops(memory.load_row_numbers(of_scores)), ops(memory.store_rows(element, of_sums))
     capped, slopes, dropped = ops(memory.capped(of_scores)), ops(memory.slopes(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
@@ -143,32 +152,34 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
         for step in range(stages - 1):
             fetch(step)
 
-        of_warp = warp_of(thread) * rows
+        warp = warp_of(thread)
+        part = quotient(warp, row_warps) if has_parts else 0
+        of_warp, of_part = (warp - part * row_warps) * rows, part * columns_of_part
         left, left_cotangent = tile_of_queries + of_warp * stride, tile_of_queries + (query_bytes + of_warp * stride)
         row_of_tile, column = of_warp + first_row(thread), first_column(thread)
         row = first + row_of_tile
-        of_lse, of_delta = load_numbers(lse + lse_at, row_of_tile, queries - first), load_numbers(delta + lse_at, row_of_tile, queries - first)
-        mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
-        bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
-        keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
-        d_bias_at = at_pairs(d_bias, batch * d_bias_batch + head * d_bias_head, 4)
+        of_lse, of_delta = (
+            load_numbers(lse + lse_at, row_of_tile, queries - first),
+            load_numbers(delta + lse_at, row_of_tile, queries - first),
+        )
         factor = (one if has_options else scale) * log2_e
         over_cap = inverse(softcap)
         sums = no_sums()
 
         for j in range(begin, end):
+            mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
+            bias_at = at_pairs(bias, batch * bias_batch + head * bias_head, width)
+            keep_at = at_pairs(keep, batch * keep_batch + head * keep_head, 1)
+            d_bias_at = at_pairs(d_bias if part == 0 else 0, batch * d_bias_batch + head * d_bias_head, 4)
             step, there = j - begin, j * keys_in_tile
             wait()
             barrier()
             fetch(step + stages - 1)
             keys_at = ring + step % stages * (2 * tile_bytes)
-            products = add_scores(no_scores(), left, keys_at, thread)
-            scores = products
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            scores = add_scores(no_scores(), left, keys_at, thread)
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
-                scores = capped(products, scale, softcap, over_cap)
+                scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)
                 scores = mask_by_mask(scores, mask_at, mask_row, mask_key, row, column + there, queries, keys)
                 at_edge = at_edge or mask != 0 or bias != 0
@@ -181,15 +192,17 @@ def backward_queries(ops: Any, config: Config) -> Callable[..., None]:
             d_scores = scores_cotangent(weights, d_weights, of_delta)
             if has_options:
                 store_pairs(d_scores, d_bias_at, d_bias_row, 1, row, column + there, queries, keys)
-                d_scores = multiply(d_scores, slopes(products, scale, over_cap))
+                if softcap != 0:  # once more, rather than kept in registers
+                    products = add_scores(no_scores(), left, keys_at, thread)
+                    d_scores = multiply(d_scores, slopes(products, scale, over_cap))
             if at_edge:
                 barrier()  # after the last use of the keys as they are
                 make_finite(keys_at, thread)
-            sums = add_keys(sums, d_scores, keys_at, thread)
+            sums = add_keys(sums, d_scores, keys_at + of_part * width, thread)
 
         wait_all()
-        d_query_at = d_query + (batch * d_query_batch + head * d_query_head + row_of_batch * d_query_row) * width
+        d_query_at = d_query + (batch * d_query_batch + head * d_query_head + row_of_batch * d_query_row + of_part) * width
         sums = scale_sums(sums, all_rows(scale))
-        store_rows(sums, d_query_at, d_query_row * width, row_of_tile, column, queries - first, head_dim)
+        store_rows(sums, d_query_at, d_query_row * width, row_of_tile, column, queries - first, head_dim - of_part)
 
     return kernel

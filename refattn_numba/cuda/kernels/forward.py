@@ -28,33 +28,36 @@ class Config(NamedTuple):
         Numbers in a row, to which smaller ones are padded with zeros in shared memory.
     rows : int
         Queries of one warp.
-    warps : int
-        In a block.
+    row_warps : int
+        Times `rows` are the queries of a block.
     keys : int
         In a tile.
     stages : int
         Tiles of keys or of values in shared memory, of which one is used while the others are filled.
     has_options : bool
         Whether there may be a mask, a bias, a cap, dropout, or a scale that is not positive.
+    parts : int
+        Warps that share the same queries, each of which sums a part of the columns; each makes all scores.
     """
 
     element: Element
     size: int
     rows: int
-    warps: int
+    row_warps: int
     keys: int
     stages: int
     has_options: bool = False
+    parts: int = 1
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.warps
+        return 32 * self.row_warps * self.parts
 
     @property
     def tile(self) -> int:
         """Queries of a block."""
-        return self.rows * self.warps
+        return self.rows * self.row_warps
 
     @property
     def shared_bytes(self) -> int:
@@ -69,10 +72,12 @@ PARAMETERS: Parameters = (*OPERANDS, *OPTIONS, ("output", "pointer"), *strides("
 def forward(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
     element, size, keys_in_tile, stages, threads = config.element, config.size, config.keys, config.stages, config.threads
-    rows, tile_rows, has_options = config.rows, config.tile, config.has_options
+    rows, tile_rows, row_warps, columns_of_part = config.rows, config.tile, config.row_warps, config.size // config.parts
+    has_options = config.has_options
     width, stride = bytes_of(element), stride_of(element, size)
     ring_bytes, tile_bytes = tile_rows * stride, keys_in_tile * stride
-    of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, size)
+    of_scores, of_sums = Tile(rows, keys_in_tile), Tile(rows, columns_of_part)
+    has_parts = config.parts > 1
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
@@ -98,7 +103,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     store_lse, store_output = ops(memory.store_row_numbers(of_sums)), ops(memory.store_rows(element, of_sums))
     capped, dropped = ops(memory.capped(of_scores)), ops(memory.dropped(of_scores))
     add_bias, mask_by_mask = ops(memory.bias_added(element, of_scores)), ops(memory.masked_by_mask(of_scores))
-    add_visible = visible_sums(ops, element, rows, size)
+    add_visible = visible_sums(ops, element, rows, columns_of_part)
 
     def kernel(
         query, key, value, lse, cu_query, cu_key, sinks,
@@ -141,7 +146,9 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
         for step in range(stages - 1):
             fetch(step)
 
-        of_warp = warp_of(thread) * rows
+        warp = warp_of(thread)
+        part = quotient(warp, row_warps) if has_parts else 0
+        of_warp, of_part = (warp - part * row_warps) * rows, part * columns_of_part
         left = tile_of_queries + of_warp * stride
         row, column = first + of_warp + first_row(thread), first_column(thread)
         mask_at = at_pairs(mask, batch * mask_batch + head * mask_head, 1)
@@ -161,9 +168,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             barrier()
             fetch(step + stages - 1)
             scores = add_scores(no_scores(), left, ring + step % stages * tile_bytes, thread)
-            at_edge = (
-                there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
-            )
+            at_edge = there - (first + tile_rows - 1) < lowest or there + keys_in_tile - 1 - first > highest or there + keys_in_tile > keys
             if has_options:
                 scores = capped(scores, scale, softcap, over_cap)
                 scores = add_bias(scores, bias_at, bias_row, bias_key, row, column + there, queries, keys)
@@ -183,7 +188,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             values = ring + (step + 1) % stages * tile_bytes
             if at_edge:
                 has_hidden = has_hidden | make_finite(values, thread)
-            sums = add_values(sums, weights, values, thread)
+            sums = add_values(sums, weights, values + of_part * width, thread)
 
         wait_all()
         totals = whole_rows(totals)
@@ -191,13 +196,13 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
         lse_at = lse + (batch * lse_batch + head * lse_head + query_start + first) * 4
         store_lse(natural_lse(totals, largest, factor), lse_at, row, queries - first, thread)
         sums = fill_empty(scale_sums(sums, inverses(totals)), totals, empty)
-        output_at = output + (batch * output_batch + head * output_head + (query_start + first) * output_row) * width
-        store_output(sums, output_at, output_row * width, row, column, queries - first, value_dim)
+        output_at = output + (batch * output_batch + head * output_head + (query_start + first) * output_row + of_part) * width
+        store_output(sums, output_at, output_row * width, row, column, queries - first, value_dim - of_part)
         if has_hidden != 0:
             barrier()
             add_visible(
-                value_at, value_row * width, begin * keys_in_tile, min(end * keys_in_tile, keys),
-                output_at + of_warp * output_row * width, output_row * width, first + of_warp, queries, value_dim, lowest, highest,
+                value_at + of_part * width, value_row * width, begin * keys_in_tile, min(end * keys_in_tile, keys),
+                output_at + of_warp * output_row * width, output_row * width, first + of_warp, queries, value_dim - of_part, lowest, highest,
                 mask_at, mask_row, mask_key, bias_at, bias_row, bias_key, thread,
             )  # fmt: skip
 

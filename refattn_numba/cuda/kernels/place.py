@@ -24,7 +24,9 @@ def strides(*names: str, axes: tuple[str, ...] = ("batch", "head", "row")) -> Pa
 
 OPERANDS: Parameters = (
     *numbers("pointer", "query", "key", "value", "lse", "cu_query", "cu_key", "sinks"),
-    *numbers("int32", "tiles", "heads", "group", "query_len", "key_len", "head_dim", "value_dim", "sequences", "align_right", "low", "high"),
+    *numbers(
+        "int32", "tiles", "heads", "group", "query_len", "key_len", "head_dim", "value_dim", "sequences", "align_right", "low", "high"
+    ),
     *strides("query", "key", "value"),
     *strides("lse", axes=("batch", "head")),
     ("scale", "float32"),

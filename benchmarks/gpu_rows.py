@@ -1,0 +1,76 @@
+"""The rows of ``python -m benchmarks.gpu``: what each child process does, and how long it may take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
+from benchmarks.gpu_timing import Shape, attention, limits
+
+START_SECONDS = 20
+"""To import PyTorch and make a context, which every child has to do."""
+
+
+class Row(NamedTuple):
+    """One row.
+
+    Attributes
+    ----------
+    name : str
+        As ``--only`` and ``--row`` take it.
+    seconds : int
+        What it may take; after that it counts as hung.
+    work : callable
+        Takes the module `torch` and returns what JSON can hold, with ``"ok"``.
+    quick : bool
+        Whether ``--quick`` has it.
+    alone : bool
+        Whether nothing else may run meanwhile, since it measures time.
+    """
+
+    name: str
+    seconds: int
+    work: Callable[[Any], Mapping[str, Any]]
+    quick: bool = False
+    alone: bool = True
+
+
+def battery(torch: Any, dtype: str) -> Mapping[str, Any]:
+    """All cases of the oracle and our own in one type."""
+    made = summary(list(results(OnCuda(torch), dtype)))
+    return {**made, "ok": not made["failed"] and made["compared"] > 0}
+
+
+def _shapes() -> Sequence[tuple[Shape, bool]]:
+    """Shapes, and whether they are among the quick ones: always 16 k queries and 2048 features in all."""
+    found = []
+    for head_dim in (128, 64, 256):
+        for causal in (False, True):
+            for length in (4096, 16384):
+                heads = 2048 // head_dim
+                is_quick = head_dim == 128 and length == 4096
+                found.append((Shape("bfloat16", 16384 // length, heads, heads, length, head_dim, causal), is_quick))
+    found.append((Shape("bfloat16", 4, 32, 4, 4096, 128, True), False))
+    found.append((Shape("float16", 4, 16, 16, 4096, 128, False), False))
+    found.append((Shape("float32", 1, 8, 8, 2048, 64, False), False))
+    return found
+
+
+def rows() -> tuple[Row, ...]:
+    """In the order in which they run: whether results are right comes first, then how fast they are."""
+    batteries = [Row(f"battery {dtype}", 150, lambda torch, d=dtype: battery(torch, d), quick=True, alone=False) for dtype in DTYPES]
+    times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
+    return (*batteries, Row("limits", 30, limits, quick=True), *times)
+
+
+def run(name: str) -> Mapping[str, Any]:
+    """What a child process does; errors are part of the result."""
+    row = next((row for row in rows() if row.name == name), None)
+    if row is None:
+        raise ValueError(f"no row is named {name!r}")
+    try:
+        return row.work(importlib.import_module("torch"))
+    except Exception as error:  # whatever it is, it costs this row alone
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"}

@@ -1,0 +1,132 @@
+"""Which kernels a call takes, and what of a device they use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from refattn.view.table import Table
+from refattn_numba.cuda import cache, driver
+from refattn_numba.cuda.arrays import is_on_device, read
+from refattn_numba.cuda.libraries import library_of
+
+SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90a": 232_448}
+"""Dynamic shared memory that a block may have, by architecture: CUDA C++ Programming Guide, "Technical Specifications per Compute
+Capability"."""
+
+PAIRS = ("bias", "mask", "keep", "softcap")
+
+
+class Explanation(NamedTuple):
+    """One kernel of a call.
+
+    Attributes
+    ----------
+    face : str
+        What it is for.
+    kernel, architecture : str
+        Its name, and what it is compiled for.
+    tile, warps : int
+        Rows that a block makes, and the warps that do.
+    registers : int
+        Of a thread.
+    shared_bytes : int
+        Shared memory of a block.
+    stack_bytes : int
+        Local memory of a thread; 0 where all its numbers are in registers.
+    """
+
+    face: str
+    kernel: str
+    architecture: str
+    tile: int
+    warps: int
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+
+
+class Explanations(tuple[Explanation, ...]):
+    """Kernels of a call, printed as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        table = Table("for", "kernel", "architecture", "tile", "warps", "registers", "shared bytes", "stack bytes")
+        for row in self:
+            table.row(*row)
+        return str(table)
+
+
+def is_available() -> bool:
+    """Whether there is a device on which the kernels run, and a driver to launch them.
+
+    Returns
+    -------
+    bool
+        False too where a package is missing.
+    """
+    try:
+        found = driver.current()
+        return any(found.facts(device).capability >= driver.OLDEST for device in range(found.count()))
+    except driver.CudaError:
+        return False
+
+
+def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None, **options: Any) -> Explanations:
+    """The kernels that `refattn_numba.scaled_dot_product_attention` takes for such a call, forward and backward.
+
+    They are compiled if no file holds them; nothing is launched.
+
+    Parameters
+    ----------
+    query, key, value : array
+        On a device; or of any library in main memory, of a type that kernels take, where `architecture` is given.
+    architecture : str or None, optional
+        ``"sm_80"`` or ``"sm_90a"``; default: that of the device.
+    **options
+        As of the call.
+
+    Returns
+    -------
+    tuple of Explanation
+        Prints as a table.
+
+    Raises
+    ------
+    ValueError
+        Where no kernel takes such a call.
+    """
+    from refattn_numba.cuda import configurations  # noqa: PLC0415  # which brings the kernels along
+
+    if architecture is None:
+        if not is_on_device(query):
+            raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where query is in main memory")
+        library = library_of(type(query))
+        assert library is not None  # an array on a device is some library's
+        facts = driver.current().facts(read("query", query, library).memory.device)
+        architecture, shared = facts.architecture, facts.shared_bytes
+    elif architecture in SHARED_BYTES:
+        shared = SHARED_BYTES[architecture]
+    else:
+        raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
+    dtype: Any = str(query.dtype).rpartition(".")[2]
+    scale = options.get("scale")
+    has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
+    found = []
+    for face in _faces(options):
+        sizes = query.shape[-1], value.shape[-1]
+        kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
+        cubin = cache.cubin_of(kernel, architecture)
+        shared_bytes = kernel.shared_bytes + cubin.shared_bytes
+        found.append(
+            Explanation(
+                face, kernel.name, architecture, kernel.tile, kernel.threads // 32, cubin.registers, shared_bytes, cubin.stack_bytes
+            )
+        )
+    return Explanations(found)
+
+
+def _faces(options: Mapping[str, Any]) -> list[Any]:
+    extra = [face for face, name in (("sinks", "sinks"), ("sum_bias", "bias")) if options.get(name) is not None]
+    return ["forward", "delta", "backward_keys", "backward_queries", *extra]

@@ -1,0 +1,224 @@
+"""The launches of one call of softmax attention, forward and backward."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from refattn._core import Pullback
+from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
+from refattn_numba.cuda import configurations, driver
+from refattn_numba.cuda.arrays import ITEM_BYTES, DeviceArray, Placed, placed
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.kernel import Kernel
+
+NO_LIMIT = 1 << 30
+LONGEST = 1 << 29
+"""Differences of positions stay below the number that says that there is no limit."""
+
+MOST_BLOCKS = (1 << 31) - 1
+TYPES = ("float32", "float16", "bfloat16")
+
+choose = functools.lru_cache(maxsize=256)(configurations.choose)
+
+
+def check_types(query: DeviceArray, key: DeviceArray, value: DeviceArray) -> None:
+    """Refuse operands of different types, or of one that no kernel multiplies."""
+    if query.dtype not in TYPES:
+        raise TypeError(f"query is {query.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
+    for name, x in (("key", key), ("value", value)):
+        if x.dtype != query.dtype:
+            raise TypeError(f"{name} is {x.dtype}, but query is {query.dtype}: on a device both must be of one type")
+
+
+class Options(NamedTuple):
+    """What changes scores and weights besides positions: mask, bias and keep by name, a cap that is 0 where there is none."""
+
+    pairs: Mapping[str, Placed]
+    softcap: float
+    keep_scale: float = 1.0
+
+    def __bool__(self) -> bool:
+        return bool(self.softcap) or any(x.array is not None for x in self.pairs.values())
+
+
+class Launcher:
+    """Operands as parameters of kernels, and where to launch them.
+
+    `starts` are those of sequences of queries and keys that are packed one after another; the kernels then know no batch, and are
+    launched for each part of it.
+    """
+
+    def __init__(
+        self,
+        query: DeviceArray,
+        key: DeviceArray,
+        value: DeviceArray,
+        sinks: DeviceArray | None,
+        *,
+        scale: float,
+        low: int,
+        high: int,
+        align_right: int,
+        options: Options,
+        starts: tuple[DeviceArray, ...] | None = None,
+    ) -> None:
+        *lead, heads, query_len, head_dim = query.shape
+        kv_heads, key_len, value_dim = value.shape[-3:]
+        for name, size in (("query_len", query_len), ("key_len", key_len)):
+            if size > LONGEST:
+                raise ValueError(f"{name} is {size}, but on a device must be at most {LONGEST}")
+        self.query, self.key, self.value, self.dtype = query, key, value, query.dtype
+        self.batch, self.heads, self.kv_heads = math.prod(lead), heads, kv_heads
+        self.sequences = None if starts is None else starts[0].shape[0] - 1
+        self.sinks = None if sinks is None else sinks.as_type(query.dtype).contiguous()
+        self.operands = {name: placed(x, query.dtype) for name, x in (("query", query), ("key", key), ("value", value))}
+        self.options = options
+        self.kept = [self.sinks, *(starts or ())]
+        self.fields: dict[str, int | float] = {
+            "sinks": 0 if self.sinks is None else self.sinks.memory.address,
+            "cu_query": 0 if starts is None else starts[0].memory.address,
+            "cu_key": 0 if starts is None else starts[1].memory.address,
+            "sequences": self.sequences or 0,
+            "heads": heads,
+            "group": heads // max(kv_heads, 1),
+            "query_len": query_len,
+            "key_len": key_len,
+            "head_dim": head_dim,
+            "value_dim": value_dim,
+            "align_right": align_right,
+            "low": low,
+            "high": high,
+            "scale": scale,
+            "lse_batch": heads * query_len,
+            "lse_head": query_len,
+            "softcap": options.softcap,
+            "keep_scale": options.keep_scale,
+        }
+        for name, x in self.operands.items():
+            self.fields |= x.fields(name)
+        for name, x in options.pairs.items():
+            self.fields |= x.fields(name, "batch", "head", "row", "key")
+        self.device, self.stream = query.memory.device, query.library.stream(query.owner)
+        self.facts = driver.current().facts(self.device)
+        self.architecture = self.facts.architecture  # an error where the device is too old
+
+    def kernel(self, face: str) -> Kernel:
+        """The kernel of a face for these operands on this device."""
+        sizes = self.fields["head_dim"], self.fields["value_dim"]
+        # scores are compared before they are scaled, but where the order could change
+        return choose(
+            face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=self.facts.shared_bytes
+        )
+
+    def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
+        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
+        rows = self.query.shape[:-1]
+        output, lse = self.query.made((*rows, self.value.shape[-1]), self.dtype), self.query.packed(rows, "float32")
+        made = {"output": placed(output, self.dtype)}
+        self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
+        self._finish()
+        read = {"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse}
+        versions = {name: x.version() for name, x in read.items()}
+
+        def pullback(d_output: DeviceArray | None, d_lse: DeviceArray | None) -> dict[str, DeviceArray | None]:
+            for name, x in read.items():
+                if x.version() != versions[name]:
+                    raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
+            grads = self._gradients(output, lse, d_output, d_lse, bias)
+            self._finish()
+            return grads
+
+        return AttendedWithLse(output, lse), pullback  # pyright: ignore[reportArgumentType]  # arrays, but on a device
+
+    def _gradients(
+        self, output: DeviceArray, lse: DeviceArray, d_output: DeviceArray | None, d_lse: DeviceArray | None, bias: DeviceArray | None
+    ) -> dict[str, DeviceArray | None]:
+        rows, key_len = self.query.shape[:-1], self.key.shape[-2]
+        d = placed(self.query.zeros(output.shape, self.dtype) if d_output is None else d_output, self.dtype)
+        d_lse = None if d_lse is None else d_lse.contiguous()
+        delta = self.query.packed(rows, "float32")
+        places = {"output": placed(output, self.dtype), "d_output": d}
+        count = math.prod(rows)
+        addresses = {"lse": lse.memory.address, "delta": delta.memory.address}
+        self._launch(
+            self.kernel("delta"),
+            lambda kernel: -(-count // kernel.tile),
+            places,
+            **addresses,
+            d_lse=0 if d_lse is None else d_lse.memory.address,
+            rows=count,
+        )
+        grads = {name: x.made(x.shape, self.dtype) for name, x in (("query", self.query), ("key", self.key), ("value", self.value))}
+        made = {f"d_{name}": placed(x, self.dtype) for name, x in grads.items()}
+        d_bias = None if bias is None else self.query.packed((*rows, key_len), "float32")
+        of_bias = {"d_bias": 0 if d_bias is None else d_bias.memory.address}
+        of_bias |= {"d_bias_batch": self.heads * rows[-1] * key_len, "d_bias_head": rows[-1] * key_len, "d_bias_row": key_len}
+        self._attention("backward_keys", {**places, **made}, key_len, self.kv_heads, **addresses)
+        self._attention("backward_queries", {**places, **made}, rows[-1], self.heads, **addresses, **of_bias)
+        d_sinks = None
+        if self.sinks is not None:
+            d_sinks = self.query.packed(self.sinks.shape, self.dtype)
+            self._launch(self.kernel("sinks"), lambda _: self.heads, {}, **addresses, d_sinks=d_sinks.memory.address, batch=self.batch)
+        of_pairs = None if bias is None or d_bias is None else self._summed(d_bias, bias)
+        return {**grads, "bias": of_pairs, "sinks": d_sinks}
+
+    def _summed(self, d_bias: DeviceArray, bias: DeviceArray) -> DeviceArray:
+        """The gradient of a bias from those of all pairs: the sum over the axes along which it is broadcast."""
+        lead = d_bias.shape[:-3]
+        own = (1,) * (len(d_bias.shape) - len(bias.shape)) + bias.shape
+        shared = [i for i, (size, whole) in enumerate(zip(own, d_bias.shape, strict=True)) if size != whole]
+        of_lead = [i for i in shared if i < len(lead)]
+        in_parts = bool(of_lead) and math.prod(own[: len(lead)]) > 1  # some of several leading axes, which the kernel takes for one
+        kept_lead = tuple(lead) if in_parts or not of_lead else (1,) * len(lead)
+        total = self.query.packed((*kept_lead, *own[-3:]) if in_parts else bias.shape, self.dtype)
+        keeps = {"keeps_batch": int(in_parts or not of_lead)}
+        keeps |= {f"keeps_{name}": int(len(lead) + i not in shared) for i, name in enumerate(("head", "row", "key"))}
+        elements = math.prod(total.shape)
+        self._launch(
+            self.kernel("sum_bias"),
+            lambda kernel: -(-elements // kernel.tile),
+            {},
+            d_bias=d_bias.memory.address,
+            total=total.memory.address,
+            batch=self.batch,
+            **keeps,
+        )
+        if not in_parts:
+            return total
+        self._finish()
+        return total.summed(tuple(of_lead), bias.shape)
+
+    def _attention(self, face: str, places: Mapping[str, Placed], length: int, heads: int, **more: int | float) -> None:
+        """Launch a kernel with a block for each tile of rows of each head."""
+        kernel = self.kernel(face)
+        if self.sequences is None:
+            tiles = -(-length // kernel.tile)
+            self._launch(kernel, lambda _: tiles * heads * self.batch, places, **more, tiles=tiles)
+            return
+        tiles = length // kernel.tile + self.sequences
+        for part in range(self.batch):
+            at = {name: x.of_part(part, ITEM_BYTES[self.dtype]) for name, x in {**self.operands, **places}.items()}
+            rows = part * self.heads * int(self.fields["query_len"]) * ITEM_BYTES["float32"]
+            moved = {name: more[name] + rows for name in ("lse", "delta") if name in more}
+            self._launch(kernel, lambda _: tiles * heads if length else 0, at, **{**more, **moved, "tiles": tiles})
+
+    def _launch(self, kernel: Kernel, blocks_of: Callable[[Kernel], int], places: Mapping[str, Placed], **more: int | float) -> None:
+        blocks = blocks_of(kernel)
+        if not blocks:
+            return
+        if blocks > MOST_BLOCKS:
+            raise ValueError(f"{kernel.name} needs {blocks} blocks, but a device starts at most {MOST_BLOCKS}: cut the batch")
+        fields = {**self.fields, **more}
+        for name, x in places.items():
+            fields |= x.fields(name)
+        arguments = {name: fields[name] for name, _ in kernel.parameters}
+        driver.current().launch(kernel, self.device, blocks, arguments, self.stream)
+
+    def _finish(self) -> None:
+        """Wait for the kernels where the caller's library would not."""
+        if not self.query.library.in_order:
+            driver.current().synchronize(self.device, self.stream)
