@@ -66,6 +66,6 @@ def shipped() -> Iterator[Kernel]:
         for size in (64, 128, 256):
             for has_limits in (False, True):
                 kernel = fitting(dtype, size, size, has_limits=has_limits)
-                assert kernel is not None  # noqa: S101  # within the limits, as tests hold
+                assert kernel is not None  # within the limits, as tests hold
                 found[kernel.name] = kernel
     yield from found.values()

@@ -133,6 +133,10 @@ class HopperInstructions:
         """Until at most so many groups are under way, of which none makes these sums."""
         return self._in_place(f"wgmma.wait_group.sync.aligned {running};", sums)
 
+    def made_before(self, weight: Any) -> None:
+        """A number that is not negative, and all that it was made of, is there before what follows: a branch depends on it."""
+        self.ptx("{ .reg .pred p; setp.geu.f32 p, $0, 0f00000000; @p bra ON; nanosleep.u32 32; ON: }", NOTHING, weight, changes=True)
+
     def _in_place(self, text: str, values: Sequence[Any], *given: Any) -> tuple[Any, ...]:
         """An instruction that changes registers where they are; ``$0`` on are these, once more as given, and then the others."""
         count, registers = len(values), [x.register for x in (*values, *given)]

@@ -95,13 +95,18 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
     ValueError
         Where the architecture is no such name.
     """
+    return compile_with_notes(kernel, architecture)[0]
+
+
+def compile_with_notes(kernel: Kernel, architecture: str) -> tuple[Cubin, str]:
+    """The same, and what the toolchain remarked on it: that it did not do what was meant, or did it slowly."""
     versions()
     found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", architecture)
     if found is None:
         raise ValueError(f"architecture is {architecture!r}, but must be such as 'sm_80' or 'sm_90a'")
     major, minor = int(found[1]), int(found[2])
     if not hasattr(np, "row_stack"):  # removed in NumPy 2.5, which numba-cuda overloads as it is imported
-        np.vstack = np.vstack
+        setattr(np, "row_stack", np.vstack)  # noqa: B010
     from numba.cuda import dispatcher, types  # noqa: PLC0415  # takes 0.3 s, and is an extra
     from numba.cuda.compiler import _compile_pyfunc_with_fixup  # noqa: PLC0415
 
@@ -127,8 +132,10 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
             dispatcher.get_current_device = asked
     library._lto = True  # else ptxas ignores setmaxnreg
     library._nvvm_options.pop("gen-lto", None)
-    code = bytes(library.get_cubin(cc=(major, minor, found[3]) if found[3] else (major, minor)).code)
-    return Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))
+    target = (major, minor, found[3]) if found[3] else (major, minor)
+    code = bytes(library.get_cubin(cc=target).code)
+    made = Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))
+    return made, library.get_linkerinfo(target)
 
 
 def resources(code: bytes, entry: str) -> tuple[int, int, int]:

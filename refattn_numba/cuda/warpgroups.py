@@ -161,6 +161,21 @@ def products_wait(kind: Many, running: int) -> Operation:
     return Operation(lambda e, sums: e.products_wait(sums, running), (kind,), kind)
 
 
+def made_before(kind: Many) -> Operation:
+    """Sums of weights are made before a wait that follows, so that what they are made of overlaps with what is waited for.
+
+    ptxas moves a wait up, past all that does not need it.
+    """
+
+    def run(e: Any, totals: Any) -> None:
+        whole = totals[0]
+        for x in totals[1:]:
+            whole = whole + x
+        e.made_before(whole)
+
+    return Operation(run, (kind,), None)
+
+
 # What is not finite
 
 

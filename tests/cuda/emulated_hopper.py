@@ -336,6 +336,11 @@ class HopperWarp(Warp):
         self.pause(lambda: True, "")
         return tuple(sums)
 
+    def made_before(self, weight: Any) -> None:
+        """Order is kept here."""
+        if np.any(weight < 0):
+            raise Fault("a sum of weights is negative")
+
     def _check_read(self, chunks: np.ndarray) -> None:
         block = self.block_of
         if block.is_arriving[chunks].any():

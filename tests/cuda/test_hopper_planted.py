@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "no fence": (hopper_forward, f"meet(turn)\n{LOOP}sums = begin_products(sums)", "meet(turn)", "full", "fault"),
     "no first fence": (hopper_forward, "wait_phase(is_full, 0)\n                sums = begin_products(sums)", "wait_phase(is_full, 0)", "full", "fault"),
     "sums not rescaled": (hopper_forward, "sums = scale_sums(sums, decay)", "pass", "full", "wrong"),
-    "rescaled before they are there": (hopper_forward, "scores = wait_older(scores)", "scores = wait_older(scores)\n" + LOOP + "sums = scale_sums(sums, all_rows(one))", "full", "fault"),
+    "rescaled before they are there": (hopper_forward, "scores = wait_older(scores)", "scores = wait_older(scores)\n" + LOOP + "sums = scale_sums(sums, totals)", "full", "fault"),
     "turns not begun": (hopper_forward, "announce(1)", "pass", "full", "fault"),
     "turns not ended": (hopper_forward, "if of_group == 0:\n                    meet(1)", "pass", "full", "fault"),
     "a turn given to oneself": (hopper_forward, "announce(next_turn)", "announce(turn)", "full", "fault"),

@@ -94,7 +94,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     group_bytes, tile_bytes = ROWS * size * width, keys_in_tile * size * width
     query_bytes, slots, pair_of_groups = groups * group_bytes, 2 * stages, 2 * 32 * WARPS
     of_scores, of_sums = Tile(16, keys_in_tile), Tile(16, size)
-    per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
+    per_row, log2_e = of_scores.of_rows, np.float32(LOG2_E)
 
     place = places(ops, tile_rows)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(warpgroups.aligned_shared())
@@ -115,6 +115,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     start_sums = ops(warpgroups.product_of_weights(element, size, keys_in_tile))
     begin_products, wait_sums = ops(warpgroups.products_begin(of_sums.kind)), ops(warpgroups.products_wait(of_sums.kind, 0))
     wait_scores, wait_older = (ops(warpgroups.products_wait(of_scores.kind, running)) for running in (0, 1))
+    made_before = ops(warpgroups.made_before(per_row))
     pack = ops(warpgroups.packed(element, keys_in_tile))
     no_sums, all_rows, lane_total = ops(fragments.zeros(of_sums.kind)), ops(fragments.same(per_row)), ops(fragments.at_first_lane(per_row))
     mask_by_place, maxima = ops(fragments.masked_by_place(of_scores)), ops(fragments.row_maxima(of_scores))
@@ -251,6 +252,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                     scores, largest, totals, decay = softmax(
                         scores, j * keys_in_tile, top, lowest, highest, keys, row, column, largest, totals, factor
                     )
+                    made_before(totals)
                     sums = wait_sums(sums)
                     arrive(is_empty + BARRIER_BYTES * (slot + 1))
                     weights = pack(scores)
