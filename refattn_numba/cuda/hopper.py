@@ -1,11 +1,13 @@
 """The closed list of kernels for compute capability 9.0 alone, and which of them a call gets.
 
 A multiprocessor has 65,536 registers, of which `few` and `many` for each thread take at most all, and 227 KB of shared memory for a block.
-Tiles are the largest that neither spill nor exceed these, as `tests/cuda/test_hopper_sass.py` holds.
+Tiles neither spill nor exceed these, as `tests/cuda/test_hopper_sass.py` holds. None of these kernels has run on a GPU yet; where the
+environment has REFATTN_CUDA_PORTABLE, no call gets one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Literal, TypeAlias, get_args
 
@@ -14,7 +16,7 @@ from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import hopper_forward
 from refattn_numba.cuda.kernels.hopper_forward import Config
 
-CAPABILITY = (9, 0)
+CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
 Short: TypeAlias = Literal["bfloat16", "float16"]
 SHARED_LIMIT = 232_448
 
@@ -50,12 +52,12 @@ def fitting(dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shar
     """
     most = max(head_dim, value_dim)
     size = next((size for size in (64, 128, 256) if size >= most), None)
-    if dtype not in get_args(Short) or most < SMALLEST or size is None:
+    if dtype not in get_args(Short) or most < SMALLEST or size is None or os.environ.get("REFATTN_CUDA_PORTABLE"):
         return None
     config = _config(dtype, size, has_limits=has_limits)  # pyright: ignore[reportArgumentType]  # it is one of two
     if config.shared_bytes > shared_limit:
         return None
-    name = f"hopper_forward_{dtype}_{size}_{config.keys}"
+    name = f"forward_hopper_{dtype}_{size}_{config.keys}"
     return Kernel(name, hopper_forward.forward, config, hopper_forward.PARAMETERS, config.threads, config.shared_bytes, config.tile)
 
 

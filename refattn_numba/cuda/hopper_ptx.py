@@ -7,9 +7,12 @@ thread is to do is done by one that the hardware elects, so that a warp stays to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.warpgroups import Steps
 
 INT, FLOAT, LONG, NOTHING = ir.IntType(32), ir.FloatType(), ir.IntType(64), ir.VoidType()
 SHORT = {"bfloat16": "bf16", "float16": "f16"}
@@ -18,33 +21,6 @@ SHORT = {"bfloat16": "bf16", "float16": "f16"}
 def elected(text: str) -> str:
     """An instruction for one lane of a warp."""
     return f"{{ .reg .pred p; elect.sync _|p, 0xffffffff; @p {text} }}"
-
-
-class Steps(NamedTuple):
-    """A sum of products that are 16 deep.
-
-    Attributes
-    ----------
-    columns : int
-        Of the sums.
-    left, right : tuple of int
-        How far from its descriptor each step's operand is, in units of 16 bytes; `left` is empty where that is in registers.
-    is_new : bool
-        Whether sums begin at 0.
-    right_is_rows : bool
-        Whether the numbers of one column of sums stand in one row of the right operand, or in one column of it.
-    """
-
-    columns: int
-    left: tuple[int, ...]
-    right: tuple[int, ...]
-    is_new: bool
-    right_is_rows: bool
-
-    @property
-    def registers(self) -> int:
-        """Of a lane, for 64 rows of sums."""
-        return self.columns // 2
 
 
 class HopperInstructions:

@@ -16,6 +16,9 @@ from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.warpgroups import BLOCK_COLUMNS
 
 MAP_BYTES, IN_SLAB = 128, 4096
+MAP_NAMES = "query_map", "key_map", "value_map"
+"""Parameters of kernels."""
+
 _SMALLEST, _STRIDES_BELOW, _LARGEST_BOX = 16, 1 << 40, 256
 
 

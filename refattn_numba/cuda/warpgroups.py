@@ -8,10 +8,9 @@ Sums of 64 rows are four `Tile`s of 16, one for each warp, and so are what a pro
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from refattn_numba.cuda.fragments import Element, Tile
-from refattn_numba.cuda.hopper_ptx import Steps
 from refattn_numba.cuda.operations import Many, Operation
 
 BLOCK_COLUMNS, BLOCK_BYTES, DEPTH = 64, 128, 16
@@ -20,6 +19,33 @@ BLOCK_COLUMNS, BLOCK_BYTES, DEPTH = 64, 128, 16
 ALIGNMENT = 1024
 _SWIZZLE, _EIGHT_ROWS = 1 << 62, (1024 >> 4) << 32
 ROWS = 64
+
+
+class Steps(NamedTuple):
+    """A sum of products that are 16 deep.
+
+    Attributes
+    ----------
+    columns : int
+        Of the sums.
+    left, right : tuple of int
+        How far from its descriptor each step's operand is, in units of 16 bytes; `left` is empty where that is in registers.
+    is_new : bool
+        Whether sums begin at 0.
+    right_is_rows : bool
+        Whether the numbers of one column of sums stand in one row of the right operand, or in one column of it.
+    """
+
+    columns: int
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    is_new: bool
+    right_is_rows: bool
+
+    @property
+    def registers(self) -> int:
+        """Of a lane, for 64 rows of sums."""
+        return self.columns // 2
 
 
 # Barriers

@@ -8,11 +8,9 @@ import numpy as np
 
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import hopper_forward
-from refattn_numba.cuda.tensor_map import Layout, layouts_of
+from refattn_numba.cuda.tensor_map import MAP_NAMES, Layout, layouts_of
 from tests.cuda.calls import address, operands, read_only, steps, stored, tiles
 from tests.cuda.emulated_hopper import encoded_map, launch
-
-MAP_NAMES = "query_map", "key_map", "value_map"
 
 
 def hopper_kernel(config: hopper_forward.Config) -> Kernel:

@@ -87,7 +87,7 @@ def test_the_gate_sees_products_made_one_after_the_other() -> None:
 
 
 def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
-    text = toolchain.source_of(KERNELS["hopper_forward_bfloat16_128_128"])
+    text = toolchain.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
     for part in ("def product_of_weights", "class HopperInstructions", "def exact_rows", "groups=2, keys=128"):
         assert part in text
 
