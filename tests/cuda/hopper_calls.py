@@ -10,7 +10,8 @@ from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import hopper_forward
 from refattn_numba.cuda.tensor_map import MAP_NAMES, Layout, layouts_of
 from tests.cuda.calls import address, operands, read_only, steps, stored, tiles
-from tests.cuda.emulated_hopper import encoded_map, launch
+from tests.cuda.emulated_block import encoded_map
+from tests.cuda.emulated_hopper import launch
 
 
 def hopper_kernel(config: hopper_forward.Config) -> Kernel:

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from refattn_numba.cuda import driver, libraries
-from tests.cuda.emulated_hopper import encoded_map
+from tests.cuda.emulated_block import encoded_map
 
 WHOLE = {}
 """What any stand-in has allocated, by address: a weak reference to the memory, where it begins there, its size and its device."""

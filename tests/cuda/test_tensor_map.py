@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 import refattn
 from refattn_numba.cuda import driver, hopper
 from refattn_numba.cuda.tensor_map import Layout, TensorMaps, layout_of
-from tests.cuda import emulated_hopper, emulator, standins
+from tests.cuda import emulated_block, emulated_hopper, emulator, standins
 from tests.cuda.test_driver import Bindings
 
 SHAPE = (2, 4, 100, 72)
@@ -69,7 +69,7 @@ class Maps(Bindings):
         if name == "cuTensorMapEncodeTiled":
             itemsize, rank, address, sizes, strides, box, *rest = arguments
             assert (rank, *rest) == (4, [1] * 4, "not interleaved", "by 128 bytes", "by 256 bytes", "zeros")
-            made = ctypes.create_string_buffer(emulated_hopper.encoded_map(itemsize, address, sizes, strides, box), 128)
+            made = ctypes.create_string_buffer(emulated_block.encoded_map(itemsize, address, sizes, strides, box), 128)
             self.kept.append(made)
             return 0, SimpleNamespace(getPtr=lambda: ctypes.addressof(made))
         if name == "cuMemAlloc":
@@ -87,7 +87,7 @@ def test_maps_are_written_once():
     layouts = [layout_of("bfloat16", 4096 * i, SHAPE, (28_800, 7200, 72), 64) for i in (1, 2)]
     first, second, again = (maps.tensor_map(0, layout) for layout in [*layouts, layouts[0]] if layout is not None)
     assert (second, again) == (first + 128, first)
-    assert ctypes.string_at(first, 128) == emulated_hopper.encoded_map(2, 4096, (72, 100, 4, 2), (144, 14_400, 57_600), (64, 64, 1, 1))
+    assert ctypes.string_at(first, 128) == emulated_block.encoded_map(2, 4096, (72, 100, 4, 2), (144, 14_400, 57_600), (64, 64, 1, 1))
     assert len(bindings.named("cuMemAlloc")) == 1
     assert bindings.named("cuThreadExchangeStreamCaptureMode")[:2] == [
         ("cuThreadExchangeStreamCaptureMode", ("relaxed",)),

@@ -131,6 +131,14 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
     has_not_finite, warp_barrier = ops(warpgroups.has_not_finite(of_sums.kind)), ops(warpgroups.warp_barrier())
     make_rows = exact_rows(ops, element, 16, size)
 
+    def fetch(slot, parity, tensor_map, row, head, batch, is_full, is_empty, ring):
+        """A tile into its slot of the ring, once that is empty."""
+        wait_phase(is_empty + BARRIER_BYTES * slot, parity)
+        expect_tile(is_full + BARRIER_BYTES * slot)
+        load_tile(ring + slot * tile_bytes, tensor_map, is_full + BARRIER_BYTES * slot, row, head, batch)
+
+    fetch = ops.function(fetch)
+
     def softmax(scores, there, top, lowest, highest, keys, row, column, largest, totals, factor):
         """Weights of a tile, and what they change."""
         if there - (top + ROWS - 1) < lowest or there + keys_in_tile - 1 - top > highest or there + keys_in_tile > keys:
@@ -185,31 +193,14 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                     load_queries(
                         tile_of_queries + part * group_bytes, query_map, has_queries, query_start + first + part * ROWS, of_head, of_batch
                     )
+                key_place = coordinate(kv_head, key_head), coordinate(batch, key_batch)
+                value_place = coordinate(kv_head, value_head), coordinate(batch, value_batch)
                 slot, parity = 0, 1
                 for j in range(begin, end):
                     row = key_start + j * keys_in_tile
-                    wait_phase(is_empty + BARRIER_BYTES * slot, parity)
-                    expect_tile(is_full + BARRIER_BYTES * slot)
-                    load_tile(
-                        ring + slot * tile_bytes,
-                        key_map,
-                        is_full + BARRIER_BYTES * slot,
-                        row,
-                        coordinate(kv_head, key_head),
-                        coordinate(batch, key_batch),
-                    )
-                    slot += 1
-                    wait_phase(is_empty + BARRIER_BYTES * slot, parity)
-                    expect_tile(is_full + BARRIER_BYTES * slot)
-                    load_tile(
-                        ring + slot * tile_bytes,
-                        value_map,
-                        is_full + BARRIER_BYTES * slot,
-                        row,
-                        coordinate(kv_head, value_head),
-                        coordinate(batch, value_batch),
-                    )
-                    slot += 1
+                    fetch(slot, parity, key_map, row, *key_place, is_full, is_empty, ring)
+                    fetch(slot + 1, parity, value_map, row, *value_place, is_full, is_empty, ring)
+                    slot += 2
                     if slot == slots:
                         slot, parity = 0, parity ^ 1
         else:
