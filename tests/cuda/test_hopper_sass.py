@@ -41,9 +41,10 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Compiled]]
     """Kernels compile on two cores while the first are looked at."""
     if sass.folder() is None:
         pytest.skip("cuobjdump is not installed")
-    wanted = [item.callspec.params["name"] for item in request.session.items if "hopper_sass" in item.nodeid and hasattr(item, "callspec")]
+    items = [getattr(item, "callspec", None) for item in request.session.items if "hopper_sass" in item.nodeid]
+    wanted = [spec.params["name"] for spec in items if spec is not None]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
-        yield {name: workers.submit(compiled, name) for name in wanted}
+        yield {name: workers.submit(compiled, name) for name in dict.fromkeys(wanted)}
         workers.shutdown(cancel_futures=True)
 
 

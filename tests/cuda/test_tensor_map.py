@@ -108,6 +108,19 @@ def test_what_the_driver_refuses_is_an_error():
     assert isinstance(TensorMaps(bindings, lambda *_: None), TensorMaps)
 
 
+def test_the_bindings_have_all_that_is_called():
+    """Names of functions and constants, against the package itself where it is installed."""
+    bindings = pytest.importorskip("cuda.bindings.driver")
+    noted = Maps()
+    driver.CudaDriver(noted).tensor_map(0, Layout("float16", 4096, (72, 100, 4, 2), (144, 14_400, 57_600), 64))
+    assert all(hasattr(bindings, name) for name, _ in noted.calls)
+    for kind, names in vars(Maps).items():
+        if isinstance(names, SimpleNamespace):
+            assert all(hasattr(getattr(bindings, kind), name) for name in vars(names)), kind
+    assert int(bindings.cuuint64_t(1 << 40)) == 1 << 40
+    assert bindings.CUtensorMap().getPtr() % 8 == 0
+
+
 def run(kernel, blocks, arguments, buffers):
     """By whichever emulator has what the kernel needs."""
     (emulated_hopper if "hopper" in kernel.name else emulator).launch(kernel, blocks, arguments, buffers)
