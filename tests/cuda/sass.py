@@ -30,6 +30,16 @@ def instructions(code: bytes) -> Counter[str]:
 
 def listing(code: bytes) -> list[str]:
     """The instructions in order, with their modifiers."""
+    return _INSTRUCTION.findall(text_of(code))
+
+
+def registers(text: str) -> int:
+    """How many the instructions need, as the highest number among them says."""
+    return 1 + max(int(n) for n in re.findall(r"\bR(\d+)\b", text))
+
+
+def text_of(code: bytes) -> str:
+    """All that is printed."""
     where = folder()
     if where is None:
         raise FileNotFoundError("cuobjdump")
@@ -38,4 +48,4 @@ def listing(code: bytes) -> list[str]:
         path.write_bytes(code)
         environment = {**os.environ, "PATH": f"{where}{os.pathsep}{os.environ.get('PATH', '')}"}
         told = subprocess.run(["cuobjdump", "-sass", str(path)], capture_output=True, text=True, check=True, env=environment)
-    return _INSTRUCTION.findall(told.stdout)
+    return told.stdout

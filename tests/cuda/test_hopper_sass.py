@@ -30,10 +30,15 @@ class Compiled(NamedTuple):
     cubin: Cubin
     notes: str
     order: list[str]
+    registers: tuple[int, int]
+    """Of the warps that copy, and of all."""
 
 
 def compiled(name: str) -> Compiled:
-    return Compiled(*(made := toolchain.compile_with_notes(KERNELS[name], "sm_90a")), sass.listing(made[0].code))
+    cubin, notes = toolchain.compile_with_notes(KERNELS[name], "sm_90a")
+    text = sass.text_of(cubin.code)
+    copying = text[text.index("USETMAXREG.DEALLOC") : text.rindex("EXIT")]
+    return Compiled(cubin, notes, sass.listing(cubin.code), (sass.registers(copying), sass.registers(text)))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Compiled]]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], record_property) -> None:
-    kernel, (cubin, notes, order) = KERNELS[name], pool[name].result()
+    kernel, (cubin, notes, order, registers) = KERNELS[name], pool[name].result()
     record_property("compiled", f"{name} sm_90a")
     c = kernel.config
     assert "Performance Loss" not in notes, "products are made one after the other"
@@ -59,6 +64,8 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
     assert (cubin.stack_bytes, count["STL"], count["LDL"]) == (0, 0, 0), "registers are spilled"
     assert cubin.registers * kernel.threads <= REGISTERS_OF_PROCESSOR
+    assert 1 < registers[0] <= c.few
+    assert registers[0] < registers[1] <= c.many
     assert GROUP * (c.few + c.groups * c.many) <= REGISTERS_OF_PROCESSOR
     assert cubin.shared_bytes <= STATIC_LIMIT
     assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT
