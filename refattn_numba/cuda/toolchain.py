@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import struct
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,26 +49,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def source_of(kernel: Kernel) -> str:
-    """All text that decides the code: the modules of this package that the builder uses, and the constants."""
-    found: dict[str, str] = {}
-    _collect(sys.modules[kernel.builder.__module__], found)
-    from refattn_numba.cuda import ptx  # noqa: PLC0415  # needs numba-cuda
-
-    _collect(ptx, found)
-    text = "".join(found[name] for name in sorted(found))
-    return f"{text}\n{kernel.name} {kernel.builder.__qualname__} {kernel.config!r} {kernel.parameters!r} {kernel.threads} {kernel.blocks_per_processor}"
-
-
-def _collect(module: ModuleType, found: dict[str, str]) -> None:
-    """The source of a module and of those of this package that it imports."""
-    if module.__name__ in found or not module.__name__.startswith("refattn_numba.cuda"):
-        return
-    found[module.__name__] = text = inspect.getsource(module)
-    for name in re.findall(r"^from (refattn_numba\.cuda\S*) import|^import (refattn_numba\.cuda\S*)", text, re.MULTILINE):
-        _collect(sys.modules["".join(name)], found)
 
 
 def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the word for it

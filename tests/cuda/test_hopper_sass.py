@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is not installed")
 
-from refattn_numba.cuda import hopper, toolchain
+from refattn_numba.cuda import cache, hopper, toolchain
 from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.kernels.hopper_forward import PARAMETERS, Config, forward
 from refattn_numba.cuda.warpgroups import DEPTH
@@ -95,7 +95,7 @@ def test_the_gate_sees_products_made_one_after_the_other() -> None:
 
 
 def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
-    text = toolchain.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
+    text = cache.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
     for part in ("def product_of_weights", "class HopperInstructions", "def exact_rows", "groups=2, keys=128"):
         assert part in text
 
