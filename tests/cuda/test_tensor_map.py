@@ -155,3 +155,37 @@ def test_public_calls(monkeypatch, record_property, change, name):
 def test_portable_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("REFATTN_CUDA_PORTABLE", "1")
     assert hopper.fitting("bfloat16", 128, 128, has_limits=False) is None
+
+
+def calls():
+    """Public calls that the kernel of compute capability 9.0 takes, in parts where it cannot take them whole."""
+    random = np.random.default_rng(1)
+
+    def drawn(*shapes):
+        return [random.normal(size=shape) for shape in shapes]
+
+    starts = np.array([0, 3, 3, 21]), np.array([0, 9, 10, 17])
+    limits = {"causal": True, "align": "lower_right"}
+    yield "packed", "varlen_attention", [*drawn((2, 21, 40), (1, 17, 40), (1, 17, 40)), *starts], {**limits, "window": (6, None)}, 1
+    yield "packed, two parts", "varlen_attention", [*drawn((2, 2, 21, 40), (2, 1, 17, 40), (2, 1, 17, 40)), *starts], limits, 2
+    leading = drawn((2, 3, 1, 5, 64), (2, 3, 1, 9, 64), (2, 3, 1, 9, 36))
+    yield "leading axes", "scaled_dot_product_attention", leading, {}, 1
+    yield "sinks", "scaled_dot_product_attention", [*drawn((2, 5, 64), (2, 9, 64), (2, 9, 64)), None, *drawn((2,))], limits, 1
+    yield "no keys", "scaled_dot_product_attention", drawn((2, 5, 64), (2, 0, 64), (2, 0, 64)), {}, 0
+
+
+CALLS = {name: call for name, *call in calls()}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_calls_of_all_kinds(monkeypatch, record_property, name):
+    import refattn_numba
+
+    function, given, options, launches = CALLS[name]
+    with standins.pretending(monkeypatch, run) as recorder:
+        arrays = [x if x is None or x.dtype.kind == "i" else standins.to_device(x, dtype="float16") for x in given]
+        rounded = [standins.to_host(x) if isinstance(x, standins.Tensor) else x for x in arrays]
+        found = standins.to_host(getattr(refattn_numba, function)(*arrays, **options))
+    assert sum("hopper" in x.kernel.name for x in recorder.launches) == launches
+    np.testing.assert_allclose(found, getattr(refattn, function)(*rounded, **options), rtol=0, atol=2.0**-10 * 4)
+    record_property("emulated", name)
