@@ -160,10 +160,12 @@ def write(about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], into
 
 def build(into: Path, architectures: Sequence[str]) -> str:
     """Compile all kernels, which needs no GPU."""
-    from refattn_numba.cuda import configurations  # noqa: PLC0415  # which brings the kernels along
+    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
 
     start = time.monotonic()
     made = cache.build(configurations.shipped(), architectures, into)
+    if hopper.ARCHITECTURE in architectures:
+        made += cache.build(hopper.shipped(), [hopper.ARCHITECTURE], into)
     size = sum(path.stat().st_size for path, _ in made) / 2**20
     return f"{len(made)} kernels for {' and '.join(architectures)}, {size:.1f} MiB, in {into}: {time.monotonic() - start:.0f} seconds"
 

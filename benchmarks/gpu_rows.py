@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,12 @@ def battery(torch: Any, dtype: str) -> Mapping[str, Any]:
     return {**made, "ok": not made["failed"] and made["compared"] > 0}
 
 
+def portable_battery(torch: Any) -> Mapping[str, Any]:
+    """The same by the kernels that other devices take, in a process that then takes no others."""
+    os.environ["REFATTN_CUDA_PORTABLE"] = "1"
+    return battery(torch, "bfloat16")
+
+
 def _shapes() -> Sequence[tuple[Shape, bool]]:
     """Shapes, and whether they are among the quick ones: always 16 k queries and 2048 features in all."""
     found = []
@@ -61,6 +68,7 @@ def _shapes() -> Sequence[tuple[Shape, bool]]:
 def rows() -> tuple[Row, ...]:
     """In the order in which they run: whether results are right comes first, then how fast they are."""
     batteries = [Row(f"battery {dtype}", 150, lambda torch, d=dtype: battery(torch, d), quick=True, alone=False) for dtype in DTYPES]
+    batteries.append(Row("battery bfloat16 portable", 150, portable_battery, quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
     return (*batteries, Row("limits", 30, limits, quick=True), *times)
 

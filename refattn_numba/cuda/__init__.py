@@ -2,7 +2,7 @@
 
 The functions of `refattn_numba` take arrays on a device and return such arrays, of the caller's library, on its current stream, without
 a copy to main memory. From a call to a launch: `faces` checks the arguments, `arrays` and `libraries` read where they lie, `attention`
-makes of them the parameters of kernels, `configurations` chooses these, `cache` has them from a file or from the compiler, and `driver`
+makes of them the parameters of kernels, `configurations` and `hopper` choose these, `cache` has them from a file or from the compiler, and `driver`
 launches them.
 """
 

@@ -18,6 +18,7 @@ from refattn_numba.cuda import cache
 
 if TYPE_CHECKING:
     from refattn_numba.cuda.kernel import Cubin, Kernel
+    from refattn_numba.cuda.tensor_map import Layout, TensorMaps
 
 OLDEST = (8, 0)
 """The compute capability from which on the kernels run."""
@@ -94,6 +95,10 @@ class Driver(Protocol):
         """Queue a kernel, with its arguments by name, on a stream of a device."""
         ...
 
+    def tensor_map(self, device: int, layout: Layout) -> int:
+        """Address of the description of a tensor in a device's memory."""
+        ...
+
     def wait_for(self, device: int, stream: int, other: int) -> None:
         """Let a stream wait for what is queued on another one now."""
         ...
@@ -111,6 +116,7 @@ class CudaDriver:
         self._loaded: dict[tuple[Kernel, int], Any] = {}
         self._facts: dict[int, Facts] = {}
         self._primary: dict[int, Any] = {}
+        self._maps: dict[int, TensorMaps] = {}
         try:
             self._call("cuInit", 0)
         except CudaError:
@@ -152,6 +158,15 @@ class CudaDriver:
             loaded = self._load(kernel, device)
             sizes = (blocks, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes)
             self._call("cuLaunchKernel", loaded, *sizes, self._cuda.CUstream(stream), (values, types), 0)
+
+    def tensor_map(self, device: int, layout: Layout) -> int:  # noqa: D102
+        from refattn_numba.cuda.tensor_map import TensorMaps  # noqa: PLC0415  # which brings kernels' modules along
+
+        with self._context(device):
+            context = int(self._call("cuCtxGetCurrent"))
+            if context not in self._maps:
+                self._maps[context] = TensorMaps(self._cuda, self._call)
+            return self._maps[context].address(layout)
 
     def wait_for(self, device: int, stream: int, other: int) -> None:  # noqa: D102
         with self._context(device):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refattn._core import Pullback
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
-from refattn_numba.cuda import configurations, driver
+from refattn_numba.cuda import configurations, driver, hopper
 from refattn_numba.cuda.arrays import ITEM_BYTES, DeviceArray, Placed, placed
+from refattn_numba.cuda.tensor_map import MAP_NAMES, layouts_of
 
 if TYPE_CHECKING:
     from refattn_numba.cuda.kernel import Kernel
@@ -108,11 +109,29 @@ class Launcher:
 
     def kernel(self, face: str) -> Kernel:
         """The kernel of a face for these operands on this device."""
+        if face == "forward" and (found := self._hopper()) is not None:
+            return found
         sizes = self.fields["head_dim"], self.fields["value_dim"]
         # scores are compared before they are scaled, but where the order could change
         return choose(
             face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=self.facts.shared_bytes
         )
+
+    def _hopper(self) -> Kernel | None:
+        """The kernel of compute capability 9.0, where the device and the operands are such that it can be used."""
+        fields = self.fields
+        if self.facts.capability != hopper.CAPABILITY or self.options or not fields["scale"] > 0:
+            return None
+        has_limits = fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT
+        found = hopper.fitting(
+            self.dtype, int(fields["head_dim"]), int(fields["value_dim"]), has_limits=has_limits, shared_limit=self.facts.shared_bytes
+        )
+        return None if found is None or layouts_of(found, fields, self._batch_of_kernels) is None else found
+
+    @property
+    def _batch_of_kernels(self) -> int:
+        """What kernels know of the batch."""
+        return self.batch if self.sequences is None else 1
 
     def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
         """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
@@ -215,6 +234,10 @@ class Launcher:
         fields = {**self.fields, **more}
         for name, x in places.items():
             fields |= x.fields(name)
+        if (MAP_NAMES[0], "pointer") in kernel.parameters:
+            layouts = layouts_of(kernel, fields, self._batch_of_kernels)
+            assert layouts is not None  # or another kernel would have been chosen
+            fields |= {name: driver.current().tensor_map(self.device, x) for name, x in zip(MAP_NAMES, layouts, strict=True)}
         arguments = {name: fields[name] for name, _ in kernel.parameters}
         driver.current().launch(kernel, self.device, blocks, arguments, self.stream)
 

@@ -20,6 +20,7 @@ from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 from numba.cuda.typing import signature
 
+from refattn_numba.cuda.hopper_ptx import HopperInstructions
 from refattn_numba.cuda.operations import Kind, Many, Operation
 
 INT, LONG, FLOAT, BIT, NOTHING = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.IntType(1), ir.VoidType()
@@ -100,7 +101,7 @@ class Value:
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
-class Machine:
+class Machine(HopperInstructions):
     """Makes code at one place of a function."""
 
     def __init__(self, context: Any, builder: Any) -> None:

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import struct
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,26 +51,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def source_of(kernel: Kernel) -> str:
-    """All text that decides the code: the modules of this package that the builder uses, and the constants."""
-    found: dict[str, str] = {}
-    _collect(sys.modules[kernel.builder.__module__], found)
-    from refattn_numba.cuda import ptx  # noqa: PLC0415  # needs numba-cuda
-
-    _collect(ptx, found)
-    text = "".join(found[name] for name in sorted(found))
-    return f"{text}\n{kernel.name} {kernel.builder.__qualname__} {kernel.config!r} {kernel.parameters!r} {kernel.threads} {kernel.blocks_per_processor}"
-
-
-def _collect(module: ModuleType, found: dict[str, str]) -> None:
-    """The source of a module and of those of this package that it imports."""
-    if module.__name__ in found or not module.__name__.startswith("refattn_numba.cuda"):
-        return
-    found[module.__name__] = text = inspect.getsource(module)
-    for name in re.findall(r"^from (refattn_numba\.cuda\S*) import|^import (refattn_numba\.cuda\S*)", text, re.MULTILINE):
-        _collect(sys.modules["".join(name)], found)
-
-
 def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the word for it
     """Machine code of a kernel.
 
@@ -95,13 +73,18 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
     ValueError
         Where the architecture is no such name.
     """
+    return compile_with_notes(kernel, architecture)[0]
+
+
+def compile_with_notes(kernel: Kernel, architecture: str) -> tuple[Cubin, str]:
+    """The same, and what the toolchain remarked on it: that it did not do what was meant, or did it slowly."""
     versions()
     found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", architecture)
     if found is None:
         raise ValueError(f"architecture is {architecture!r}, but must be such as 'sm_80' or 'sm_90a'")
     major, minor = int(found[1]), int(found[2])
     if not hasattr(np, "row_stack"):  # removed in NumPy 2.5, which numba-cuda overloads as it is imported
-        np.vstack = np.vstack
+        setattr(np, "row_stack", np.vstack)  # noqa: B010
     from numba.cuda import dispatcher, types  # noqa: PLC0415  # takes 0.3 s, and is an extra
     from numba.cuda.compiler import _compile_pyfunc_with_fixup  # noqa: PLC0415
 
@@ -127,8 +110,10 @@ def compile(kernel: Kernel, architecture: str) -> Cubin:  # noqa: A001  # the wo
             dispatcher.get_current_device = asked
     library._lto = True  # else ptxas ignores setmaxnreg
     library._nvvm_options.pop("gen-lto", None)
-    code = bytes(library.get_cubin(cc=(major, minor, found[3]) if found[3] else (major, minor)).code)
-    return Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))
+    target = (major, minor, found[3]) if found[3] else (major, minor)
+    code = bytes(library.get_cubin(cc=target).code)
+    made = Cubin(code, library._entry_name, architecture, *resources(code, library._entry_name))
+    return made, library.get_linkerinfo(target)
 
 
 def resources(code: bytes, entry: str) -> tuple[int, int, int]:

@@ -13,6 +13,8 @@ from tests.cuda.standins import numpy_type
 
 PAIR_AXES = ("batch", "head", "row", "key")
 FAR = 1 << 30
+ABSENT = {"mask": 0, "bias": 0, "keep": 0, "softcap": 0.0, "keep_scale": 1.0}
+"""What a kernel has that knows no options."""
 
 
 class Memory:
@@ -44,7 +46,7 @@ class Call:
     def __init__(self, kernel, blocks, arguments, buffers):
         self.kernel, self.blocks, self.memory, self.dtype = kernel, blocks, Memory(buffers), kernel.config.element
         self.names = {name for name, _ in kernel.parameters}
-        self.given = arguments
+        self.given = {**ABSENT, **arguments}
 
     def __getattr__(self, name):
         """A parameter that no method is named like."""

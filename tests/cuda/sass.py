@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.\w+)*)")
 
 
 def folder() -> Path | None:
@@ -25,6 +25,21 @@ def folder() -> Path | None:
 
 def instructions(code: bytes) -> Counter[str]:
     """How often each instruction occurs, without its modifiers."""
+    return Counter(name.partition(".")[0] for name in listing(code))
+
+
+def listing(code: bytes) -> list[str]:
+    """The instructions in order, with their modifiers."""
+    return _INSTRUCTION.findall(text_of(code))
+
+
+def registers(text: str) -> int:
+    """How many the instructions need, as the highest number among them says."""
+    return 1 + max(int(n) for n in re.findall(r"\bR(\d+)\b", text))
+
+
+def text_of(code: bytes) -> str:
+    """All that is printed."""
     where = folder()
     if where is None:
         raise FileNotFoundError("cuobjdump")
@@ -33,4 +48,4 @@ def instructions(code: bytes) -> Counter[str]:
         path.write_bytes(code)
         environment = {**os.environ, "PATH": f"{where}{os.pathsep}{os.environ.get('PATH', '')}"}
         told = subprocess.run(["cuobjdump", "-sass", str(path)], capture_output=True, text=True, check=True, env=environment)
-    return Counter(_INSTRUCTION.findall(told.stdout))
+    return told.stdout

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from refattn_numba.cuda import driver, libraries
+from tests.cuda.emulated_block import encoded_map
 
 WHOLE = {}
 """What any stand-in has allocated, by address: a weak reference to the memory, where it begins there, its size and its device."""
@@ -370,7 +371,7 @@ class Recorder:
     def __init__(self, run=None, capability=(9, 0), shared_bytes=232_448, devices=2):
         self.run, self.launches, self.waits, self.synchronized = run, [], [], 0
         self.known = driver.Facts("stand-in", capability, 4, 1_000_000, 1 << 34, shared_bytes, (13, 0))
-        self.devices = devices
+        self.devices, self.maps = devices, {}
 
     def count(self):
         return self.devices
@@ -386,6 +387,12 @@ class Recorder:
         self.launches.append(SimpleNamespace(kernel=kernel, device=device, blocks=blocks, arguments=dict(arguments), stream=stream))
         if self.run is not None:
             self.run(kernel, blocks, dict(arguments), buffers())
+
+    def tensor_map(self, device, layout):
+        if layout not in self.maps:
+            self.maps[layout] = allocated((128,), "uint8", device)
+            self.maps[layout][:] = list(encoded_map(2, layout.address, layout.sizes, layout.strides, layout.box))
+        return self.maps[layout].ctypes.data
 
     def wait_for(self, device, stream, other):
         self.waits.append((device, stream, other))

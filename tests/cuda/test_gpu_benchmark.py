@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba")
 
 from benchmarks import gpu, gpu_battery, gpu_rows, gpu_timing
-from refattn_numba.cuda import CudaError, cache, configurations, driver
+from refattn_numba.cuda import CudaError, cache, configurations, driver, hopper
 from refattn_numba.cuda.kernel import Cubin
 from tests.cuda import standins
 
@@ -60,7 +60,7 @@ def test_arguments_that_are_refused(capsys, arguments, match):
 def test_rows_have_names_of_their_own_and_fit_in_the_time():
     found = gpu_rows.rows()
     assert len({row.name for row in found}) == len(found)
-    assert [row.name for row in found[:4]] == ["battery bfloat16", "battery float16", "battery float32", "limits"]
+    assert [row.name for row in found[:4]] == ["battery bfloat16", "battery float16", "battery float32", "battery bfloat16 portable"]
     assert any("causal" in row.name for row in found)
     of_row = 10 + 2 * (1 + len(gpu_timing.BACK_ENDS)) * gpu_timing.SECONDS  # to start, and for each contender forward and backward
     usual = max(row.seconds for row in found if not row.alone) + sum(of_row for row in found if row.alone)
@@ -233,3 +233,13 @@ def test_tensors_of_the_battery_keep_their_numbers():
     assert x.dtype == torch.bfloat16
     assert made.make(np.array([True]), named_format("bfloat16")).dtype == torch.bool
     assert np.array_equal(made.plain(x), [1.0, 2.5])
+
+
+def test_the_portable_battery_has_portable_kernels_alone(monkeypatch):
+    monkeypatch.setenv("REFATTN_CUDA_PORTABLE", "")
+    asked = []
+    monkeypatch.setattr(
+        gpu_rows, "battery", lambda torch, dtype: asked.append((dtype, hopper.fitting(dtype, 64, 64, has_limits=False))) or {}
+    )
+    gpu_rows.portable_battery(None)
+    assert asked == [("bfloat16", None)]

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is not installed")
 
-from refattn_numba.cuda import toolchain
+from refattn_numba.cuda import cache, toolchain
 from refattn_numba.cuda.configurations import ATTENTION, SHARED_LIMIT, choose, shipped
 from refattn_numba.cuda.kernel import Cubin, Kernel
 from tests.cuda import sass
@@ -101,7 +101,7 @@ def test_architecture_is_checked() -> None:
 
 
 def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
-    text = toolchain.source_of(choose("forward", "bfloat16", 128, 128))
+    text = cache.source_of(choose("forward", "bfloat16", 128, 128))
     for part in ("def product_of_rows", "def copy_rows", "class Machine", "def places", "Config(element='bfloat16', size=128"):
         assert part in text
-    assert text != toolchain.source_of(choose("forward", "float16", 128, 128))
+    assert text != cache.source_of(choose("forward", "float16", 128, 128))

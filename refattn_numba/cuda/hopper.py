@@ -1,0 +1,73 @@
+"""The closed list of kernels for compute capability 9.0 alone, and which of them a call gets.
+
+A multiprocessor has 65,536 registers, of which `few` and `many` for each thread take at most all, and 227 KB of shared memory for a block.
+Tiles neither spill nor exceed these, as `tests/cuda/test_hopper_sass.py` holds. None of these kernels has run on a GPU yet; where the
+environment has REFATTN_CUDA_PORTABLE, no call gets one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
+
+from refattn_numba.cuda.fragments import Element
+from refattn_numba.cuda.kernel import Kernel
+from refattn_numba.cuda.kernels import hopper_forward
+from refattn_numba.cuda.kernels.hopper_forward import Config
+
+CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
+Short: TypeAlias = Literal["bfloat16", "float16"]
+SHARED_LIMIT = 232_448
+
+SMALLEST = 33
+"""Numbers in a row: with fewer, half of what these kernels multiply would be padding."""
+
+
+def _config(element: Element, size: int, *, has_limits: bool) -> Config:
+    if size == 64:
+        return Config(element, size, groups=3, keys=128, stages=2, few=32, many=160)
+    keys = 80 if size == 256 else 128 if has_limits else 176
+    return Config(element, size, groups=2, keys=keys, stages=2, few=24, many=240)
+
+
+def fitting(dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shared_limit: int = SHARED_LIMIT) -> Kernel | None:
+    """The forward kernel for operands of these sizes, without options.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the operands.
+    head_dim, value_dim : int
+        Numbers in a row.
+    has_limits : bool
+        Whether positions limit what is attended, so that smaller tiles leave out more.
+    shared_limit : int, optional
+        Bytes of shared memory that a block may have.
+
+    Returns
+    -------
+    Kernel, or None
+        One of `shipped`; None where none fits.
+    """
+    most = max(head_dim, value_dim)
+    size = next((size for size in (64, 128, 256) if size >= most), None)
+    if dtype not in get_args(Short) or most < SMALLEST or size is None or os.environ.get("REFATTN_CUDA_PORTABLE"):
+        return None
+    config = _config(dtype, size, has_limits=has_limits)  # pyright: ignore[reportArgumentType]  # it is one of two
+    if config.shared_bytes > shared_limit:
+        return None
+    name = f"forward_hopper_{dtype}_{size}_{config.keys}"
+    return Kernel(name, hopper_forward.forward, config, hopper_forward.PARAMETERS, config.threads, config.shared_bytes, config.tile)
+
+
+def shipped() -> Iterator[Kernel]:
+    """The whole list."""
+    found: dict[str, Kernel] = {}
+    for dtype in get_args(Short):
+        for size in (64, 128, 256):
+            for has_limits in (False, True):
+                kernel = fitting(dtype, size, size, has_limits=has_limits)
+                assert kernel is not None  # within the limits, as tests hold
+                found[kernel.name] = kernel
+    yield from found.values()

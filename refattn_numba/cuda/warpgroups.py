@@ -1,0 +1,217 @@
+"""Operations of compute capability 9.0: four warps multiply together what one warp copies for them, while they do something else.
+
+Operands lie in shared memory in blocks of 64 columns, which are 128 bytes: row after row, and within each 8 rows the 16 bytes at place c of
+row r stand at place ``c ^ r``, so that 8 rows of one column lie in different banks (the swizzle of 128 bytes; PTX ISA, "Asynchronous
+warpgroup level matrix shared memory layout"). Copies write this layout by themselves, where a block begins at a multiple of 1024 bytes.
+Sums of 64 rows are four `Tile`s of 16, one for each warp, and so are what a product takes on its left from registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from refattn_numba.cuda.fragments import Element, Tile
+from refattn_numba.cuda.operations import Many, Operation
+
+BLOCK_COLUMNS, BLOCK_BYTES, DEPTH = 64, 128, 16
+"""Columns and bytes of a row of a block, and columns of one product's left operand."""
+
+ALIGNMENT = 1024
+_SWIZZLE, _EIGHT_ROWS = 1 << 62, (1024 >> 4) << 32
+ROWS = 64
+
+
+class Steps(NamedTuple):
+    """A sum of products that are 16 deep.
+
+    Attributes
+    ----------
+    columns : int
+        Of the sums.
+    left, right : tuple of int
+        How far from its descriptor each step's operand is, in units of 16 bytes; `left` is empty where that is in registers.
+    is_new : bool
+        Whether sums begin at 0.
+    right_is_rows : bool
+        Whether the numbers of one column of sums stand in one row of the right operand, or in one column of it.
+    """
+
+    columns: int
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    is_new: bool
+    right_is_rows: bool
+
+    @property
+    def registers(self) -> int:
+        """Of a lane, for 64 rows of sums."""
+        return self.columns // 2
+
+
+# Barriers
+
+
+def aligned_shared() -> Operation:
+    """Where shared memory begins, at a multiple of what swizzled blocks need."""
+    return Operation(lambda e: (e.shared() + (ALIGNMENT - 1)) & -ALIGNMENT, (), "int32")
+
+
+def barrier_init(count: int) -> Operation:
+    """A barrier at an address, for so many warps."""
+    return Operation(lambda e, address: e.barrier_init(address, count), ("int32",), None)
+
+
+def barriers_made() -> Operation:
+    """All are there; other warps may use them after a barrier of the block."""
+    return Operation(lambda e: e.barriers_made(), (), None)
+
+
+def barrier_arrive() -> Operation:
+    """A warp arrives."""
+    return Operation(lambda e, address: e.barrier_arrive(address), ("int32",), None)
+
+
+def barrier_expect(size: int) -> Operation:
+    """A warp arrives, and says how many bytes will."""
+    return Operation(lambda e, address: e.barrier_expect(address, size), ("int32",), None)
+
+
+def barrier_wait() -> Operation:
+    """Until the phase of a parity has ended."""
+    return Operation(lambda e, address, parity: e.barrier_wait(address, parity), ("int32", "int32"), None)
+
+
+def warp_barrier() -> Operation:
+    """What the lanes of a warp have stored is seen by all of them."""
+    return Operation(lambda e: e.warp_barrier(), (), None)
+
+
+def meet(threads: int) -> Operation:
+    """Wait at a barrier of this number, from 1 to 15, for so many threads in all."""
+    return Operation(lambda e, number: e.meet(number, threads), ("int32",), None)
+
+
+def announce(threads: int) -> Operation:
+    """Arrive there, and go on."""
+    return Operation(lambda e, number: e.announce(number, threads), ("int32",), None)
+
+
+# Copies and registers
+
+
+def map_acquire() -> Operation:
+    """A tensor map that the host wrote may be used by this warp."""
+    return Operation(lambda e, tensor_map: e.map_acquire(tensor_map), ("int64",), None)
+
+
+def load_rows(rows: int, size: int) -> Operation:
+    """Start to copy rows of one head, `size` columns of them, block after block; their bytes arrive at a barrier.
+
+    Takes where to, the tensor map, the barrier, and the first row, the head and the batch. What lies outside the tensor becomes zeros.
+    """
+
+    def run(e: Any, to: Any, tensor_map: Any, barrier: Any, row: Any, head: Any, batch: Any) -> None:
+        for i in range(size // BLOCK_COLUMNS):
+            e.box_load(to + i * rows * BLOCK_BYTES, tensor_map, barrier, (e.integer(i * BLOCK_COLUMNS), row, head, batch))
+
+    return Operation(run, ("int32", "int64", "int32", "int32", "int32", "int32"), None)
+
+
+def registers(count: int, *, more: bool) -> Operation:
+    """The four warps that execute this have so many each thread from now on."""
+    return Operation(lambda e: e.registers(count, more=more), (), None)
+
+
+def coordinate() -> Operation:
+    """Of a head or batch in a tensor map, where all share one if the stride is 0."""
+    return Operation(lambda e, place, stride: e.select(stride == 0, e.integer(0), place), ("int32", "int64"), "int32")
+
+
+# Products
+
+
+def _descriptor(e: Any, address: Any, block_step: int) -> Any:
+    """Of an operand in shared memory: where it is, the bytes to its next 64 columns where those are not summed over, and its swizzle."""
+    return e.wide(address >> 4) | (_SWIZZLE | _EIGHT_ROWS | (block_step >> 4) << 16)
+
+
+def _along_rows(rows: int, depth: int) -> tuple[int, ...]:
+    """Steps through columns: within a block, and from block to block."""
+    in_block = BLOCK_COLUMNS // DEPTH
+    return tuple((k // in_block * rows * BLOCK_BYTES + k % in_block * DEPTH * 2) >> 4 for k in range(depth // DEPTH))
+
+
+def product_of_rows(element: Element, columns: int, depth: int) -> Operation:
+    """Start ``left @ right.T`` of 64 rows and `columns` rows at two addresses; to be waited for."""
+    steps = Steps(columns, _along_rows(ROWS, depth), _along_rows(columns, depth), is_new=True, right_is_rows=True)
+    kind = Tile(16, columns).kind
+
+    def run(e: Any, left: Any, right: Any) -> Any:
+        return e.products_start(element, steps, (), _descriptor(e, left, 16), _descriptor(e, right, 16))
+
+    return Operation(run, ("int32", "int32"), kind)
+
+
+def product_of_weights(element: Element, size: int, depth: int) -> Operation:
+    """Start ``sums + weights @ right``, whose `depth` rows of `size` columns are at an address; to be waited for."""
+    steps = Steps(size, (), tuple(k * DEPTH * BLOCK_BYTES >> 4 for k in range(depth // DEPTH)), is_new=False, right_is_rows=False)
+    kind = Tile(16, size).kind
+
+    def run(e: Any, sums: Any, weights: Any, right: Any) -> Any:
+        return e.products_start(element, steps, sums, weights, _descriptor(e, right, depth * BLOCK_BYTES))
+
+    return Operation(run, (kind, packed_kind(depth), "int32"), kind)
+
+
+def packed_kind(columns: int) -> Many:
+    """Registers of weights that are two to a register."""
+    return Many("bits", columns // 4)
+
+
+def packed(element: Element, columns: int) -> Operation:
+    """Weights as a product takes them on its left."""
+
+    def run(e: Any, weights: Any) -> list[Any]:
+        return [e.packed(weights[i], weights[i + 1], element) for i in range(0, len(weights), 2)]
+
+    return Operation(run, (Tile(16, columns).kind,), packed_kind(columns))
+
+
+def products_begin(kind: Many) -> Operation:
+    """Sums, and whatever else was written to registers, may be used by products that follow."""
+    return Operation(lambda e, sums: e.products_begin(sums), (kind,), kind)
+
+
+def products_wait(kind: Many, running: int) -> Operation:
+    """The sums, once at most so many later groups of products are under way."""
+    return Operation(lambda e, sums: e.products_wait(sums, running), (kind,), kind)
+
+
+def made_before(kind: Many) -> Operation:
+    """Sums of weights are made before a wait that follows, so that what they are made of overlaps with what is waited for.
+
+    ptxas moves a wait up, past all that does not need it.
+    """
+
+    def run(e: Any, totals: Any) -> None:
+        whole = totals[0]
+        for x in totals[1:]:
+            whole = whole + x
+        e.made_before(whole)
+
+    return Operation(run, (kind,), None)
+
+
+# What is not finite
+
+
+def has_not_finite(kind: Many) -> Operation:
+    """Whether a lane of the warp holds NaN or infinity."""
+
+    def run(e: Any, values: Any) -> Any:
+        total = values[0] - values[0]
+        for x in values[1:]:
+            total = total + (x - x)
+        return e.any_lane(total != 0.0)
+
+    return Operation(run, (kind,), "int32")

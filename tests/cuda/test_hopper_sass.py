@@ -1,0 +1,110 @@
+"""Kernels for compute capability 9.0 compile without a GPU to what was meant: products by four warps, boxes, phases, no spills."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is not installed")
+
+from refattn_numba.cuda import cache, hopper, toolchain
+from refattn_numba.cuda.kernel import Cubin
+from refattn_numba.cuda.kernels.hopper_forward import PARAMETERS, Config, forward
+from refattn_numba.cuda.warpgroups import DEPTH
+from tests.cuda import sass
+from tests.cuda.hopper_calls import hopper_kernel
+from tests.cuda.test_sass import STATIC_LIMIT
+
+REGISTERS_OF_PROCESSOR, GROUP = 65_536, 128
+KERNELS = {kernel.name: kernel for kernel in hopper.shipped()}
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if "float16_" in name and "bfloat16" not in name else []) for name in KERNELS]
+
+
+class Compiled(NamedTuple):
+    cubin: Cubin
+    notes: str
+    order: list[str]
+    registers: tuple[int, int]
+    """Of the warps that copy, and of all."""
+
+
+def compiled(name: str) -> Compiled:
+    cubin, notes = toolchain.compile_with_notes(KERNELS[name], "sm_90a")
+    text = sass.text_of(cubin.code)
+    copying = text[text.index("USETMAXREG.DEALLOC") : text.rindex("EXIT")]
+    return Compiled(cubin, notes, sass.listing(cubin.code), (sass.registers(copying), sass.registers(text)))
+
+
+@pytest.fixture(scope="module")
+def pool(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Compiled]]]:
+    """Kernels compile on two cores while the first are looked at."""
+    if sass.folder() is None:
+        pytest.skip("cuobjdump is not installed")
+    items = [getattr(item, "callspec", None) for item in request.session.items if "hopper_sass" in item.nodeid]
+    wanted = [spec.params["name"] for spec in items if spec is not None]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
+        yield {name: workers.submit(compiled, name) for name in dict.fromkeys(wanted)}
+        workers.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], record_property) -> None:
+    kernel, (cubin, notes, order, registers) = KERNELS[name], pool[name].result()
+    record_property("compiled", f"{name} sm_90a")
+    c = kernel.config
+    assert "Performance Loss" not in notes, "products are made one after the other"
+    assert "ignored" not in notes
+    found = Counter(x.partition(".")[0] for x in order)
+    count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
+    assert (cubin.stack_bytes, count["STL"], count["LDL"]) == (0, 0, 0), "registers are spilled"
+    assert cubin.registers * kernel.threads <= REGISTERS_OF_PROCESSOR
+    assert 1 < registers[0] <= c.few
+    assert registers[0] < registers[1] <= c.many
+    assert GROUP * (c.few + c.groups * c.many) <= REGISTERS_OF_PROCESSOR
+    assert cubin.shared_bytes <= STATIC_LIMIT
+    assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT
+    assert count["HGMMA"] == 2 * (c.size // DEPTH + c.keys // DEPTH), "the first or last tile, and those between"
+    assert count["UTMALDG"] >= (c.groups + 2) * c.size // 64
+    assert found["SYNCS"] > c.barriers
+    assert (count["USETMAXREG"], count["HMMA"], count["CALL"]) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exponentials_overlap_with_products(name: str, pool: dict[str, Future[Compiled]]) -> None:
+    """In the loop they stand before the wait for the products that they need not wait for."""
+    signs = {"HGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
+    text = "".join(sign for x in pool[name].result().order for what, sign in signs.items() if x.startswith(what))
+    runs = re.findall(r"(H+)([^H]*)", text)
+    c = KERNELS[name].config
+    (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // DEPTH]
+    assert re.match(rf"we{{{c.keys // 2 + 2}}}w", after), after
+
+
+def test_the_gate_sees_products_made_one_after_the_other() -> None:
+    """More sums than there are registers for."""
+    kernel = hopper_kernel(Config("bfloat16", 64, groups=3, keys=192, stages=2, few=32, many=160))
+    cubin, notes = toolchain.compile_with_notes(kernel, "sm_90a")
+    assert "Performance Loss" in notes
+    assert cubin.stack_bytes > 0
+
+
+def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
+    text = cache.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
+    for part in ("def product_of_weights", "class HopperInstructions", "def exact_rows", "groups=2, keys=128"):
+        assert part in text
+
+
+def test_hosts_find_their_kernel() -> None:
+    assert hopper.fitting("bfloat16", 128, 128, has_limits=True).tile == 128  # type: ignore[union-attr]
+    assert hopper.fitting("bfloat16", 40, 64, has_limits=False).config.size == 64  # type: ignore[union-attr]
+    assert hopper.fitting("float32", 128, 128, has_limits=False) is None
+    assert hopper.fitting("float16", 32, 32, has_limits=False) is None
+    assert hopper.fitting("float16", 257, 32, has_limits=False) is None
+    assert hopper.fitting("float16", 128, 128, has_limits=False, shared_limit=101_376) is None
+    assert all(kernel.builder is forward and kernel.parameters == PARAMETERS for kernel in hopper.shipped())
