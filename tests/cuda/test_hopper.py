@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("numba")
+
 import refattn
 from refattn_numba.cuda.kernels.hopper_forward import Config
 from tests.cuda.calls import Band, numbers, stored

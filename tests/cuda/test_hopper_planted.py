@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("numba")
+
 from refattn_numba.cuda import warpgroups
 from refattn_numba.cuda.kernels import hopper_forward
 from tests.cuda.cases import problem
