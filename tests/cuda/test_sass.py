@@ -46,9 +46,8 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Futur
     """Kernels compile on all cores while the first are looked at."""
     if sass.folder() is None:
         pytest.skip("cuobjdump is not installed")
-    wanted = [
-        item.callspec.params for item in request.session.items if getattr(item, "callspec", None) and "architecture" in item.callspec.params
-    ]
+    items = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    wanted = [spec.params for spec in items if spec is not None]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as workers:
         jobs = {(p["name"], p["architecture"]): workers.submit(compiled, p["name"], p["architecture"]) for p in wanted}
         yield jobs
