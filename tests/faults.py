@@ -351,7 +351,7 @@ were chosen by the authors of the tests, who know them: this shows that tests ca
 
 `python -m tests.faults --convolutions` writes this page.
 
-| algorithm | faults | planted in the last run | found by the check | found by tests | found by neither |
+| algorithm | faults | of which were run | found by the check | found by tests | found by neither |
 | --- | ---: | ---: | ---: | ---: | ---: |
 """
 
