@@ -5,7 +5,6 @@ Warps that wait for each other are a fault, as are those of one group of four th
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from tests.cuda.emulated_block import Block
 from tests.cuda.emulated_warpgroup import HopperWarp
-from tests.cuda.emulator import Buffers, Emulated, Fault, converted
+from tests.cuda.emulator import Buffers, Emulated, Fault, converted, give_turn, waiting_for_turns
 
 
 class EmulatedHopper(Emulated):
@@ -67,45 +66,15 @@ def run_block(
 ) -> None:
     """Give turns to whichever warps can go on, until all have ended."""
     block.running = running
-
-    def life(warp: HopperWarp) -> None:
-        warp.turn.acquire()
-        try:
-            if warp.error is None:
-                with np.errstate(all="ignore"):
-                    function(*values)
-        except BaseException as error:  # raised by whoever launched
-            warp.error = error
-        warp.state = "ended"
-        warp.handed_back.release()
-
-    threads = [threading.Thread(target=life, args=(warp,), daemon=True) for warp in running]
-    for thread in threads:
-        thread.start()
-    try:
+    with waiting_for_turns(machine, function, values, running):
         while alive := [warp for warp in running if warp.state != "ended"]:
             able = [warp for warp in alive if warp.can_go()]
             if not able and not block.land():
                 raise Fault("deadlock: " + "; ".join(f"warp {warp.place} waits for {warp.what}" for warp in alive))
             for warp in reversed(able) if last_first else able:
                 if warp.can_go():  # still
-                    _give_turn(machine, warp)
-    finally:
-        for warp in running:
-            if warp.state != "ended":
-                warp.error = warp.error or Fault("another warp failed")
-                _give_turn(machine, warp, may_fail=True)
-        for thread in threads:
-            thread.join()
+                    give_turn(machine, warp)
     _check_end(block)
-
-
-def _give_turn(machine: EmulatedHopper, warp: HopperWarp, *, may_fail: bool = False) -> None:
-    machine.current = warp
-    warp.turn.release()
-    warp.handed_back.acquire()
-    if warp.state == "ended" and warp.error is not None and not may_fail:
-        raise warp.error
 
 
 def _check_end(block: Block) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -379,8 +380,21 @@ def run_block(machine: Emulated, function: Callable[..., None], values: list[Any
     warps = kernel.threads // 32
     shared = Shared(kernel.shared_bytes, warps)
     running = [Warp(i, block, shared, memory) for i in range(warps)]
+    with waiting_for_turns(machine, function, values, running):
+        while any(warp.state != "ended" for warp in running):
+            for warp in running:
+                if warp.state == "ready":
+                    give_turn(machine, warp)
+            _pass_barrier(running)
+    if any(warp.groups and any(warp.groups) for warp in running):
+        raise Fault("a thread ends while its copies are under way")
 
-    def life(warp: Warp) -> None:
+
+@contextmanager
+def waiting_for_turns(machine: Any, function: Callable[..., None], values: list[Any], running: Sequence[Any]) -> Iterator[None]:
+    """Within the block, each warp is a thread that goes on when it is given a turn; those that have not ended then are ended."""
+
+    def life(warp: Any) -> None:
         warp.turn.acquire()
         try:
             if warp.error is None:
@@ -395,23 +409,18 @@ def run_block(machine: Emulated, function: Callable[..., None], values: list[Any
     for thread in threads:
         thread.start()
     try:
-        while any(warp.state != "ended" for warp in running):
-            for warp in running:
-                if warp.state == "ready":
-                    _give_turn(machine, warp)
-            _pass_barrier(running)
+        yield
     finally:
         for warp in running:
             if warp.state != "ended":
                 warp.error = warp.error or Fault("another warp failed")
-                _give_turn(machine, warp, may_fail=True)
+                give_turn(machine, warp, may_fail=True)
         for thread in threads:
             thread.join()
-    if any(warp.groups and any(warp.groups) for warp in running):
-        raise Fault("a thread ends while its copies are under way")
 
 
-def _give_turn(machine: Emulated, warp: Warp, *, may_fail: bool = False) -> None:
+def give_turn(machine: Any, warp: Any, *, may_fail: bool = False) -> None:
+    """Let a warp go on until it waits or ends, and raise what it raised."""
     machine.current = warp
     warp.turn.release()
     warp.handed_back.acquire()
