@@ -27,10 +27,13 @@ def texts(module: str) -> dict[str, str]:
 @cache
 def digest(module: str) -> str:
     """A hash of them."""
-    made = blake2b(digest_size=16)
-    for name, text in sorted(texts(module).items()):
-        made.update(f"{name}\0{text}\0".encode())
-    return made.hexdigest()
+    return _hash("\0".join(f"{name}\0{_hash(text)}" for name, text in sorted(texts(module).items())))
+
+
+@cache
+def _hash(text: str) -> str:
+    """Of a text, which many modules may import, once."""
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @cache
