@@ -117,9 +117,9 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     for face in _faces(options):
         sizes = query.shape[-1], value.shape[-1]
         kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
-        if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
+        if face in hopper.FACES and architecture == hopper.ARCHITECTURE and not has_options:
             has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
-            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
+            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared, face=face) or kernel
         cubin = cache.cubin_of(kernel, architecture)
         shared_bytes = kernel.shared_bytes + cubin.shared_bytes
         found.append(

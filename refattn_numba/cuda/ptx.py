@@ -282,14 +282,17 @@ class Machine(HopperInstructions):
         self.ptx(f"cp.async.wait_group {running};", NOTHING, changes=True)
 
     def load_shared(self, address: Value, count: int = 1) -> Any:
-        """One or four registers of bits."""
+        """One, two or four registers of bits."""
         if count == 1:
             return self.ptx("ld.shared.b32 $0, [$1];", INT, address, changes=True)
-        return self.ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", INT, address, changes=True, count=4)
+        results = ", ".join(f"${i}" for i in range(count))
+        return self.ptx(f"ld.shared.v{count}.b32 {{{results}}}, [${count}];", INT, address, changes=True, count=count)
 
     def store_shared(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
-        """Four registers, where valid."""
-        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.shared.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        """One, two or four registers, where valid."""
+        count, how = len(bits), "" if len(bits) == 1 else f".v{len(bits)}"
+        given = ", ".join(f"${i + 1}" for i in range(count))
+        text = f"{{ .reg .pred p; setp.ne.b32 p, ${count + 1}, 0; @p st.shared{how}.b32 [$0], {{{given}}}; }}"
         self.ptx(text, NOTHING, address, *bits, valid, changes=True)
 
     def load_matrices(self, address: Value, *, transposed: bool) -> tuple[Value, ...]:
