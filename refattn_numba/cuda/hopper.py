@@ -37,13 +37,13 @@ def _forward(element: Element, size: int, *, has_limits: bool) -> hopper_forward
 
 def _backward_keys(element: Element, size: int) -> hopper_backward.Config:
     others = 96 if size == 64 else 64
-    return hopper_backward.Config(element, size, True, groups=2, others=others, stages=2, few=24, many=240, shares_rows=size == 256)
+    return hopper_backward.Config(element, size, True, groups=2, others=others, stages=2, few=32, many=240, shares_rows=size == 256)
 
 
 def _backward_queries(element: Element, size: int) -> hopper_backward.Config:
     if size == 64:
         return hopper_backward.Config(element, size, False, groups=3, others=80, stages=2, few=32, many=160)
-    return hopper_backward.Config(element, size, False, groups=2, others=96 if size == 128 else 48, stages=2, few=24, many=240)
+    return hopper_backward.Config(element, size, False, groups=2, others=96 if size == 128 else 48, stages=2, few=32, many=240)
 
 
 def fitting(

@@ -122,6 +122,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
     mask_by_place = ops(fragments.masked_by_place(of_scores))
     load_shifts, load_deltas = ops(row_numbers.row_shifts(of_scores)), ops(memory.load_row_numbers(of_scores))
     weights_by_column, weights_by_row = ops(row_numbers.weights_by_column(of_scores)), ops(row_numbers.weights_by_row(of_scores))
+    made_before = ops(warpgroups.all_made_before(of_scores.kind))
     d_by_column, d_by_row = ops(row_numbers.cotangents_by_column(of_scores)), ops(row_numbers.cotangents_by_row(of_scores))
     scale_sums, all_rows, store_rows = (
         ops(fragments.scale_rows(of_sums)),
@@ -263,6 +264,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
                         d_scores = pack(d_by_column(weights, d_weights, numbers_of_tile + numbers_bytes, column))
                     else:
                         weights = weights_by_row(scores, shifts, factor)
+                        made_before(weights)
                         d_weights = wait_d_weights(d_weights)
                         d_scores = pack(d_by_row(weights, d_weights, deltas))
                     of_left = begin_products(of_left)
@@ -293,7 +295,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
                     make_rows(
                         key_at, key_row * width, value_at, value_row * width,
                         query_at, query_row * width, query_head * width, d_output_at, d_output_row * width, d_output_head * width,
-                        lse + numbers_at, delta + numbers_at, lse_head * 4, members,
+                        lse + numbers_at, delta + numbers_at, lse_head, members,
                         d_key_at, d_key_row * width, d_value_at, d_value_row * width, of_warp, rows, head_dim, value_dim, offset,
                         begin * in_tile, min(end * in_tile, others), lowest, highest, scale, thread,
                     )  # fmt: skip
