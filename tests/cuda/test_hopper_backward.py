@@ -135,6 +135,15 @@ def test_what_is_masked_reaches_nothing(element: str, more: dict[str, Any]) -> N
         np.testing.assert_allclose(numbers(x)[wanted], expected[name][wanted], rtol=0, atol=allowed, err_msg=name)
 
 
+def hidden() -> tuple[Problem, np.ndarray]:
+    """What is not finite in places that are masked for some: a key that the last query alone may attend to, and the first cotangent."""
+    case = problem(heads=1, query_len=20, key_len=20, head_dim=12, causal="upper_left")
+    case.operands[1].view("uint16")[..., 19, 3] = 0x7F80
+    cotangent = np.random.default_rng(7).standard_normal((1, 1, 20, 12))
+    cotangent[..., 0, 3] = np.inf
+    return case, cotangent
+
+
 def test_results_repeat() -> None:
     case = problem("bfloat16", heads=2, group=2, causal="lower_right")
     (first, _), (again, _) = (both(small(), case, **ORDERS[order]) for order in ("late", "last warps first"))

@@ -279,7 +279,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
             of_values = wait_sums(of_values)
 
             offset = part * columns_of_group
-            is_spoilt = has_not_finite(of_left)
+            is_spoilt = has_not_finite(of_left)  # and with them all that makes other sums so
             key_at = key + (batch * key_batch + kv_head * key_head + key_start * key_row) * width
             value_at = value + (batch * value_batch + kv_head * value_head + key_start * value_row) * width
             query_at = query + (batch * query_batch + head * query_head + query_start * query_row) * width
@@ -287,7 +287,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
             if of_keys:
                 d_key_at = d_key + (batch * d_key_batch + kv_head * d_key_head + key_start * d_key_row) * width
                 d_value_at = d_value + (batch * d_value_batch + kv_head * d_value_head + key_start * d_value_row) * width
-                if (is_spoilt | has_not_finite(of_values)) == 0:
+                if is_spoilt == 0:
                     of_left = scale_sums(of_left, all_rows(scale))
                     store_rows(of_left, d_key_at + offset * width, d_key_row * width, row, column, rows, head_dim - offset)
                     store_rows(of_values, d_value_at + offset * width, d_value_row * width, row, column, rows, value_dim - offset)
