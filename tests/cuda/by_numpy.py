@@ -13,7 +13,7 @@ from tests.cuda.standins import numpy_type
 
 PAIR_AXES = ("batch", "head", "row", "key")
 FAR = 1 << 30
-ABSENT = {"mask": 0, "bias": 0, "keep": 0, "softcap": 0.0, "keep_scale": 1.0}
+ABSENT = {"mask": 0, "bias": 0, "keep": 0, "softcap": 0.0, "keep_scale": 1.0, "d_bias": 0}
 """What a kernel has that knows no options."""
 
 
@@ -218,7 +218,7 @@ FACES = {
     "rows": _delta,
     "d_sinks": _sinks,
     "empty": _forward,
-    "d_query": lambda call: _backward(call, True),
+    "d_query": lambda call: _backward(call, not getattr(call.kernel.config, "of_keys", False)),
     "d_key": lambda call: _backward(call, False),
 }
-"""By a parameter that no other kernel has."""
+"""By a parameter that no other kernel has, but for those of compute capability 9.0 that make either cotangent."""

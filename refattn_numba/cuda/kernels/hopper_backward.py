@@ -94,14 +94,21 @@ PARAMETERS: Parameters = (
 
 def backward(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
-    element, size, of_keys, groups, in_tile, stages = config.element, config.size, config.of_keys, config.groups, config.others, config.stages
+    element, size, of_keys, groups, in_tile, stages = (
+        config.element,
+        config.size,
+        config.of_keys,
+        config.groups,
+        config.others,
+        config.stages,
+    )
     tile_rows, shares_rows, columns_of_group = config.tile, config.shares_rows, size // groups if config.shares_rows else size
     width, log2_e = bytes_of(element), np.float32(LOG2_E)
     group_bytes, tile_bytes, numbers_bytes = ROWS * size * width, in_tile * size * width, 4 * in_tile
     kept_bytes, part_bytes = tile_rows * size * width, columns_of_group // BLOCK_COLUMNS * in_tile * BLOCK_BYTES
     of_scores, of_sums = Tile(16, in_tile), Tile(16, columns_of_group)
 
-    place = places(ops, tile_rows)
+    place = places(ops, tile_rows, of_keys=of_keys)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(warpgroups.aligned_shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     quotient, barrier, made = ops(memory.quotient()), ops(memory.barrier()), ops(warpgroups.barriers_made())
@@ -119,6 +126,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
     wait_sums, wait_values = (ops(warpgroups.products_wait(of_sums.kind, running)) for running in (0, 1))
     wait_scores, wait_d_weights = (ops(warpgroups.products_wait(of_scores.kind, running)) for running in (1, int(of_keys)))
     pack, no_sums = ops(warpgroups.packed(element, in_tile)), ops(fragments.zeros(of_sums.kind))
+    no_numbers = ops(fragments.zeros(of_scores.of_rows))
     mask_by_place = ops(fragments.masked_by_place(of_scores))
     load_shifts, load_deltas = ops(row_numbers.row_shifts(of_scores)), ops(memory.load_row_numbers(of_scores))
     weights_by_column, weights_by_row = ops(row_numbers.weights_by_column(of_scores)), ops(row_numbers.weights_by_row(of_scores))
@@ -238,6 +246,7 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
             left_values, of_warp = left + kept_bytes, top + (warp & 3) * 16
             row, column = of_warp + first_row(thread), first_column(thread)
             factor = scale * log2_e
+            shifts, deltas = no_numbers(), no_numbers()
             if not of_keys:
                 shifts, deltas = load_shifts(lse + numbers_at, row, rows), load_deltas(delta + numbers_at, row, rows)
             of_left, of_values = no_sums(), no_sums()
