@@ -43,7 +43,7 @@ def _backward_keys(element: Element, size: int) -> hopper_backward.Config:
 def _backward_queries(element: Element, size: int) -> hopper_backward.Config:
     if size == 64:
         return hopper_backward.Config(element, size, False, groups=3, others=80, stages=2, few=32, many=160)
-    return hopper_backward.Config(element, size, False, groups=2, others=96 if size == 128 else 48, stages=2, few=32, many=240)
+    return hopper_backward.Config(element, size, False, groups=2, others=96 if size == 128 else 48, stages=2, few=48, many=232)
 
 
 def fitting(

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba")
 
 from refattn_numba.cuda import row_numbers, warpgroups
-from refattn_numba.cuda.kernels import exact_gradients, hopper_backward
+from refattn_numba.cuda.kernels import backward_tiles, exact_gradients, hopper_backward
 from tests.cuda.cases import problem
 from tests.cuda.emulator import Fault
 from tests.cuda.test_hopper import ORDERS
@@ -26,38 +26,31 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 }
 LOOP = "                    "
 NEXT = "slot, parity = 0, parity ^ 1"
-LOADS = f"""                        slot += 1
-                        if slot == stages:
-                            {NEXT}
-            elif"""
-PUTS = f"""                        slot += 1
-                        if slot == stages:
-                            {NEXT}
-        else:"""
+LOADS, PUTS = (f"{LOOP}slot += 1\n{LOOP}if slot == stages:\n{LOOP}    {NEXT}\n{after}" for after in ("        elif", "\n    return"))
 WAITS = f"""{LOOP}slot += 1
 {LOOP}if slot == stages:
 {LOOP}    {NEXT}
             of_left"""
 
 FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
-    "barriers not told": (hopper_backward, "made()\n        barrier()", "barrier()", "full", "fault"),
+    "barriers not told": (backward_tiles, "        made()\n", "", "full", "fault"),
     "what stays not waited for": (hopper_backward, "wait_phase(is_kept, 0)", "pass", "full", "fault"),
     "tiles not waited for": (hopper_backward, "wait_phase(is_full + BARRIER_BYTES * slot, parity)", "pass", "full", "fault"),
     "parity of products stays": (hopper_backward, WAITS, WAITS.replace("parity ^ 1", "0"), "full", "fault"),
-    "parity of copies stays": (hopper_backward, LOADS, LOADS.replace("parity ^ 1", "1"), "full", "fault"),
-    "parity of numbers stays": (hopper_backward, PUTS, PUTS.replace("parity ^ 1", "1"), "full", "fault"),
-    "copies begin with the wrong parity": (hopper_backward, "slot, parity = 0, 1\n                for member in range(members):\n                    for j", "slot, parity = 0, 0\n                for member in range(members):\n                    for j", "full", "fault"),
-    "numbers not announced": (hopper_backward, "arrive(is_full + BARRIER_BYTES * slot)", "pass", "full", "fault"),
-    "numbers not awaited": (hopper_backward, "barrier_init(2 if of_keys else 1)", "barrier_init(1)", "full", "fault"),
+    "parity of copies stays": (backward_tiles, LOADS, LOADS.replace("parity ^ 1", "1"), "full", "fault"),
+    "parity of numbers stays": (backward_tiles, PUTS, PUTS.replace("parity ^ 1", "1"), "full", "fault"),
+    "copies begin with the wrong parity": (backward_tiles, "slot, parity = 0, 1\n", "slot, parity = 0, 0\n", "full", "fault"),
+    "numbers not announced": (backward_tiles, "arrive(is_full + BARRIER_BYTES * slot)", "pass", "full", "fault"),
+    "numbers not awaited": (backward_tiles, "barrier_init(2 if config.of_keys else 1)", "barrier_init(1)", "full", "fault"),
     "numbers of another stage": (hopper_backward, "of_numbers + 2 * slot * numbers_bytes\n" + LOOP + "wait", "of_numbers\n" + LOOP + "wait", "full", "fault or wrong"),
-    "numbers of the first tile": (hopper_backward, "delta + at, j * in_tile,", "delta + at, begin * in_tile,", "full", "wrong"),
+    "numbers of the first tile": (backward_tiles, "delta + at, j * in_tile,", "delta + at, begin * in_tile,", "full", "wrong"),
     "given back too early": (hopper_backward, "arrive(is_empty + BARRIER_BYTES * before)", "arrive(is_empty + BARRIER_BYTES * slot)", "full", "fault"),
     "given back before sums are made": (hopper_backward, f"scores = wait_scores(scores)\n{LOOP}if before >= 0:\n{LOOP}    arrive(is_empty + BARRIER_BYTES * before)", f"if before >= 0:\n{LOOP}    arrive(is_empty + BARRIER_BYTES * before)\n{LOOP}scores = wait_scores(scores)", "full", "fault"),
     "never given back": (hopper_backward, "if before >= 0:", "if before >= 9:", "full", "fault"),
-    "one warp speaks for all": (hopper_backward, "barrier_init(WARPS * groups)", "barrier_init(1)", "full", "fault"),
-    "fewer bytes expected": (hopper_backward, "barrier_expect(2 * tile_bytes)", "barrier_expect(tile_bytes)", "full", "fault"),
-    "more bytes expected": (hopper_backward, "barrier_expect(2 * kept_bytes)", "barrier_expect(2 * kept_bytes + 16)", "full", "fault"),
-    "map not acquired": (hopper_backward, "acquire(d_output_map)", "pass", "full", "fault"),
+    "one warp speaks for all": (backward_tiles, "barrier_init(all_warps)", "barrier_init(1)", "full", "fault"),
+    "fewer bytes expected": (backward_tiles, "barrier_expect(2 * tile_bytes)", "barrier_expect(tile_bytes)", "full", "fault"),
+    "more bytes expected": (backward_tiles, "barrier_expect(2 * kept_bytes)", "barrier_expect(2 * kept_bytes + 16)", "full", "fault"),
+    "map not acquired": (backward_tiles, "acquire(d_output_map)", "pass", "full", "fault"),
     "no fence before scores": (hopper_backward, f"of_left = begin_products(of_left)\n{LOOP}scores", "scores", "full", "fault"),
     "no fence before sums": (hopper_backward, f"{LOOP}of_left = begin_products(of_left)\n{LOOP}of_left", f"{LOOP}of_left", "full", "fault"),
     "no fence before sums of values": (hopper_backward, "of_values = begin_products(of_values)", "pass", "full", "fault"),
@@ -70,8 +63,8 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "edge of another group": (hopper_backward, "there + in_tile - 1 - top > highest", "there - top > highest", "causal", "wrong"),
     "limits not turned round": (hopper_backward, "-(high + shift), -(low + shift)", "low - shift, high - shift", "causal", "wrong"),
     "alignment ignored": (hopper_backward, "align_right * (others - rows)", "0", "causal", "wrong"),
-    "one head of a group for all": (hopper_backward, "coordinate(head + member, query_head)", "coordinate(head, query_head)", "grouped", "wrong"),
-    "numbers of one head for all": (hopper_backward, "numbers_at + member * lse_head * 4", "numbers_at", "grouped", "wrong"),
+    "one head of a group for all": (backward_tiles, "coordinate(head + member, query_head)", "coordinate(head, query_head)", "grouped", "wrong"),
+    "numbers of one head for all": (backward_tiles, "at = member * lse_head * 4", "at = 0", "grouped", "wrong"),
     "last tile left out": (hopper_backward, "+ in_tile - 1) // in_tile", ") // in_tile", "full", "wrong"),
     "weights where their cotangents belong": (hopper_backward, "d_scores = pack(d_by_row(weights, d_weights, deltas))", "d_scores = pack(weights)", "full", "wrong"),
     "queries where cotangents belong": (hopper_backward, "start_sums(of_values, packed, right_values +", "start_sums(of_values, packed, right +", "full", "wrong"),
@@ -100,7 +93,11 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch, record_prop
     record_property("emulated", "fault")
     faulty = mutated(module, old, new)
     if module in (warpgroups, row_numbers):
-        monkeypatch.setattr(hopper_backward, module.__name__.rpartition(".")[2], faulty)
+        for user in (hopper_backward, backward_tiles):
+            monkeypatch.setattr(user, module.__name__.rpartition(".")[2], faulty)
+    elif module is backward_tiles:
+        monkeypatch.setattr(hopper_backward, "copies", faulty.copies)
+        monkeypatch.setattr(hopper_backward, "barriers", faulty.barriers)
     elif module is exact_gradients:
         monkeypatch.setattr(hopper_backward, "exact_gradients", faulty.exact_gradients)
     else:

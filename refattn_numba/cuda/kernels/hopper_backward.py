@@ -8,80 +8,18 @@ way round. Both make the scores, so that nothing is summed by atomics, and resul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refattn_numba.cuda import fragments, memory, row_numbers, warpgroups
-from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of
+from refattn_numba.cuda.fragments import LOG2_E, Tile, bytes_of
 from refattn_numba.cuda.kernel import Parameters
+from refattn_numba.cuda.kernels.backward_tiles import Config, barriers, copies
 from refattn_numba.cuda.kernels.exact_gradients import exact_gradients
 from refattn_numba.cuda.kernels.hopper_forward import BARRIER_BYTES, WARPS
 from refattn_numba.cuda.kernels.place import OPERANDS, numbers, places, strides
 from refattn_numba.cuda.warpgroups import ALIGNMENT, BLOCK_BYTES, BLOCK_COLUMNS, ROWS
-
-
-class Config(NamedTuple):
-    """Sizes that are fixed when the kernel is compiled.
-
-    Attributes
-    ----------
-    element : str
-        Type of the operands, of 16 bits.
-    size : int
-        Numbers in a row: a multiple of 64, to which smaller ones are padded with zeros in shared memory.
-    of_keys : bool
-        Whether keys and values stay, or queries.
-    groups : int
-        Of four warps, besides the one that copies.
-    others : int
-        Rows in a tile of what passes by: a multiple of 16.
-    stages : int
-        Pairs of such tiles in shared memory.
-    few, many : int
-        Registers of a thread of the group that copies, and of the others.
-    shares_rows : bool
-        Whether all groups have the same 64 rows, and each sums a part of the columns, or each has its own rows.
-    """
-
-    element: Element
-    size: int
-    of_keys: bool
-    groups: int
-    others: int
-    stages: int
-    few: int
-    many: int
-    shares_rows: bool = False
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * WARPS * (1 + self.groups)
-
-    @property
-    def tile(self) -> int:
-        """Rows of a block."""
-        return ROWS if self.shares_rows else ROWS * self.groups
-
-    @property
-    def boxes(self) -> dict[str, int]:
-        """Rows that are copied at a time, by operand."""
-        of_queries, of_keys = (self.others, ROWS) if self.of_keys else (ROWS, self.others)
-        return {"query": of_queries, "key": of_keys, "value": of_keys, "d_output": of_queries}
-
-    @property
-    def barriers(self) -> int:
-        """One for what stays, and two for each stage: that it is full, and that it is empty."""
-        return 1 + 2 * self.stages
-
-    @property
-    def shared_bytes(self) -> int:
-        """Barriers, both tiles that stay, the ring, and in it two numbers of each query; and what aligning them may take."""
-        rows = self.tile + self.stages * self.others
-        of_numbers = 8 * self.stages * self.others if self.of_keys else 0
-        return 2 * ALIGNMENT + 2 * rows * self.size * bytes_of(self.element) + of_numbers
-
 
 PARAMETERS: Parameters = (
     *OPERANDS,
@@ -94,31 +32,18 @@ PARAMETERS: Parameters = (
 
 def backward(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel."""
-    element, size, of_keys, groups, in_tile, stages = (
-        config.element,
-        config.size,
-        config.of_keys,
-        config.groups,
-        config.others,
-        config.stages,
-    )
-    tile_rows, shares_rows, columns_of_group = config.tile, config.shares_rows, size // groups if config.shares_rows else size
-    width, log2_e = bytes_of(element), np.float32(LOG2_E)
-    group_bytes, tile_bytes, numbers_bytes = ROWS * size * width, in_tile * size * width, 4 * in_tile
-    kept_bytes, part_bytes = tile_rows * size * width, columns_of_group // BLOCK_COLUMNS * in_tile * BLOCK_BYTES
+    element, size, of_keys, in_tile, stages = config.element, config.size, config.of_keys, config.others, config.stages
+    tile_rows, shares_rows, columns_of_group = config.tile, config.shares_rows, size // config.groups if config.shares_rows else size
+    width, log2_e, kept_bytes, tile_bytes = bytes_of(element), np.float32(LOG2_E), config.kept_bytes, config.tile_bytes
+    group_bytes, numbers_bytes = ROWS * size * width, 4 * in_tile
+    part_bytes = columns_of_group // BLOCK_COLUMNS * in_tile * BLOCK_BYTES
     of_scores, of_sums = Tile(16, in_tile), Tile(16, columns_of_group)
 
     place = places(ops, tile_rows, of_keys=of_keys)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(warpgroups.aligned_shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
-    quotient, barrier, made = ops(memory.quotient()), ops(memory.barrier()), ops(warpgroups.barriers_made())
-    init_kept, init_full = ops(warpgroups.barrier_init(1)), ops(warpgroups.barrier_init(2 if of_keys else 1))
-    init_empty = ops(warpgroups.barrier_init(WARPS * groups))
+    quotient, barrier, make_barriers, copy = ops(memory.quotient()), ops(memory.barrier()), barriers(ops, config), copies(ops, config)
     arrive, wait_phase = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait())
-    expect_kept, expect_pair = ops(warpgroups.barrier_expect(2 * kept_bytes)), ops(warpgroups.barrier_expect(2 * tile_bytes))
-    acquire, coordinate = ops(warpgroups.map_acquire()), ops(warpgroups.coordinate())
-    load_kept, load_tile = ops(warpgroups.load_rows(ROWS, size)), ops(warpgroups.load_rows(in_tile, size))
-    put_numbers = ops(row_numbers.put_numbers(in_tile))
     fewer, more = ops(warpgroups.registers(config.few, more=False)), ops(warpgroups.registers(config.many, more=True))
     start_scores = ops(warpgroups.product_of_rows(element, in_tile, size))
     start_sums = ops(warpgroups.product_of_weights(element, columns_of_group, in_tile))
@@ -186,58 +111,16 @@ def backward(ops: Any, config: Config) -> Callable[..., None]:
         of_numbers = ring + 2 * stages * tile_bytes
         warp = warp_of(thread)
         if warp == 0:
-            init_kept(is_kept)
-            for slot in range(stages):
-                init_full(is_full + BARRIER_BYTES * slot)
-                init_empty(is_empty + BARRIER_BYTES * slot)
-            made()
+            make_barriers(is_kept)
         barrier()
 
         if warp < WARPS:
             fewer()
-            if warp == 0:
-                acquire(query_map)
-                acquire(key_map)
-                acquire(value_map)
-                acquire(d_output_map)
-                expect_kept(is_kept)
-                of_queries, of_cotangents = coordinate(batch, query_batch), coordinate(batch, d_output_batch)
-                key_place = coordinate(kv_head, key_head), coordinate(batch, key_batch)
-                value_place = coordinate(kv_head, value_head), coordinate(batch, value_batch)
-                for part in range(tile_rows // ROWS):
-                    at, row = kept + part * group_bytes, start + first + part * ROWS
-                    if of_keys:
-                        load_kept(at, key_map, is_kept, row, *key_place)
-                        load_kept(at + kept_bytes, value_map, is_kept, row, *value_place)
-                    else:
-                        load_kept(at, query_map, is_kept, row, coordinate(head, query_head), of_queries)
-                        load_kept(at + kept_bytes, d_output_map, is_kept, row, coordinate(head, d_output_head), of_cotangents)
-                slot, parity = 0, 1
-                for member in range(members):
-                    for j in range(begin, end):
-                        at, row, full = ring + 2 * slot * tile_bytes, other_start + j * in_tile, is_full + BARRIER_BYTES * slot
-                        wait_phase(is_empty + BARRIER_BYTES * slot, parity)
-                        expect_pair(full)
-                        if of_keys:
-                            load_tile(at, query_map, full, row, coordinate(head + member, query_head), of_queries)
-                            load_tile(at + tile_bytes, d_output_map, full, row, coordinate(head + member, d_output_head), of_cotangents)
-                        else:
-                            load_tile(at, key_map, full, row, *key_place)
-                            load_tile(at + tile_bytes, value_map, full, row, *value_place)
-                        slot += 1
-                        if slot == stages:
-                            slot, parity = 0, parity ^ 1
-            elif of_keys and warp == 1:
-                slot, parity = 0, 1
-                for member in range(members):
-                    at = numbers_at + member * lse_head * 4
-                    for j in range(begin, end):
-                        wait_phase(is_empty + BARRIER_BYTES * slot, parity)
-                        put_numbers(of_numbers + 2 * slot * numbers_bytes, lse + at, delta + at, j * in_tile, others, thread)
-                        arrive(is_full + BARRIER_BYTES * slot)
-                        slot += 1
-                        if slot == stages:
-                            slot, parity = 0, parity ^ 1
+            copy(
+                warp, thread, is_kept, kept, head, kv_head, batch, members, start + first, other_start, begin, end, others,
+                lse + numbers_at, delta + numbers_at, lse_head, query_map, key_map, value_map, d_output_map,
+                query_batch, query_head, key_batch, key_head, value_batch, value_head, d_output_batch, d_output_head,
+            )  # fmt: skip
         else:
             more()
             of_group = (warp >> 2) - 1
