@@ -127,7 +127,17 @@ def test_another_text_of_a_module_compiles_anew(compiler, monkeypatch):
     assert len(compiler.calls) == 2
 
 
-MAKERS = ["fragments", "kernels.place", "kernels.exact_rows", "warpgroups", "kernels.hopper_forward", "hopper_ptx", "ptx", "toolchain", "kernel"]
+MAKERS = [
+    "fragments",
+    "kernel",
+    "kernels.place",
+    "kernels.exact_rows",
+    "kernels.hopper_forward",
+    "warpgroups",
+    "hopper_ptx",
+    "ptx",
+    "toolchain",
+]
 
 
 @pytest.mark.parametrize("changed", MAKERS)
