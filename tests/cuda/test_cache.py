@@ -127,16 +127,30 @@ def test_another_text_of_a_module_compiles_anew(compiler, monkeypatch):
     assert len(compiler.calls) == 2
 
 
-@pytest.mark.parametrize("changed", ["fragments", "kernels.place", "kernels.visible", "kernels.forward", "ptx", "toolchain", "kernel"])
+MAKERS = [
+    "fragments",
+    "kernel",
+    "kernels.place",
+    "kernels.exact_rows",
+    "kernels.hopper_forward",
+    "warpgroups",
+    "hopper_ptx",
+    "ptx",
+    "toolchain",
+]
+
+
+@pytest.mark.parametrize("changed", MAKERS)
 def test_each_module_that_makes_a_kernel_is_in_its_digest(monkeypatch, changed):
+    kernel = "refattn_numba.cuda.kernels.hopper_forward"
     cache.digest_of.cache_clear()
-    before = cache.digest_of("refattn_numba.cuda.kernels.forward")
+    before = cache.digest_of(kernel)
     read = _sources._text
     name = f"refattn_numba.cuda.{changed}"
     assert read(name)
     monkeypatch.setattr(_sources, "_text", lambda module: f"{read(module)} " if module == name else read(module))
     cache.digest_of.cache_clear()
-    assert cache.digest_of("refattn_numba.cuda.kernels.forward") != before
+    assert cache.digest_of(kernel) != before
     cache.digest_of.cache_clear()
 
 
