@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("numba")
 
 import refattn
-from refattn_numba.cuda import driver, hopper
+from refattn_numba.cuda import cache, driver, explain, hopper
+from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.tensor_map import Layout, TensorMaps, layout_of
 from tests.cuda import emulated_block, emulated_hopper, emulator, standins
 from tests.cuda.test_driver import Bindings
@@ -154,7 +155,21 @@ def test_public_calls(monkeypatch, record_property, change, name):
 
 def test_portable_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("REFATTN_CUDA_PORTABLE", "1")
-    assert hopper.fitting("bfloat16", 128, 128, has_limits=False) is None
+    assert all(hopper.fitting("bfloat16", 128, 128, has_limits=False, face=face) is None for face in hopper.FACES)
+
+
+def test_explanations_name_these_kernels(monkeypatch):
+    monkeypatch.setattr(cache, "cubin_of", lambda kernel, architecture: Cubin(b"", kernel.name, architecture, 168, 0, 0))
+    x = np.ones((1, 2, 8, 100), np.float16)
+    found = {row.face: row.kernel for row in explain(x, x, x, architecture="sm_90a", causal=True, align="upper_left")}
+    assert found == {
+        "forward": "forward_hopper_float16_128_128",
+        "delta": "delta_float16",
+        "backward_keys": "backward_keys_hopper_float16_128",
+        "backward_queries": "backward_queries_hopper_float16_128",
+    }
+    assert not any("hopper" in row.kernel for row in explain(x, x, x, architecture="sm_80"))
+    assert not any("hopper" in row.kernel for row in explain(x, x, x, architecture="sm_90a", softcap=2.0))
 
 
 def calls():
