@@ -103,7 +103,8 @@ def _text_of_modules() -> str:
     """All modules of this package that may decide what a kernel's code is: too many rather than too few."""
     here = Path(__file__).parent
     files = sorted(path for path in here.rglob("*.py") if path.name not in HOST_MODULES)
-    return "\0".join(f"{path.relative_to(here).as_posix()}\0{path.read_text('utf-8')}" for path in files)
+    files.append(here.parent / "cpu" / "conv" / "activation.py")  # for the series of GELU
+    return "\0".join(f"{path.relative_to(here.parent).as_posix()}\0{path.read_text('utf-8')}" for path in files)
 
 
 def source_of(kernel: Kernel) -> str:

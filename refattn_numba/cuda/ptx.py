@@ -264,6 +264,19 @@ class Machine(HopperInstructions):
         text = texts.get(width, "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.global.b32 [$0], $1; }")
         self.ptx(text, NOTHING, address, bits, valid, changes=True)
 
+    def load_vector(self, address: Value, valid: Value) -> tuple[Value, ...]:
+        """Four registers of bits from 16 bytes of global memory, 0 where not valid."""
+        text = (
+            "{ .reg .pred p; .reg .b32 a, b, c, d; setp.ne.b32 p, $5, 0; mov.b32 a, 0; mov.b32 b, 0; mov.b32 c, 0; mov.b32 d, 0; "
+            "@p ld.global.v4.b32 {a, b, c, d}, [$4]; mov.b32 $0, a; mov.b32 $1, b; mov.b32 $2, c; mov.b32 $3, d; }"
+        )
+        return self.ptx(text, INT, address, valid, changes=True, count=4)
+
+    def store_vector(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
+        """Four registers to 16 bytes of global memory, where valid."""
+        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.global.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        self.ptx(text, NOTHING, address, *bits, valid, changes=True)
+
     def copy_async(self, to: Value, address: Value, size: Value, wanted: Value | None = None, width: int = 16) -> None:
         """16 or 4 bytes from global to shared memory, the last of them zeros where `size` is smaller; nothing at all where not wanted."""
         copy = f"cp.async.{'cg' if width == 16 else 'ca'}.shared.global [$0], [$1], {width}, $2;"

@@ -180,6 +180,10 @@ class Warp:
         is_finite = (bits & 0x7F800000) != 0x7F800000
         return np.where(is_finite, (bits + 0x1000) & ~0x1FFF, bits).astype(np.int32)
 
+    def widened(self, x: Any, dtype: str) -> Any:
+        bits = np.broadcast_to(x, 32).astype(np.int32)
+        return (bits << 16).view(np.float32) if dtype == "bfloat16" else bits.view(np.float16)[::2].astype(np.float32)
+
     # Where a thread is
     def thread(self) -> Any:
         return (32 * self.place + LANES).astype(np.int32)
@@ -229,6 +233,19 @@ class Warp:
     def store(self, address: Any, bits: Any, width: int, valid: Any) -> None:
         addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
         content = np.ascontiguousarray(np.broadcast_to(bits, 32)).astype(np.int32).view(np.uint8).reshape(32, 4)[:, :width]
+        if lanes.any():
+            self.buffers.store(addresses[lanes], content[lanes])
+
+    def load_vector(self, address: Any, valid: Any) -> tuple[Any, ...]:
+        addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
+        content = np.zeros((32, 16), np.uint8)
+        if lanes.any():
+            content[lanes] = self.buffers.load(addresses[lanes], 16)
+        return tuple(content.view(np.int32).T)
+
+    def store_vector(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
+        addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
+        content = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32).view(np.uint8)
         if lanes.any():
             self.buffers.store(addresses[lanes], content[lanes])
 
