@@ -163,6 +163,10 @@ class Machine(HopperInstructions):
         """``a * b + c`` with one rounding."""
         return self.ptx("fma.rn.f32 $0, $1, $2, $3;", FLOAT, *map(self._float, (a, b, c)))
 
+    def below(self, a: Value, b: Value) -> Value:
+        """Whether ``0 <= a < b``, where b is not negative."""
+        return Value(self, self.builder.icmp_unsigned("<", a.register, b.register))
+
     def smallest(self, a: Any, b: Any) -> Value:
         """Of two integers."""
         a, b = self.alike(a, b)

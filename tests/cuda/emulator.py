@@ -147,6 +147,9 @@ class Warp:
     def quotient(self, a: Any, b: Any) -> Any:
         return a // b
 
+    def below(self, a: Any, b: Any) -> Any:
+        return (a >= 0) & (a < b)
+
     def smallest(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 

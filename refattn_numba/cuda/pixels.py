@@ -1,0 +1,182 @@
+"""Operations on the positions of images, volumes and sequences, whose channels are the rows of tiles.
+
+Positions are counted along width, height, depth and batch, in this order. A triple is of depth, height and width; steps are in bytes, from
+example to example first. Position i along an axis of a grid is ``start + scale * i`` along that of an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, each, stride_of
+from refattn_numba.cuda.operations import Many, Operation
+
+TRIPLE, STEPS = Many("int32", 3), Many("int64", 4)
+FAR = -(2**30)
+"""Outside every array, whatever tap is added."""
+
+GRID = ("int32", "int32", TRIPLE, TRIPLE, TRIPLE)
+"""The first position, the number of positions, sizes of the grid, scale and start."""
+
+
+def place_of(e: Any, index: Any, sizes: Sequence[Any]) -> list[Any]:
+    """Numbers along batch, depth, height and width."""
+    made = []
+    for size in (sizes[2], sizes[1], sizes[0]):
+        above = e.quotient(index, size)
+        made.append(index - above * size)
+        index = above
+    return [index, *reversed(made)]
+
+
+def address_of(e: Any, base: Any, place: Sequence[Any], steps: Sequence[Any]) -> Any:
+    """Of a position."""
+    for number, step in zip(place, steps, strict=True):
+        base = e.multiply_add_wide(number, step, base)
+    return base
+
+
+def is_inside(e: Any, place: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    """Whether no number is negative or too large."""
+    of_depth, of_height, of_width = (e.below(x, size) for x, size in zip(place, sizes, strict=True))
+    return of_depth & of_height & of_width
+
+
+class Chunks:
+    """Which chunks of 16 bytes of a tile a thread copies: the same part of some rows, `apart` rows from each other."""
+
+    def __init__(self, element: Element, rows: int, size: int, threads: int) -> None:
+        in_row = size * bytes_of(element) // 16
+        if threads % in_row or rows * in_row % threads:
+            raise ValueError(f"{threads} threads, but {rows} rows of {in_row} chunks")
+        self.bits, self.last, self.apart = in_row.bit_length() - 1, in_row - 1, threads // in_row
+        self.count = rows // self.apart
+
+    def row(self, thread: Any) -> Any:
+        """The first one."""
+        return thread >> self.bits
+
+    def place(self, thread: Any) -> Any:
+        """Number of the chunk in its row."""
+        return thread & self.last
+
+    def places(self, e: Any, first: Any, count: Any, sizes: Any) -> Iterator[tuple[Any, list[Any]]]:
+        """For each row whether there is such a position, and its place in the grid; `first` is the thread's own."""
+        for i in range(self.count):
+            index = first + i * self.apart
+            there_is = index < count
+            yield there_is, place_of(e, e.select(there_is, index, e.integer(0)), sizes)
+
+
+def row_of(chunks: Chunks) -> Operation:
+    """The first row of a thread."""
+    return Operation(lambda _, thread: chunks.row(thread), ("int32",), "int32")
+
+
+def positions(chunks: Chunks) -> Operation:
+    """Triples of all rows of a thread, far outside where there is no such position."""
+
+    def run(e: Any, first: Any, count: Any, sizes: Any, scale: Any, start: Any) -> list[Any]:
+        made = []
+        for there_is, (_, *place) in chunks.places(e, first, count, sizes):
+            made += [e.select(there_is, start[a] + scale[a] * place[a], e.integer(FAR)) for a in range(3)]
+        return made
+
+    return Operation(run, GRID, Many("int32", 3 * chunks.count))
+
+
+def addresses(chunks: Chunks) -> Operation:
+    """Of a thread's part of its rows; where a position lies outside, of what is not there."""
+
+    def run(e: Any, first: Any, count: Any, sizes: Any, scale: Any, start: Any, base: Any, steps: Any, thread: Any) -> list[Any]:
+        base = base + e.wide(chunks.place(thread) * 16)
+        return [
+            address_of(e, base, [batch, *(start[a] + scale[a] * place[a] for a in range(3))], steps)
+            for _, (batch, *place) in chunks.places(e, first, count, sizes)
+        ]
+
+    return Operation(run, (*GRID, "int64", STEPS, "int32"), Many("int64", chunks.count))
+
+
+def copy_positions(element: Element, size: int, chunks: Chunks) -> Operation:
+    """Start copies of one tap's rows to shared memory, zeros where the tap is outside, and from channel `left` on.
+
+    `tap` is added to all positions, `offset` to all addresses.
+    """
+    stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
+
+    def run(e: Any, to: Any, at: Any, origins: Any, tap: Any, offset: Any, sizes: Any, left: Any, thread: Any) -> None:
+        to = to + (chunks.row(thread) * stride + chunks.place(thread) * 16)
+        has_channels = chunks.place(thread) * per_chunk < left
+        for i in range(chunks.count):
+            place = [origins[3 * i + a] + tap[a] for a in range(3)]
+            wanted = e.select(is_inside(e, place, sizes) & has_channels, e.integer(16), e.integer(0))
+            e.copy_async(to + i * chunks.apart * stride, at[i] + offset, wanted)
+
+    takes = ("int32", Many("int64", chunks.count), Many("int32", 3 * chunks.count), TRIPLE, "int64", TRIPLE, "int32", "int32")
+    return Operation(run, takes, None)
+
+
+# What follows the sums
+
+
+def add_bias(element: Element, tile: Tile) -> Operation:
+    """A number for each column, at an address that may be 0; `width` columns from the lane's first are there."""
+    size = bytes_of(element)
+
+    def run(e: Any, values: Any, address: Any, column: Any, width: Any) -> list[Any]:
+        places = [column + (8 * (i // 2) + i % 2) for i in range(tile.of_columns.count)]
+        found = [e.load(address + e.wide(c * size), element, (c < width) & (address != 0)) for c in places]
+        return [x + found[right // 8 * 2 + right % 2] for (_, _, right), x in zip(tile.places(), values, strict=True)]
+
+    return Operation(run, (tile.kind, "int64", "int32", "int32"), tile.kind)
+
+
+def rectified(tile: Tile) -> Operation:
+    """The positive part."""
+    return each(tile.kind, lambda e, x: e.select(x < 0.0, e.number(0.0), x))
+
+
+def gated(tile: Tile) -> Operation:
+    """``x * sigmoid(slope * x + cubic * x**3)``: silu, and gelu in its tanh form."""
+
+    def gate(e: Any, x: Any, slope: Any, cubic: Any) -> Any:
+        z = x * e.multiply_add(x * x, cubic, slope)
+        made = x * e.reciprocal(e.exp2(z * -LOG2_E) + 1.0)
+        return e.select(x == float("-inf"), e.number(0.0), made)
+
+    return each(tile.kind, gate, "float32", "float32")
+
+
+def store_positions(element: Element, tile: Tile, *, is_odd: bool) -> Operation:
+    """Rows of a tile to their positions, columns before `width`; two at once of 16 bits, unless rows may begin at any number.
+
+    `first` is the lane's first position, `column` its first column, `sizes_of_array` bounds what is stored.
+    """
+    size = bytes_of(element)
+
+    def run(
+        e: Any, values: Any, first: Any, count: Any, sizes: Any, scale: Any, start: Any, sizes_of_array: Any, base: Any, steps: Any,
+        column: Any, width: Any,
+    ) -> None:  # fmt: skip
+        rows = []
+        for i in range(tile.of_rows.count):
+            index = first + 8 * i
+            batch, *place = place_of(e, e.select(index < count, index, e.integer(0)), sizes)
+            place = [start[a] + scale[a] * place[a] for a in range(3)]
+            rows.append((address_of(e, base, [batch, *place], steps), (index < count) & is_inside(e, place, sizes_of_array)))
+        places = list(tile.places())
+        for i in range(0, len(places), 2):
+            r, _, right = places[i]
+            row, is_there = rows[r]
+            at, there = row + e.wide((column + right) * size), column + right
+            first_one, second = is_there & (there < width), is_there & (there + 1 < width)
+            if element == "float32" or is_odd:
+                for j, valid in enumerate((first_one, second)):
+                    x = values[i + j]
+                    e.store(at + j * size, e.bits_of(x) if element == "float32" else e.packed(x, x, element), size, valid)
+            else:
+                e.store(at, e.packed(values[i], values[i + 1], element), 4, second)
+
+    return Operation(run, (tile.kind, *GRID, TRIPLE, "int64", STEPS, "int32", "int32"), None)

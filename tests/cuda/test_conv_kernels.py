@@ -1,0 +1,61 @@
+"""Kernels for convolution under the emulator against the reference: emulated, not run on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import refattn
+from refattn_numba.cuda.kernel import Kernel
+from refattn_numba.cuda.kernels import convolution
+from tests.cuda.conv_calls import Case, case, compare, gathered
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "float16": {"element": "float16"},
+    "float32": {"element": "float32", "c_in": 12, "c_out": 20},
+    "padding": {"padding": 1, "bias": True},
+    "more after": {"padding": ((0, 2), (1, 0)), "stride": 2},
+    "stride": {"stride": (2, 3), "padding": 1, "size": (9, 11), "bias": True},
+    "stride in float32": {"element": "float32", "stride": 2, "padding": (1, 0), "c_in": 8, "c_out": 8},
+    "stride beyond the kernel": {"stride": 3, "kernel": (1, 2), "size": (8, 8)},
+    "dilation": {"dilation": (2, 3), "padding": (1, 2), "size": (7, 8)},
+    "stride and dilation": {"dilation": (2, 3), "stride": (4, 2), "padding": (3, 4), "size": (11, 13), "kernel": (3, 3)},
+    "groups": {"groups": 3, "c_in": 8, "c_out": 16, "bias": True},
+    "groups in float32": {"element": "float32", "groups": 2, "c_in": 4, "c_out": 8},
+    "many channels": {"c_in": 72, "c_out": 40, "kernel": (1, 1)},
+    "cut off": {"crop": 2, "size": (8, 9), "stride": 2},
+    "sequence": {"size": (70,), "kernel": (5,), "padding": ((4, 0),), "batch": 1},
+    "volume": {"size": (3, 4, 5), "kernel": (2, 3, 2), "padding": (1, 0, 1), "stride": (1, 2, 1), "c_in": 8, "c_out": 8},
+    "one position": {"size": (3, 2), "kernel": (3, 2), "batch": 1},
+}
+
+
+def small(element: Any, *, is_input: bool, **more: Any) -> Kernel:
+    """A kernel with the shipped ones' source and small tiles, so that a case has several."""
+    sizes: dict[str, Any] = {"rows": 32, "columns": 32, "depth": 8 if element == "float32" else 16, "stages": 3, "row_warps": 1, **more}
+    config = convolution.Config(element, is_input, **sizes)
+    return Kernel("convolution", convolution.convolution, config, convolution.PARAMETERS, config.threads, config.shared_bytes, config.tile)
+
+
+def sizes_of(given: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Sums of the absolute values of all products."""
+    bias = None if given.bias is None else np.abs(given.bias)
+    return given._replace(x=np.abs(given.x), weight=np.abs(given.weight), bias=bias, d_y=np.abs(given.d_y)).reference()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("face", ["forward", "input"])
+def test_against_the_reference(face: str, name: str, record_property: Any) -> None:
+    given = case(**CASES[name])
+    record_property("emulated", f"conv_{face}")
+    (y, grads), (sizes, of_grads) = given.reference(), sizes_of(given)
+    got = gathered(small(given.element, is_input=face == "input"), given)
+    if face == "forward":
+        compare(got, y, sizes, given.element)
+    else:
+        compare(got, grads["x"], of_grads["x"], given.element)
