@@ -17,6 +17,7 @@ from refattn_numba._twin import twin_of
 from refattn_numba.cpu.conv import run
 from refattn_numba.cpu.conv.choice import Name
 from refattn_numba.cpu.conv.problem import Accuracy, Activation, Layout
+from refattn_numba.cuda.faces import convolution_on_device
 
 P = ParamSpec("P")
 
@@ -81,7 +82,7 @@ def _twin(reference: Any, rule: Callable[P, tuple[Array, Pullback]]) -> Convolut
         return cast("Any", rule)(*args, **kwargs)
 
     fast.__module__ = __name__
-    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda f: planned(accepting_layouts(f)))(fast)
+    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda f: planned(convolution_on_device(accepting_layouts(f))))(fast)
     return cast("Convolution[P]", made)
 
 

@@ -1,4 +1,4 @@
-"""The kernels that convolutions have besides products of matrices: those of single channels, sums, layouts, and what follows."""
+"""The kernels that convolutions have besides products of matrices: those of single channels, layouts, and what follows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from refattn_numba.cuda.fragments import Element
 from refattn_numba.cuda.kernel import Kernel, Parameters
-from refattn_numba.cuda.kernels import conv_finish, conv_place, conv_sums, depthwise, depthwise_weight
+from refattn_numba.cuda.kernels import conv_finish, conv_place, depthwise, depthwise_weight
 from refattn_numba.cuda.vectors import vector_of
 
 Face: TypeAlias = Literal[
     "depthwise_forward", "depthwise_input", "depthwise_weight",
-    "conv_place", "conv_fold", "conv_parts", "conv_rows", "conv_finish", "conv_finish_back",
+    "conv_place", "conv_fold", "conv_finish", "conv_finish_back",
 ]  # fmt: skip
 
 POSITIONS, SEGMENT = 4, 64
@@ -30,21 +30,15 @@ FACES: dict[Face, tuple[Callable[[Element, int], Any], Any, Parameters]] = {
         depthwise_weight.depthwise_weight,
         depthwise_weight.PARAMETERS,
     ),
-    "conv_place": (conv_sums.Config, conv_place.place, conv_place.PARAMETERS),
-    "conv_fold": (conv_sums.Config, conv_place.fold, conv_place.PARAMETERS),
-    "conv_parts": (conv_sums.Config, conv_sums.parts, conv_sums.PARTS),
-    "conv_rows": (conv_sums.Config, conv_sums.rows, conv_sums.ROWS),
-    "conv_finish": (conv_sums.Config, conv_finish.finish, conv_finish.FINISH),
-    "conv_finish_back": (conv_sums.Config, conv_finish.back, conv_finish.BACK),
+    "conv_place": (conv_finish.Config, conv_place.place, conv_place.PARAMETERS),
+    "conv_fold": (conv_finish.Config, conv_place.fold, conv_place.PARAMETERS),
+    "conv_finish": (conv_finish.Config, conv_finish.finish, conv_finish.FINISH),
+    "conv_finish_back": (conv_finish.Config, conv_finish.back, conv_finish.BACK),
 }
 """Sizes, builder and parameters."""
 
-BY_THREAD: dict[str, tuple[bool, ...]] = {"depthwise": (True, False), "conv_parts": (False,)}
-"""Whether a thread has the numbers of 16 bytes, or one, by how a face's name begins; others have 16 bytes."""
-
-
-def _widths(face: Face) -> tuple[bool, ...]:
-    return next((widths for start, widths in BY_THREAD.items() if face.startswith(start)), (True,))
+ALWAYS_WIDE = "conv_place", "conv_fold"
+"""Whose threads have the numbers of 16 bytes in any case; of the others there is a form with one for each, too."""
 
 
 def choose(face: Face, dtype: Element, *, is_wide: bool = True) -> Kernel:
@@ -57,7 +51,7 @@ def choose(face: Face, dtype: Element, *, is_wide: bool = True) -> Kernel:
     dtype : {"bfloat16", "float16", "float32"}
         Of the arrays.
     is_wide : bool, optional
-        Whether a thread may take the numbers of 16 bytes at once.
+        Whether a thread may read the numbers of 16 bytes at once.
 
     Returns
     -------
@@ -71,8 +65,7 @@ def choose(face: Face, dtype: Element, *, is_wide: bool = True) -> Kernel:
     """
     if dtype not in get_args(Element):
         raise ValueError(f"dtype is {dtype}, but must be one of {', '.join(get_args(Element))}")
-    if is_wide not in _widths(face):
-        raise ValueError(f"is_wide is {is_wide}, but {face} is not shipped so")
+    is_wide = is_wide or face in ALWAYS_WIDE
     configured, builder, parameters = FACES[face]
     config = configured(dtype, vector_of(dtype) if is_wide else 1)
     name = f"{face}_{dtype}{'' if is_wide else '_single'}"
@@ -83,5 +76,5 @@ def shipped() -> Iterator[Kernel]:
     """The whole list."""
     for dtype in get_args(Element):
         for face in FACES:
-            for is_wide in _widths(face):
+            for is_wide in (True,) if face in ALWAYS_WIDE else (True, False):
                 yield choose(face, dtype, is_wide=is_wide)

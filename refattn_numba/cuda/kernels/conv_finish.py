@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from refattn_numba.cuda import activations, fragments, memory, vectors
-from refattn_numba.cuda.fragments import bytes_of
+from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.conv_sums import Config
 from refattn_numba.cuda.kernels.place import numbers
+
+class Config(NamedTuple):
+    """Sizes that are fixed when the kernel is compiled.
+
+    Attributes
+    ----------
+    element : str
+        Type of the numbers.
+    count : int
+        Numbers of a thread: those of 16 bytes, or 1.
+    threads : int
+        In a block.
+    """
+
+    element: Element
+    count: int = 1
+    threads: int = 128
+
 
 FINISH: Parameters = (
     *numbers("pointer", "before", "bias", "target"),

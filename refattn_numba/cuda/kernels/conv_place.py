@@ -12,7 +12,7 @@ from typing import Any
 from refattn_numba.cuda import fragments, memory, vectors
 from refattn_numba.cuda.fragments import bytes_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.conv_sums import Config
+from refattn_numba.cuda.kernels.conv_finish import Config
 from refattn_numba.cuda.kernels.depthwise import AXES
 from refattn_numba.cuda.kernels.place import numbers
 

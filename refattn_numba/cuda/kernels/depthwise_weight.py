@@ -1,6 +1,6 @@
 """Gradient of the weights of a convolution of each channel on its own, in parts whose sum another kernel makes.
 
-A thread has some channels of one tap, and walks over its part of the rows; `conv_sums.parts` then adds the parts in their order, so that
+A thread has some channels of one tap, and walks over its part of the rows; `conv_sum` then adds the parts in their order, so that
 results repeat.
 """
 
@@ -41,12 +41,12 @@ class Config(NamedTuple):
 
 
 PARAMETERS: Parameters = (
-    *numbers("pointer", "x", "y", "partial"),
+    *numbers("pointer", "x", "y", "workspace"),
     *numbers("int32", "batch", *(f"{name}_{axis}" for name in ("in", "out", "kernel", "stride", "dilation", "pad") for axis in AXES)),
     *numbers("int32", "c_out", "multiplier", "splits"),
     *strides("x", "y", axes=STEPS),
 )
-"""`partial` is float32 (splits, taps, output channels); y is the cotangent of the output."""
+"""`workspace` is float32 (splits, taps, output channels); y is the cotangent of the output."""
 
 
 def depthwise_weight(ops: Any, config: Config) -> Callable[..., None]:
@@ -58,7 +58,7 @@ def depthwise_weight(ops: Any, config: Config) -> Callable[..., None]:
     add_products, store = ops(vectors.add_products(element, count, positions)), ops(vectors.store_apart("float32", count))
 
     def kernel(
-        x, y, partial, batch,
+        x, y, workspace, batch,
         in_d, in_h, in_w, out_d, out_h, out_w, kernel_d, kernel_h, kernel_w,
         stride_d, stride_h, stride_w, dilation_d, dilation_h, dilation_w, pad_d, pad_h, pad_w,
         c_out, multiplier, splits, x_batch, x_d, x_h, x_w, y_batch, y_d, y_h, y_w,
@@ -91,6 +91,6 @@ def depthwise_weight(ops: Any, config: Config) -> Callable[..., None]:
                 of_y = y + (b * y_batch + d * y_d + h * y_h + p * y_w + channel) * width
                 at = p * stride_w + m * dilation_w - pad_w
                 sums = add_products(sums, of_y, y_w * width, left, of_x, x_w * width, at, stride_w, in_w)
-        store(partial + (rest * c_out + channel) * 4, 4, sums, smaller(c_out - channel, (splits - split) * count))
+        store(workspace + (rest * c_out + channel) * 4, 4, sums, smaller(c_out - channel, (splits - split) * count))
 
     return kernel
