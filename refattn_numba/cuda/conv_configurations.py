@@ -9,11 +9,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from refattn_numba.cuda.fragments import Element, bytes_of
+from refattn_numba.cuda.fragments import Element
 from refattn_numba.cuda.kernel import Kernel, Parameters
-from refattn_numba.cuda.kernels import convolution
+from refattn_numba.cuda.kernels import convolution, convolution_sums, convolution_weight
 
-ConvFace: TypeAlias = Literal["conv_forward", "conv_input"]
+ConvFace: TypeAlias = Literal["conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"]
+SMALL, LARGE = 64, 128
+"""Channels of a block; float32, whose sums take more registers, has the small ones."""
+
+WORKSPACE = 2**26
+"""Bytes of sums that are kept apart, at most, unless one is more."""
 
 
 def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: bool = False) -> Kernel:
@@ -21,7 +26,7 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
 
     Parameters
     ----------
-    face : {"conv_forward", "conv_input"}
+    face : {"conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"}
         What to make.
     dtype : {"bfloat16", "float16", "float32"}
         Of the operands.
@@ -42,19 +47,32 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
     """
     if dtype not in get_args(Element):
         raise ValueError(f"dtype is {dtype}, but must be one of {', '.join(get_args(Element))}")
+    if face in SUMS:
+        builder, parameters = SUMS[face]
+        return _kernel(f"{face}_{dtype}", builder, convolution_sums.Config(dtype), parameters)
+    if face == "conv_weight":
+        return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE)
     made = c_in if face == "conv_input" else c_out
-    return _gathering(face, dtype, is_small=dtype == "float32" or made <= SMALL)
+    return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE)
 
 
-SMALL = 64
-"""Channels of a block where few are made, and always of float32, whose sums take more registers."""
+SUMS: dict[str, tuple[Any, Parameters]] = {
+    "conv_bias": (convolution_sums.bias_gradient, convolution_sums.BIAS),
+    "conv_sum": (convolution_sums.sum_splits, convolution_sums.SUM),
+}
+"""Builder and parameters."""
 
 
-def _gathering(face: ConvFace, dtype: Element, *, is_small: bool) -> Kernel:
+def _gathering(face: str, dtype: Element, channels: int) -> Kernel:
     """A kernel that makes positions from those that their taps meet."""
     depth, stages = (16, 3) if dtype == "float32" else (32, 4)
-    config = convolution.Config(dtype, face == "conv_input", 128, SMALL if is_small else 128, depth, stages)
-    return _kernel(f"{face}_{dtype}_{config.columns}", convolution.convolution, config, convolution.PARAMETERS)
+    config = convolution.Config(dtype, face == "conv_input", 128, channels, depth, stages)
+    return _kernel(f"{face}_{dtype}_{channels}", convolution.convolution, config, convolution.PARAMETERS)
+
+
+def _weight(dtype: Element, channels: int) -> Kernel:
+    config = convolution_weight.Config(dtype, channels, 64 if dtype != "float32" and channels == SMALL else 32, 3)
+    return _kernel(f"conv_weight_{dtype}_{channels}", convolution_weight.weight_gradient, config, convolution_weight.PARAMETERS)
 
 
 def _kernel(name: str, builder: Any, config: Any, parameters: Parameters) -> Kernel:
@@ -69,7 +87,7 @@ def launched(kernel: Kernel, geometry: Mapping[str, int], splits: int = 1) -> tu
     kernel : Kernel
         One of `shipped`.
     geometry : mapping of str to int
-        The values of `geometry.GEOMETRY`, by name.
+        What the kernel is told of sizes, by name.
     splits : int, optional
         Parts of the positions that are summed apart.
 
@@ -80,19 +98,59 @@ def launched(kernel: Kernel, geometry: Mapping[str, int], splits: int = 1) -> tu
     dict of str to int
         Parameters by name.
     """
-    config = kernel.config
+    config, builder = kernel.config, kernel.builder
+    if builder is convolution_sums.sum_splits:
+        return math.ceil(geometry["count"] / kernel.tile), {"splits": splits}
+    if builder is convolution_sums.bias_gradient:
+        return math.ceil(math.ceil(geometry["channels"] / 32) * splits / config.warps), {"splits": splits}
+    groups, c_in, c_out = (geometry[name] for name in ("groups", "c_in", "c_out"))
+    if builder is convolution_weight.weight_gradient:
+        rows, columns = math.ceil(c_out / config.size), math.ceil(c_in / config.size)
+        blocks = rows * columns * _product(geometry, "kernel") * groups * splits
+        return blocks, {"row_tiles": rows, "column_tiles": columns, "splits": splits}
     if config.is_input:
-        sizes = (math.ceil(geometry[f"in_{axis}"] / geometry[f"stride_{axis}"]) for axis in "dhw")
-        made, phases = geometry["c_in"], math.prod(geometry[f"stride_{axis}"] for axis in "dhw")
+        sizes = [math.ceil(geometry[f"in_{axis}"] / geometry[f"stride_{axis}"]) for axis in "dhw"]
+        made, phases = c_in, _product(geometry, "stride")
     else:
-        sizes, made, phases = (geometry[f"out_{axis}"] for axis in "dhw"), geometry["c_out"], 1
+        sizes, made, phases = [geometry[f"out_{axis}"] for axis in "dhw"], c_out, 1
     rows, columns = math.ceil(geometry["batch"] * math.prod(sizes) / config.rows), math.ceil(made / config.columns)
-    return rows * columns * phases * geometry["groups"], {"row_tiles": rows, "column_tiles": columns}
+    return rows * columns * phases * groups, {"row_tiles": rows, "column_tiles": columns}
+
+
+def splits_for(kernel: Kernel, geometry: Mapping[str, int], processors: int) -> int:
+    """Into how many parts the positions are shared, so that a device is full; for gradients of weights and of a bias.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Of one of the faces ``conv_weight`` and ``conv_bias``.
+    geometry : mapping of str to int
+        What the kernel is told of sizes, by name.
+    processors : int
+        Multiprocessors of the device.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    positions = geometry["batch"] * _product(geometry, "out")
+    if kernel.builder is convolution_sums.bias_gradient:
+        numbers, depth, wanted = geometry["channels"], 64, 8 * processors
+    else:
+        numbers = geometry["groups"] * geometry["c_out"] * geometry["c_in"] * _product(geometry, "kernel")
+        depth, wanted = 4 * kernel.config.depth, 2 * processors
+    of_work = math.ceil(wanted / launched(kernel, geometry)[0])
+    return max(1, min(of_work, math.ceil(positions / depth), WORKSPACE // (4 * numbers)))
+
+
+def _product(geometry: Mapping[str, int], name: str) -> int:
+    return math.prod(geometry[f"{name}_{axis}"] for axis in "dhw")
 
 
 def shipped() -> Iterator[Kernel]:
     """The whole list."""
     for dtype in get_args(Element):
-        for face in ("conv_forward", "conv_input"):
-            for channels in (SMALL,) if dtype == "float32" else (SMALL, SMALL + 1):
-                yield choose(face, dtype, channels, channels)
+        for face in get_args(ConvFace):
+            sizes = (SMALL,) if dtype == "float32" or face in SUMS else (SMALL, LARGE)
+            yield from (choose(face, dtype, size, size) for size in sizes)

@@ -66,6 +66,11 @@ def quotient() -> Operation:
     return Operation(lambda e, a, b: e.quotient(a, b), ("int32", "int32"), "int32")
 
 
+def before() -> Operation:
+    """1 where an int64 is below another, else 0."""
+    return Operation(lambda e, a, b: e.select(a < b, e.integer(1), e.integer(0)), ("int64", "int64"), "int32")
+
+
 # Numbers that all threads read
 
 

@@ -118,6 +118,64 @@ def copy_positions(element: Element, size: int, chunks: Chunks) -> Operation:
     return Operation(run, takes, None)
 
 
+# Positions that are summed over: those of a thread's rows, which all go on by the depth of a tile
+
+
+def first_positions(chunks: Chunks) -> Operation:
+    """Numbers along batch, depth, height and width of all rows of a thread, from its first on; past the end the batch is too large."""
+
+    def run(e: Any, first: Any, sizes: Any) -> list[Any]:
+        return [x for i in range(chunks.count) for x in place_of(e, first + i * chunks.apart, sizes)]
+
+    return Operation(run, ("int32", TRIPLE), Many("int32", 4 * chunks.count))
+
+
+def digits() -> Operation:
+    """A number of positions as it is added to each of these numbers."""
+    return Operation(lambda e, x, sizes: place_of(e, x, sizes), ("int32", TRIPLE), Many("int32", 4))
+
+
+def later_positions(chunks: Chunks) -> Operation:
+    """What follows so much later, with carries from width to height and on."""
+
+    def run(e: Any, at: Any, more: Any, sizes: Any) -> list[Any]:
+        made = []
+        for i in range(chunks.count):
+            batch, *place = at[4 * i : 4 * i + 4]
+            carry = e.integer(0)
+            for a in (2, 1, 0):
+                x = place[a] + more[a + 1] + carry
+                is_over = x >= sizes[a]
+                place[a], carry = e.select(is_over, x - sizes[a], x), e.select(is_over, e.integer(1), e.integer(0))
+            made += [batch + more[0] + carry, *place]
+        return made
+
+    kind = Many("int32", 4 * chunks.count)
+    return Operation(run, (kind, Many("int32", 4), TRIPLE), kind)
+
+
+def copy_summed(element: Element, stride: int, chunks: Chunks) -> Operation:
+    """Start copies of rows to shared memory: zeros outside the array, and from channel `left` on. Steps are in 16 bytes."""
+    per_chunk = 16 // bytes_of(element)
+
+    def run(
+        e: Any, to: Any, base: Any, at: Any, batches: Any, scale: Any, start: Any, sizes: Any, steps: Any, left: Any, thread: Any
+    ) -> None:
+        to, base = to + (chunks.row(thread) * stride + chunks.place(thread) * 16), base + e.wide(chunks.place(thread) * 16)
+        has_channels = chunks.place(thread) * per_chunk < left
+        for i in range(chunks.count):
+            batch, *place = at[4 * i : 4 * i + 4]
+            place = [start[a] + scale[a] * place[a] for a in range(3)]
+            offset = e.wide(e.integer(0))
+            for number, step in zip((batch, *place), steps, strict=True):
+                offset = e.multiply_add_longer(number, step, offset)
+            is_there = has_channels & (batch < batches) & is_inside(e, place, sizes)
+            e.copy_async(to + i * chunks.apart * stride, base + (offset << 4), e.select(is_there, e.integer(16), e.integer(0)))
+
+    takes = ("int32", "int64", Many("int32", 4 * chunks.count), "int32", TRIPLE, TRIPLE, TRIPLE, Many("int32", 4), "int32", "int32")
+    return Operation(run, takes, None)
+
+
 # What follows the sums
 
 

@@ -180,6 +180,10 @@ class Machine(HopperInstructions):
         """``a * b + c`` of an int32 and two int64."""
         return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
 
+    def multiply_add_longer(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of two int32 and an int64."""
+        return self.ptx("mad.wide.s32 $0, $1, $2, $3;", LONG, a, b, c)
+
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
         return self.ptx("max.f32 $0, $1, $2;", FLOAT, *map(self._float, (a, b)))

@@ -107,6 +107,41 @@ def gathered(kernel: Kernel, given: Case, activation: int = 0) -> np.ndarray:
     return np.moveaxis(numbers(target), -1, 1).reshape(expected.shape)
 
 
+def weight_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1) -> np.ndarray:
+    """In the reference's layout."""
+    element = given.element
+    x, y = channels_last(given.x, element), channels_last(given.d_y, element)
+    geometry = given.geometry()
+    workspace = np.full((splits, given.weight.size), np.nan, np.float32)
+    blocks, tiles = conv_configurations.launched(kernel, geometry, splits)
+    arguments = {**geometry, **tiles, **steps("x", x), **steps("y", y)}
+    arguments |= {"x": address(x), "y": address(y), "workspace": address(workspace)}
+    launch(kernel, blocks, arguments, [read_only(x), read_only(y), workspace])
+    last = (len(given.weight), *given.weight.shape[2:], given.weight.shape[1])
+    return np.moveaxis(summed(of_sum, workspace, element).reshape(last), -1, 1)
+
+
+def bias_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1) -> np.ndarray:
+    """Of each channel."""
+    y = channels_last(given.d_y, given.element)
+    geometry = {name: n for name, n in given.geometry().items() if name == "batch" or name.startswith("out_")} | {"channels": y.shape[-1]}
+    workspace = np.full((splits, y.shape[-1]), np.nan, np.float32)
+    blocks, tiles = conv_configurations.launched(kernel, geometry, splits)
+    arguments = {**geometry, **tiles, **steps("y", y), "y": address(y), "workspace": address(workspace)}
+    launch(kernel, blocks, arguments, [read_only(y), workspace])
+    return summed(of_sum, workspace, given.element)
+
+
+def summed(kernel: Kernel, workspace: np.ndarray, element: str) -> np.ndarray:
+    """Over the splits."""
+    splits, count = workspace.shape
+    output = stored(np.full(count, np.nan), element)
+    blocks, tiles = conv_configurations.launched(kernel, {"count": count}, splits)
+    arguments = {"workspace": address(workspace), "output": address(output), "count": count, **tiles}
+    launch(kernel, blocks, arguments, [read_only(workspace), output])
+    return numbers(output)
+
+
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 """Half a unit in the last place, of the smallest number that has this unit."""
 

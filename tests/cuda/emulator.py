@@ -159,6 +159,8 @@ class Warp:
     def multiply_add_wide(self, a: Any, b: Any, c: Any) -> Any:
         return self.wide(a) * b + c
 
+    multiply_add_longer = multiply_add_wide
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
 

@@ -11,8 +11,9 @@ pytest.importorskip("numba")
 
 import refattn
 from refattn_numba.cuda.kernel import Kernel
-from refattn_numba.cuda.kernels import convolution
-from tests.cuda.conv_calls import Case, case, compare, gathered
+from refattn_numba.cuda.conv_configurations import choose
+from refattn_numba.cuda.kernels import convolution, convolution_weight
+from tests.cuda.conv_calls import Case, bias_gradient, case, compare, gathered, weight_gradient
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -59,3 +60,28 @@ def test_against_the_reference(face: str, name: str, record_property: Any) -> No
         compare(got, y, sizes, given.element)
     else:
         compare(got, grads["x"], of_grads["x"], given.element)
+
+
+def small_weight(element: Any, **more: Any) -> Kernel:
+    """The same for the gradient of weights."""
+    sizes: dict[str, Any] = {"size": 32, "depth": 16, "stages": 3, "row_warps": 1, **more}
+    config = convolution_weight.Config(element, **sizes)
+    builder, parameters = convolution_weight.weight_gradient, convolution_weight.PARAMETERS
+    return Kernel("weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_of_weights(name: str, record_property: Any) -> None:
+    given = case(**CASES[name])
+    record_property("emulated", "conv_weight")
+    got = weight_gradient(small_weight(given.element), choose("conv_sum", given.element, 1, 1), given, splits=3)
+    compare(got, given.reference()[1]["weight"], sizes_of(given)[1]["weight"], given.element)
+
+
+@pytest.mark.parametrize("name", [name for name, options in CASES.items() if options.get("bias")])
+@pytest.mark.parametrize("splits", [1, 5])
+def test_gradient_of_bias(name: str, splits: int, record_property: Any) -> None:
+    given = case(**CASES[name])
+    record_property("emulated", "conv_bias")
+    got = bias_gradient(*(choose(face, given.element, 1, 1) for face in ("conv_bias", "conv_sum")), given, splits)
+    compare(got, given.reference()[1]["bias"], sizes_of(given)[1]["bias"], given.element)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from refattn_numba.cuda import memory
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.place import numbers, strides
 
@@ -42,14 +43,22 @@ def axis_of_input(ops: Any) -> Callable[..., Any]:
     ``q = (p + pad - dilation t) / stride`` must be whole, so taps are some steps apart, and no product is made of those between.
     """
 
+    quotient = ops(memory.quotient())
+
+    def floor(a: Any, b: Any) -> Any:
+        """In 32 bits, which takes no call."""
+        return quotient(a, b) if a >= 0 else -1 - quotient(-1 - a, b)
+
+    of_any = ops.function(floor)
+
     def axis(phase: Any, size: Any, _out: Any, kernel: Any, stride: Any, dilation: Any, pad: Any) -> tuple[Any, ...]:
         first, apart = 0, 1
-        while first < kernel and (phase + pad - first * dilation) % stride != 0:
+        while first < kernel and of_any(phase + pad - first * dilation, stride) * stride != phase + pad - first * dilation:
             first += 1
-        while (apart * dilation) % stride != 0:
+        while quotient(apart * dilation, stride) * stride != apart * dilation:
             apart += 1
-        taps = (kernel - first + apart - 1) // apart
-        start = (phase + pad - first * dilation) // stride
-        return (size - phase + stride - 1) // stride, start, 1, -(apart * dilation // stride), taps, first, apart
+        start = of_any(phase + pad - first * dilation, stride)
+        places, taps = quotient(size - phase + stride - 1, stride), quotient(kernel - first + apart - 1, apart)
+        return places, start, 1, -quotient(apart * dilation, stride), taps, first, apart
 
     return ops.function(axis)
