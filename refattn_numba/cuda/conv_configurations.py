@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from refattn_numba.cuda.fragments import Element
+from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.kernel import Kernel, Parameters
-from refattn_numba.cuda.kernels import convolution, convolution_sums, convolution_weight
+from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_sums, convolution_weight
 
 ConvFace: TypeAlias = Literal["conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"]
 SMALL, LARGE = 64, 128
@@ -53,6 +53,9 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
     if face == "conv_weight":
         return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE)
     made = c_in if face == "conv_input" else c_out
+    if is_odd or (c_out | c_in) * bytes_of(dtype) % 16:
+        config = convolution_odd.Config(dtype, face == "conv_input", SMALL, 16 if dtype == "float32" else 32)
+        return _kernel(f"{face}_{dtype}_odd", convolution_odd.odd_convolution, config, convolution.PARAMETERS)
     return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE)
 
 
