@@ -135,6 +135,24 @@ def digits() -> Operation:
     return Operation(lambda e, x, sizes: place_of(e, x, sizes), ("int32", TRIPLE), Many("int32", 4))
 
 
+def origin() -> Operation:
+    """Where a position of the grid stands in an array, from its numbers along batch and the three axes."""
+    return Operation(lambda e, number, scale, start: _standing(number, scale, start), (Many("int32", 4), TRIPLE, TRIPLE), TRIPLE)
+
+
+def address() -> Operation:
+    """The same as an address."""
+
+    def run(e: Any, base: Any, number: Any, scale: Any, start: Any, steps: Any) -> Any:
+        return address_of(e, base, [number[0], *_standing(number, scale, start)], steps)
+
+    return Operation(run, ("int64", Many("int32", 4), TRIPLE, TRIPLE, STEPS), "int64")
+
+
+def _standing(number: Any, scale: Any, start: Any) -> list[Any]:
+    return [start[a] + scale[a] * number[a + 1] for a in range(3)]
+
+
 def later_positions(chunks: Chunks) -> Operation:
     """What follows so much later, with carries from width to height and on."""
 

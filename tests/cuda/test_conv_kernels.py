@@ -12,7 +12,7 @@ pytest.importorskip("numba")
 import refattn
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.conv_configurations import choose
-from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_weight
+from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_weight, convolution_weight_odd
 from tests.cuda.conv_calls import Case, bias_gradient, case, compare, gathered, weight_gradient
 
 CASES: dict[str, dict[str, Any]] = {
@@ -98,11 +98,19 @@ def small_weight(element: Any, **more: Any) -> Kernel:
     return Kernel("weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
 
-@pytest.mark.parametrize("name", CASES)
+def small_odd_weight(element: Any) -> Kernel:
+    """The same for any number of channels."""
+    config = convolution_weight_odd.Config(element, 16, 8 if element == "float32" else 16, 1, 1)
+    builder, parameters = convolution_weight_odd.odd_weight_gradient, convolution_weight.PARAMETERS
+    return Kernel("odd_weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
+
+
+@pytest.mark.parametrize("name", [*CASES, *ODD, "odd, volume", "odd, stride and dilation", "odd, groups in float32"])
 def test_gradient_of_weights(name: str, record_property: Any) -> None:
-    given = case(**CASES[name])
+    given = case(**{**CASES, **ODD}[name.removeprefix("odd, ")])
     record_property("emulated", "conv_weight")
-    got = weight_gradient(small_weight(given.element), choose("conv_sum", given.element, 1, 1), given, splits=3)
+    kernel = (small_odd_weight if name.startswith("odd") else small_weight)(given.element)
+    got = weight_gradient(kernel, choose("conv_sum", given.element, 1, 1), given, splits=3)
     compare(got, given.reference()[1]["weight"], sizes_of(given)[1]["weight"], given.element)
 
 
