@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from refattn_numba.cuda.fragments import Element
+from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.kernel import Kernel, Parameters
-from refattn_numba.cuda.kernels import convolution, convolution_sums, convolution_weight
+from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_sums, convolution_weight, convolution_weight_odd
 
 ConvFace: TypeAlias = Literal["conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"]
 SMALL, LARGE = 64, 128
@@ -50,10 +50,11 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
     if face in SUMS:
         builder, parameters = SUMS[face]
         return _kernel(f"{face}_{dtype}", builder, convolution_sums.Config(dtype), parameters)
+    is_odd = is_odd or (c_out | c_in) * bytes_of(dtype) % 16 != 0
     if face == "conv_weight":
-        return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE)
+        return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE, is_odd=is_odd)
     made = c_in if face == "conv_input" else c_out
-    return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE)
+    return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE, is_odd=is_odd)
 
 
 SUMS: dict[str, tuple[Any, Parameters]] = {
@@ -63,16 +64,23 @@ SUMS: dict[str, tuple[Any, Parameters]] = {
 """Builder and parameters."""
 
 
-def _gathering(face: str, dtype: Element, channels: int) -> Kernel:
+def _gathering(face: str, dtype: Element, channels: int, *, is_odd: bool) -> Kernel:
     """A kernel that makes positions from those that their taps meet."""
-    depth, stages = (16, 3) if dtype == "float32" else (32, 4)
-    config = convolution.Config(dtype, face == "conv_input", 128, channels, depth, stages)
+    is_input, depth = face == "conv_input", 16 if dtype == "float32" else 32
+    if is_odd:
+        config, builder = convolution_odd.Config(dtype, is_input, SMALL, depth), convolution_odd.odd_convolution
+        return _kernel(f"{face}_{dtype}_odd", builder, config, convolution.PARAMETERS)
+    config = convolution.Config(dtype, is_input, 128, channels, depth, 3 if dtype == "float32" else 4)
     return _kernel(f"{face}_{dtype}_{channels}", convolution.convolution, config, convolution.PARAMETERS)
 
 
-def _weight(dtype: Element, channels: int) -> Kernel:
+def _weight(dtype: Element, channels: int, *, is_odd: bool) -> Kernel:
+    parameters = convolution_weight.PARAMETERS
+    if is_odd:
+        config = convolution_weight_odd.Config(dtype, SMALL, 16 if dtype == "float32" else 32)
+        return _kernel(f"conv_weight_{dtype}_odd", convolution_weight_odd.odd_weight_gradient, config, parameters)
     config = convolution_weight.Config(dtype, channels, 64 if dtype != "float32" and channels == SMALL else 32, 3)
-    return _kernel(f"conv_weight_{dtype}_{channels}", convolution_weight.weight_gradient, config, convolution_weight.PARAMETERS)
+    return _kernel(f"conv_weight_{dtype}_{channels}", convolution_weight.weight_gradient, config, parameters)
 
 
 def _kernel(name: str, builder: Any, config: Any, parameters: Parameters) -> Kernel:
@@ -104,10 +112,11 @@ def launched(kernel: Kernel, geometry: Mapping[str, int], splits: int = 1) -> tu
     if builder is convolution_sums.bias_gradient:
         return math.ceil(math.ceil(geometry["channels"] / 32) * splits / config.warps), {"splits": splits}
     groups, c_in, c_out = (geometry[name] for name in ("groups", "c_in", "c_out"))
-    if builder is convolution_weight.weight_gradient:
-        rows, columns = math.ceil(c_out / config.size), math.ceil(c_in / config.size)
-        blocks = rows * columns * _product(geometry, "kernel") * groups * splits
-        return blocks, {"row_tiles": rows, "column_tiles": columns, "splits": splits}
+    if builder in (convolution_weight.weight_gradient, convolution_weight_odd.odd_weight_gradient):
+        taps = _product(geometry, "kernel")
+        in_columns, apart = (c_in * taps, 1) if config.is_odd else (c_in, taps)
+        rows, columns = math.ceil(c_out / config.size), math.ceil(in_columns / config.size)
+        return rows * columns * apart * groups * splits, {"row_tiles": rows, "column_tiles": columns, "splits": splits}
     if config.is_input:
         sizes = [math.ceil(geometry[f"in_{axis}"] / geometry[f"stride_{axis}"]) for axis in "dhw"]
         made, phases = c_in, _product(geometry, "stride")
@@ -153,4 +162,4 @@ def shipped() -> Iterator[Kernel]:
     for dtype in get_args(Element):
         for face in get_args(ConvFace):
             sizes = (SMALL,) if dtype == "float32" or face in SUMS else (SMALL, LARGE)
-            yield from (choose(face, dtype, size, size) for size in sizes)
+            yield from (choose(face, dtype, size, size) for size in (*sizes, *(() if face in SUMS else (1,))))

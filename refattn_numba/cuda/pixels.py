@@ -135,6 +135,24 @@ def digits() -> Operation:
     return Operation(lambda e, x, sizes: place_of(e, x, sizes), ("int32", TRIPLE), Many("int32", 4))
 
 
+def origin() -> Operation:
+    """Where a position of the grid stands in an array, from its numbers along batch and the three axes."""
+    return Operation(lambda e, number, scale, start: _standing(number, scale, start), (Many("int32", 4), TRIPLE, TRIPLE), TRIPLE)
+
+
+def address() -> Operation:
+    """The same as an address."""
+
+    def run(e: Any, base: Any, number: Any, scale: Any, start: Any, steps: Any) -> Any:
+        return address_of(e, base, [number[0], *_standing(number, scale, start)], steps)
+
+    return Operation(run, ("int64", Many("int32", 4), TRIPLE, TRIPLE, STEPS), "int64")
+
+
+def _standing(number: Any, scale: Any, start: Any) -> list[Any]:
+    return [start[a] + scale[a] * number[a + 1] for a in range(3)]
+
+
 def later_positions(chunks: Chunks) -> Operation:
     """What follows so much later, with carries from width to height and on."""
 
@@ -174,6 +192,55 @@ def copy_summed(element: Element, stride: int, chunks: Chunks) -> Operation:
 
     takes = ("int32", "int64", Many("int32", 4 * chunks.count), "int32", TRIPLE, TRIPLE, TRIPLE, Many("int32", 4), "int32", "int32")
     return Operation(run, takes, None)
+
+
+# Rows that begin at any number, of any number of channels: taps and channels are one axis, whose numbers are read one by one
+
+
+def load_taps(element: Element, count: int) -> Operation:
+    """Numbers of a row that `count` taps and channels in turn see, from number `first` of `total` on, as 16 or 32 bits.
+
+    `counts` are taps along height and width, and channels; a tap moves the address by `tap_steps` and the position by `tap`. Zeros outside
+    the array, and where not `is_there`.
+    """
+
+    def run(
+        e: Any, base: Any, first: Any, total: Any, counts: Any, channel_step: Any, tap_steps: Any, origin: Any, tap: Any, sizes: Any, is_there: Any
+    ) -> list[Any]:  # fmt: skip
+        number, found = place_of(e, first, counts), []
+        for i in range(count):
+            offset = e.wide(number[3]) * channel_step
+            for x, step in zip(number[:3], tap_steps, strict=True):
+                offset = offset + e.wide(x) * step
+            inside = is_inside(e, [origin[a] + tap[a] * number[a] for a in range(3)], sizes)
+            found.append(e.load(base + offset, element, inside & (first + i < total) & (is_there != 0)))
+            carry = e.integer(1)
+            for a, size in ((3, counts[2]), (2, counts[1]), (1, counts[0])):
+                x = number[a] + carry
+                carry = e.select(x == size, e.integer(1), e.integer(0))
+                number[a] = e.select(x == size, e.integer(0), x)
+            number[0] = number[0] + carry
+        if element == "float32":
+            return [e.bits_of(x) for x in found]
+        return [e.packed(found[i], found[i + 1], element) for i in range(0, count, 2)]
+
+    takes = ("int64", "int32", "int32", TRIPLE, "int64", Many("int64", 3), TRIPLE, TRIPLE, TRIPLE, "int32")
+    return Operation(run, takes, registers_of(element, count))
+
+
+def registers_of(element: Element, count: int) -> Many:
+    """That hold so many numbers."""
+    return Many("int32", count * bytes_of(element) // 4)
+
+
+def store_bits(element: Element, count: int) -> Operation:
+    """To one place in shared memory."""
+
+    def run(e: Any, to: Any, bits: Any) -> None:
+        for i in range(0, len(bits), 4):
+            e.store_shared(to + 4 * i, bits[i : i + 4], to == to)
+
+    return Operation(run, ("int32", registers_of(element, count)), None)
 
 
 # What follows the sums

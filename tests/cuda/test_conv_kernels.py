@@ -12,7 +12,7 @@ pytest.importorskip("numba")
 import refattn
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.conv_configurations import choose
-from refattn_numba.cuda.kernels import convolution, convolution_weight
+from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_weight, convolution_weight_odd
 from tests.cuda.conv_calls import Case, bias_gradient, case, compare, gathered, weight_gradient
 
 CASES: dict[str, dict[str, Any]] = {
@@ -43,6 +43,34 @@ def small(element: Any, *, is_input: bool, **more: Any) -> Kernel:
     return Kernel("convolution", convolution.convolution, config, convolution.PARAMETERS, config.threads, config.shared_bytes, config.tile)
 
 
+def small_odd(element: Any, *, is_input: bool) -> Kernel:
+    """The same for any number of channels."""
+    config = convolution_odd.Config(element, is_input, 16, 8 if element == "float32" else 16, 1, 1)
+    builder, parameters = convolution_odd.odd_convolution, convolution.PARAMETERS
+    return Kernel("odd", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "odd channels": {"c_in": 3, "c_out": 7, "padding": 1, "bias": True, "stride": (2, 1)},
+    "odd channels in float16": {"c_in": 19, "c_out": 1, "element": "float16", "dilation": (1, 2)},
+    "odd channels in float32": {"c_in": 5, "c_out": 3, "element": "float32", "stride": 3, "padding": 2},
+    "odd groups": {"c_in": 1, "c_out": 2, "groups": 5, "bias": True},
+    "odd volume": {"size": (4, 3, 5), "kernel": (3, 2, 2), "c_in": 3, "c_out": 5, "stride": (2, 1, 1), "dilation": (1, 2, 1), "padding": 2},
+    "odd sequence": {"size": (41,), "kernel": (4,), "c_in": 2, "c_out": 18, "padding": ((0, 3),), "crop": 1},
+}
+"""Further ones, whose rows begin anywhere."""
+
+
+@pytest.mark.parametrize("name", [*ODD, "plain", "stride and dilation", "stride beyond the kernel", "groups in float32", "cut off"])
+@pytest.mark.parametrize("face", ["forward", "input"])
+def test_odd_channels(face: str, name: str, record_property: Any) -> None:
+    given = case(**{**CASES, **ODD}[name])
+    record_property("emulated", f"conv_{face}")
+    (y, grads), (sizes, of_grads) = given.reference(), sizes_of(given)
+    got = gathered(small_odd(given.element, is_input=face == "input"), given)
+    compare(got, *((y, sizes) if face == "forward" else (grads["x"], of_grads["x"])), given.element)
+
+
 def sizes_of(given: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Sums of the absolute values of all products."""
     bias = None if given.bias is None else np.abs(given.bias)
@@ -70,11 +98,19 @@ def small_weight(element: Any, **more: Any) -> Kernel:
     return Kernel("weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
 
-@pytest.mark.parametrize("name", CASES)
+def small_odd_weight(element: Any) -> Kernel:
+    """The same for any number of channels."""
+    config = convolution_weight_odd.Config(element, 16, 8 if element == "float32" else 16, 1, 1)
+    builder, parameters = convolution_weight_odd.odd_weight_gradient, convolution_weight.PARAMETERS
+    return Kernel("odd_weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
+
+
+@pytest.mark.parametrize("name", [*CASES, *ODD, "odd, volume", "odd, stride and dilation", "odd, groups in float32"])
 def test_gradient_of_weights(name: str, record_property: Any) -> None:
-    given = case(**CASES[name])
+    given = case(**{**CASES, **ODD}[name.removeprefix("odd, ")])
     record_property("emulated", "conv_weight")
-    got = weight_gradient(small_weight(given.element), choose("conv_sum", given.element, 1, 1), given, splits=3)
+    kernel = (small_odd_weight if name.startswith("odd") else small_weight)(given.element)
+    got = weight_gradient(kernel, choose("conv_sum", given.element, 1, 1), given, splits=3)
     compare(got, given.reference()[1]["weight"], sizes_of(given)[1]["weight"], given.element)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from refattn_numba.cuda import fragments, memory, pixels, products
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
-from refattn_numba.cuda.kernels.geometry import GEOMETRY, TILES, axis_of_input, axis_of_output
+from refattn_numba.cuda.kernels.geometry import GEOMETRY, TILES, blocks_work, sides
 from refattn_numba.cuda.kernels.place import numbers
 
 
@@ -106,7 +106,7 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
     multiply = ops(products.product(element, tile, depth, stride, weight_stride, is_right_deep=is_input))
     add_bias, finish = ops(pixels.add_bias(element, tile)), activations(ops, tile)
     store = ops(pixels.store_positions(element, tile, is_odd=False))
-    axis, next_tap = (axis_of_input if is_input else axis_of_output)(ops), taps_in_turn(ops)
+    work, read_and_written, next_tap = blocks_work(ops, config), sides(ops, config), taps_in_turn(ops)
 
     def kernel(
         x, weight, bias, y,
@@ -115,36 +115,18 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
         x_batch, x_d, x_h, x_w, y_batch, y_d, y_h, y_w, row_tiles, column_tiles, activation,
     ):  # fmt: skip
         thread = this_thread()
-        rest = quotient(this_block(), column_tiles)
-        column_start = (this_block() - rest * column_tiles) * tile_columns
-        above = quotient(rest, row_tiles)
-        first = (rest - above * row_tiles) * tile_rows
-        group, phase_d, phase_h, phase_w = above, 0, 0, 0
-        if is_input:
-            above, of_width = quotient(above, stride_w), above
-            group, of_height = quotient(above, stride_h), above
-            phase_w, phase_h = of_width - above * stride_w, of_height - group * stride_h
-            group, of_depth = quotient(group, stride_d), group
-            phase_d = of_depth - group * stride_d
-        places_d, start_d, scale_d, step_d, taps_d, tap_d, apart_d = axis(phase_d, in_d, out_d, kernel_d, stride_d, dilation_d, pad_d)
-        places_h, start_h, scale_h, step_h, taps_h, tap_h, apart_h = axis(phase_h, in_h, out_h, kernel_h, stride_h, dilation_h, pad_h)
-        places_w, start_w, scale_w, step_w, taps_w, tap_w, apart_w = axis(phase_w, in_w, out_w, kernel_w, stride_w, dilation_w, pad_w)
-        count = batch * places_d * places_h * places_w
+        sizes, out, taps_of_kernel = (in_d, in_h, in_w), (out_d, out_h, out_w), (kernel_d, kernel_h, kernel_w)
+        strides, dilations, pads = (stride_d, stride_h, stride_w), (dilation_d, dilation_h, dilation_w), (pad_d, pad_h, pad_w)
+        group, column_start, first, count, phase, places, start, scale, step_of, taps, tap_of, apart = work(
+            this_block(), row_tiles, column_tiles, batch, sizes, out, taps_of_kernel, strides, dilations, pads
+        )
         if first >= count:
             return
-        places, start, scale = (places_d, places_h, places_w), (start_d, start_h, start_w), (scale_d, scale_h, scale_w)
-        all_taps = kernel_d * kernel_h * kernel_w
-        of_x, of_y = (x_batch * width, x_d * width, x_h * width, x_w * width), (y_batch * width, y_d * width, y_h * width, y_w * width)
-        if is_input:
-            source, source_sizes, source_steps, summed, made = y, (out_d, out_h, out_w), of_y, c_out, c_in
-            target, target_sizes, target_steps = x, (in_d, in_h, in_w), of_x
-            target_scale, target_start = (stride_d, stride_h, stride_w), (phase_d, phase_h, phase_w)
-        else:
-            source, source_sizes, source_steps, summed, made = x, (in_d, in_h, in_w), of_x, c_in, c_out
-            target, target_sizes, target_steps = y, (out_d, out_h, out_w), of_y
-            target_scale, target_start = (1, 1, 1), (0, 0, 0)
+        source, source_sizes, source_steps, summed, target, target_sizes, target_steps, made, target_scale, target_start = read_and_written(
+            x, y, sizes, out, (x_batch, x_d, x_h, x_w), (y_batch, y_d, y_h, y_w), c_in, c_out, strides, phase
+        )
         columns = made - column_start
-        weight_step = all_taps * c_in * width
+        weight_step = kernel_d * kernel_h * kernel_w * c_in * width
         group_weights = weight + group * c_out * weight_step
         ring = shared()
 
@@ -152,17 +134,18 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
         origins = positions(mine, count, places, scale, start)
         at = addresses(mine, count, places, scale, start, source + group * summed * width, source_steps, thread)
         parts = (summed + depth - 1) // depth
-        steps = parts * taps_d * taps_h * taps_w
+        steps = parts * taps[0] * taps[1] * taps[2]
 
         def fetch(step, part, i, j, k):
             """Positions and weights of one tap, a part of the channels."""
             if step < steps:
                 to, channel = ring + step % stages * stage_bytes, part * depth
                 left = summed - channel
-                tap = (i * step_d, j * step_h, k * step_w)
+                tap = (i * step_of[0], j * step_of[1], k * step_of[2])
                 offset = tap[0] * source_steps[1] + tap[1] * source_steps[2] + tap[2] * source_steps[3] + channel * width
                 copy_positions(to, at, origins, tap, offset, source_sizes, left, thread)
-                of_tap = (((tap_d + i * apart_d) * kernel_h + tap_h + j * apart_h) * kernel_w + tap_w + k * apart_w) * c_in
+                plane = (tap_of[0] + i * apart[0]) * kernel_h + tap_of[1] + j * apart[1]
+                of_tap = (plane * kernel_w + tap_of[2] + k * apart[2]) * c_in
                 if is_input:
                     there = group_weights + channel * weight_step + (of_tap + column_start) * width
                     copy_weights(to + rows_bytes, there, weight_step, left, columns, thread)
@@ -174,7 +157,7 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
         part, i, j, k = 0, 0, 0, 0
         for step in range(stages - 1):
             fetch(step, part, i, j, k)
-            part, i, j, k = next_tap(part, i, j, k, parts, taps_h, taps_w)
+            part, i, j, k = next_tap(part, i, j, k, parts, taps[1], taps[2])
 
         warp = warp_of(thread)
         row_warp = quotient(warp, column_warps)
@@ -185,7 +168,7 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
             wait()
             barrier()
             fetch(step + stages - 1, part, i, j, k)
-            part, i, j, k = next_tap(part, i, j, k, parts, taps_h, taps_w)
+            part, i, j, k = next_tap(part, i, j, k, parts, taps[1], taps[2])
             slot = step % stages * stage_bytes
             sums = multiply(sums, left_of_warp + slot, right_of_warp + slot, thread)
         wait_all()
