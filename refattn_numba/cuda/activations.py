@@ -1,6 +1,6 @@
 """ReLU, SiLU and GELU of numbers in registers, and their gradients, by the codes of the fast convolutions in main memory.
 
-Errors are a few units in the last place of float32, and grow with the exponent where a tail is small: to 2**-18 of a tail of 1e-30. At
+Errors are a few units in the last place of float32, and grow with the exponent where a tail is small, to 2**-15 of a tail of 1e-36; smaller ones are 0. At
 plus and minus infinity all have their limits.
 """
 
@@ -13,8 +13,8 @@ from refattn_numba.cpu.conv.activation import CODES, DENSITY, SINGLE, SINGLE_K
 from refattn_numba.cuda.fragments import LOG2_E, each
 from refattn_numba.cuda.operations import Many
 
-FAR, FAR_LOGISTIC = 15.0, 88.0
-"""Where the tail of the normal distribution, and that of the logistic one, are taken for 0."""
+FAR, FAR_LOGISTIC = 15.0, 104.0
+"""Where the tail of the normal distribution, and that of the logistic one, are 0 in float32."""
 
 
 def _relu(e: Any, x: Any) -> Any:

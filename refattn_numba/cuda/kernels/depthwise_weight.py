@@ -74,7 +74,7 @@ def depthwise_weight(ops: Any, config: Config) -> Callable[..., None]:
         k, m = of_plane - i * kernel_h, tap - of_plane * kernel_w
         from_channel, whole = quotient(channel, multiplier), batch * out_d * out_h * segments
         sums = nothing()
-        for turn in range((whole + splits - 1) // splits):
+        for turn in range(quotient(whole + splits - 1, splits)):
             here = split + turn * splits
             row = quotient(here, segments)
             first = (here - row * segments) * segment
