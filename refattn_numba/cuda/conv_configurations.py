@@ -106,13 +106,13 @@ def launched(kernel: Kernel, geometry: Mapping[str, int], splits: int = 1) -> tu
     dict of str to int
         Parameters by name.
     """
-    config, builder = kernel.config, kernel.builder
-    if builder is convolution_sums.sum_splits:
+    config = kernel.config
+    if kernel.parameters == convolution_sums.SUM:
         return math.ceil(geometry["count"] / kernel.tile), {"splits": splits}
-    if builder is convolution_sums.bias_gradient:
+    if kernel.parameters == convolution_sums.BIAS:
         return math.ceil(math.ceil(geometry["channels"] / 32) * splits / config.warps), {"splits": splits}
     groups, c_in, c_out = (geometry[name] for name in ("groups", "c_in", "c_out"))
-    if builder in (convolution_weight.weight_gradient, convolution_weight_odd.odd_weight_gradient):
+    if kernel.parameters == convolution_weight.PARAMETERS:
         taps = _product(geometry, "kernel")
         in_columns, apart = (c_in * taps, 1) if config.is_odd else (c_in, taps)
         rows, columns = math.ceil(c_out / config.size), math.ceil(in_columns / config.size)
@@ -144,7 +144,7 @@ def splits_for(kernel: Kernel, geometry: Mapping[str, int], processors: int) -> 
         At least 1.
     """
     positions = geometry["batch"] * _product(geometry, "out")
-    if kernel.builder is convolution_sums.bias_gradient:
+    if kernel.parameters == convolution_sums.BIAS:
         numbers, depth, wanted = geometry["channels"], 64, 8 * processors
     else:
         numbers = geometry["groups"] * geometry["c_out"] * geometry["c_in"] * _product(geometry, "kernel")

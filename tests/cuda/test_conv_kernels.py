@@ -43,9 +43,9 @@ def small(element: Any, *, is_input: bool, **more: Any) -> Kernel:
     return Kernel("convolution", convolution.convolution, config, convolution.PARAMETERS, config.threads, config.shared_bytes, config.tile)
 
 
-def small_odd(element: Any, *, is_input: bool) -> Kernel:
+def small_odd(element: Any, *, is_input: bool, row_warps: int = 1) -> Kernel:
     """The same for any number of channels."""
-    config = convolution_odd.Config(element, is_input, 16, 8 if element == "float32" else 16, 1, 1)
+    config = convolution_odd.Config(element, is_input, 16 * row_warps, 8 if element == "float32" else 16, row_warps, 1)
     builder, parameters = convolution_odd.odd_convolution, convolution.PARAMETERS
     return Kernel("odd", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
@@ -98,9 +98,9 @@ def small_weight(element: Any, **more: Any) -> Kernel:
     return Kernel("weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
 
-def small_odd_weight(element: Any) -> Kernel:
+def small_odd_weight(element: Any, row_warps: int = 1) -> Kernel:
     """The same for any number of channels."""
-    config = convolution_weight_odd.Config(element, 16, 8 if element == "float32" else 16, 1, 1)
+    config = convolution_weight_odd.Config(element, 16 * row_warps, 8 if element == "float32" else 16, row_warps, 1)
     builder, parameters = convolution_weight_odd.odd_weight_gradient, convolution_weight.PARAMETERS
     return Kernel("odd_weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
