@@ -64,7 +64,7 @@ def _run(spec: Spec, rules: str, args: tuple[Any, ...], kwargs: Mapping[str, Any
     named = {f"d_{name}": array for name, array in zip(spec.output_names, _each(y), strict=True)}
     wanted = spec.facts.differentiable(arrays).keys()
 
-    def checked(*cotangents: Any, **by_name: Any) -> Grads:
+    def pull_back(*cotangents: Any, **by_name: Any) -> Grads:
         places = list(named)
         if len(cotangents) > len(named) or by_name.keys() - set(places[len(cotangents) :]):
             raise TypeError(f"{spec.name}: the pullback takes {', '.join(named)}; got {len(cotangents)} by position and {sorted(by_name)}")
@@ -74,7 +74,7 @@ def _run(spec: Spec, rules: str, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
     is_read = differentiate and getattr(pullback, "reads_outputs", True)
     results = [x.result(copied=is_read and not x.library.tells_changes) for x in _each(y)]
-    return results[0] if isinstance(y, DeviceArray) else type(y)(*results), checked
+    return results[0] if isinstance(y, DeviceArray) else type(y)(*results), pull_back
 
 
 def _each(y: Any) -> tuple[DeviceArray, ...]:
@@ -86,7 +86,11 @@ def _accepted(spec: Spec, bound: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Arrays and options of a call that the docstring allows; its errors are those of a call in main memory."""
     facts = spec.facts.arguments
     indices = [name for name, leaf in facts.items() if getattr(leaf, "kind", "") == "int"]
-    arrays = gathered(spec.name, {name: bound[name] for name in facts if name in bound}, indices)
+    return checked(spec, bound, gathered(spec.name, {name: bound[name] for name in facts if name in bound}, indices))
+
+
+def checked(spec: Spec, bound: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of arguments that are gathered."""
     stand_ins = {name: _shape_alone(x.shape, x.dtype) if isinstance(x, DeviceArray) else x for name, x in arrays.items()}
     if bound.get("layout") == "channels_last":
         stand_ins["x"] = channels_second(f"{spec.name}: x", stand_ins["x"])

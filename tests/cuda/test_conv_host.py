@@ -280,3 +280,40 @@ def test_an_old_device_is_refused(monkeypatch):
 def test_own_cases_take_kernels_past_their_tiles():
     assert len(CASES) == len(OWN)
     assert {name for name, _ in CASES.values()} >= set(CONVOLUTIONS) - {"conv_transpose1d", "conv_transpose3d", "separable_conv2d"}
+
+
+def test_explain_names_what_a_call_takes(monkeypatch):
+    from refattn_numba.cuda import cache, explain_convolution
+    from refattn_numba.cuda.kernel import Cubin
+
+    monkeypatch.setattr(cache, "cubin_of", lambda kernel, architecture: Cubin(b"", kernel.name, architecture, 200, 16, 0))
+    x, weight, bias = (np.ones(shape, np.float16) for shape in ((2, 6, 6, 64), (64, 64, 3, 3), 64))
+    found = explain_convolution(refattn_numba.conv2d, x, weight, bias, layout="channels_last", activation="silu", architecture="sm_80")
+    assert [row.face for row in found] == [
+        "conv_place", "conv_forward", "conv_finish", "conv_finish_back", "conv_input", "conv_weight", "conv_sum", "conv_bias",
+    ]  # fmt: skip
+    assert (found[1].kernel, found[1].architecture, found[1].registers) == ("conv_forward_float16_64", "sm_80", 200)
+    with standins.pretending(monkeypatch) as recorder:
+        x, weight, _ = operands(dtype="bfloat16")
+        of_device = explain_convolution(refattn_numba.conv2d, lying_last(x), lying_last(weight))
+        assert not recorder.launches
+        _, pullback = refattn_numba.conv2d.vjp(lying_last(x), lying_last(weight))
+        pullback(lying_last(standins.to_device(np.ones((2, 16, 3, 4)), dtype="bfloat16")))
+    assert [row.kernel for row in of_device] == list(dict.fromkeys(launch.kernel.name for launch in recorder.launches))
+    assert of_device[0].architecture == "sm_90a"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"architecture": None}, "architecture is None, but must be one of sm_80, sm_86, sm_89, sm_90a where x is in main memory"),
+        ({"architecture": "sm_70"}, "architecture is 'sm_70'"),
+        ({"stride": 0}, "stride is 0, but must be positive int"),
+        ({"groups": 2}, "in_group|groups"),
+    ],
+)
+def test_what_explain_refuses(change, match):
+    from refattn_numba.cuda import explain_convolution
+
+    with pytest.raises(ValueError, match=match):
+        explain_convolution(refattn_numba.conv2d, np.ones((1, 3, 4, 4)), np.ones((2, 3, 3, 3)), **{"architecture": "sm_80", **change})
