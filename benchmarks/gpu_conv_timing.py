@@ -87,7 +87,7 @@ def _layer(torch: Any, shape: ConvShape) -> dict[str, Any]:
     last = {"memory_format": torch.channels_last}
     of_x, of_w = (shape.batch, shape.c_in, shape.size, shape.size), (shape.c_out, shape.c_in // shape.groups, shape.kernel, shape.kernel)
     x, w = (torch.randn(of, device=DEVICE, dtype=torch.bfloat16).to(**last) for of in (of_x, of_w))
-    options = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
+    options: dict[str, Any] = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
     leaves = [a.detach().clone(**last).requires_grad_() for a in (x, w)]
     output = torch.nn.functional.conv2d(*leaves, **options)
     d = torch.randn_like(output)

@@ -23,7 +23,8 @@ class Plan:
     def __init__(self, convolution: Any, weight: Any, bias: Any, options: Mapping[str, Any]) -> None:
         for name, x in (("weight", weight), ("bias", bias)):
             if is_on_device(x):
-                raise TypeError(f"{convolution.__name__}.plan: {name} lies on a device, but must be in main memory: call the function instead")
+                where = f"{convolution.__name__}.plan: {name} lies on a device"
+                raise TypeError(f"{where}, but must be in main memory: call the function instead")
         copied = [x if x is None else x.detach().clone() if is_tensor(x) else np.array(x) for x in (weight, bias)]
         self._call, self._given = convolution, {"weight": copied[0], "bias": copied[1], **options}
         self._kept: dict[Any, Any] = {}

@@ -82,8 +82,13 @@ def _twin(reference: Any, rule: Callable[P, tuple[Array, Pullback]]) -> Convolut
         return cast("Any", rule)(*args, **kwargs)
 
     fast.__module__ = __name__
-    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda f: planned(convolution_on_device(accepting_layouts(f))))(fast)
+    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=_finished)(fast)
     return cast("Convolution[P]", made)
+
+
+def _finished(made: Any) -> Any:
+    """With layouts, arrays on a device, and plans."""
+    return planned(convolution_on_device(accepting_layouts(made)))
 
 
 def _depthwise(

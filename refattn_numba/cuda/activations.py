@@ -56,7 +56,7 @@ def _gelu(e: Any, x: Any) -> Any:
 
 
 def _relu_back(e: Any, x: Any, dy: Any) -> Any:
-    return e.select(x > 0.0, dy, e.select(x == x, e.number(0.0), dy))
+    return e.select(x <= 0.0, e.number(0.0), dy)
 
 
 def _silu_back(e: Any, x: Any, dy: Any) -> Any:

@@ -70,7 +70,9 @@ class Notes:
         self.kernels.setdefault(kernel.name, kernel)
 
 
-def explain_convolution(function: Any, x: Any, weight: Any, bias: Any = None, *, architecture: str | None = None, **options: Any) -> Explanations:
+def explain_convolution(
+    function: Any, x: Any, weight: Any, bias: Any = None, *, architecture: str | None = None, **options: Any
+) -> Explanations:
     """The kernels that a convolution of `refattn_numba` takes for such a call, forward and backward, in the order of their first use.
 
     They are compiled if no file holds them; nothing is launched.

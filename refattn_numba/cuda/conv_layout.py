@@ -133,10 +133,11 @@ class Queue:
     def empty(self, shape: Sequence[int], axes: int = 5) -> Five:
         """A new array with five axes, or with so many of the first and last."""
         sizes = (shape[0], *shape[6 - axes : -1], shape[-1])
-        made = five(self.x.packed(sizes, self.x.dtype), is_last=True)
-        return made
+        return five(self.x.packed(sizes, self.x.dtype), is_last=True)
 
-    def moved(self, source: Five, target: Five, *, low: Sequence[int] = (0, 0, 0), mode: PaddingMode = "zeros", is_back: bool = False) -> Five:
+    def moved(
+        self, source: Five, target: Five, *, low: Sequence[int] = (0, 0, 0), mode: PaddingMode = "zeros", is_back: bool = False
+    ) -> Five:
         """Give each position of the target what stands there of the source, which is `low` further on.
 
         Or, going back, all that is a copy of it.
@@ -153,7 +154,7 @@ class Queue:
             fields |= {f"of_{name}_{axis}": step for axis, step in zip(STEPS, x.steps, strict=False)}
         has_rows = source.has_rows and target.has_rows
         fields |= {"channels": target.shape[-1], "mode": BORDERS[mode], "by_channel": int(has_rows)}
-        chunks = -(-target.shape[-1] // kernel.config.count)
+        chunks = -(-target.shape[-1] // kernel.config.vector)
         self.start(kernel, -(-chunks * target.positions // kernel.tile), fields)
         return target
 

@@ -67,7 +67,8 @@ class Sizes(NamedTuple):
         reach = [n + abs(b) + d * k for n, b, d, k in zip(self.size, self.before, self.dilation, self.kernel, strict=True)]
         reach += [s * n for s, n in zip(self.stride, self.out, strict=True)]
         if max(reach) >= FARTHEST:
-            raise ValueError(f"stride, padding and dilation reach over {max(reach)} positions, but on a device must reach over fewer than {FARTHEST}")
+            found = f"stride, padding and dilation reach over {max(reach)} positions"
+            raise ValueError(f"{found}, but on a device must reach over fewer than {FARTHEST}")
 
     def fields(self) -> dict[str, int]:
         """Parameters of kernels; channels are those of one group."""
@@ -93,7 +94,8 @@ class Linear:
             found = five(self.given, is_last=False)
             if self.sizes.is_depthwise:
                 found = _by_tap(found)
-            is_packed = all(size <= 1 or step == wanted for size, step, wanted in zip(found.shape, found.steps, c_strides(found.shape), strict=True))
+            places = zip(found.shape, found.steps, c_strides(found.shape), strict=True)
+            is_packed = all(size <= 1 or step == wanted for size, step, wanted in places)
             self.kernels = found if is_packed else self.queue.moved(found, self.queue.empty(found.shape))
         return self.kernels
 
@@ -139,7 +141,7 @@ class Linear:
             fields |= {f"{name}_{axis}": size for axis, size in zip(AXES, x.shape[1:4], strict=True)} | {f"{name}_channels": x.shape[-1]}
         fields |= {"multiplier": self.sizes.o, "bias": 0 if bias is None else bias.memory.address, "activation": CODES[activation]}
         config, (batch, depth, height, width, channels) = kernel.config, target.shape
-        threads = batch * depth * height * -(-width // config.positions) * -(-channels // config.count)
+        threads = batch * depth * height * -(-width // config.positions) * -(-channels // config.vector)
         self.queue.start(kernel, -(-threads // kernel.tile), fields)
 
     def finished(self, x: Five, bias: Optional, activation: Activation | None, before: Five | None = None) -> Five:
@@ -164,7 +166,7 @@ class Linear:
         rows, channels = arrays["target"].positions, arrays["target"].shape[-1]
         fields = {**fields, **{name: x.address for name, x in arrays.items()}, "rows": rows, "channels": channels}
         fields |= {f"of_{name}": x.row_step or 0 for name, x in arrays.items()}
-        self.queue.start(kernel, -(-rows * -(-channels // kernel.config.count) // kernel.tile), fields)
+        self.queue.start(kernel, -(-rows * -(-channels // kernel.config.vector) // kernel.tile), fields)
 
     def weight_gradient(self, x: Five, y: Five, style: Style) -> DeviceArray:
         """From x and the cotangent of y."""
@@ -191,7 +193,7 @@ class Linear:
         """Parts of the gradient, and how many."""
         is_wide = self.sizes.o == 1 and x.is_wide and y.is_wide
         kernel = conv_small_configurations.choose("depthwise_weight", self.dtype, is_wide=is_wide)  # pyright: ignore[reportArgumentType]
-        chunks, taps = -(-y.shape[-1] // kernel.config.count), math.prod(self.sizes.kernel)
+        chunks, taps = -(-y.shape[-1] // kernel.config.vector), math.prod(self.sizes.kernel)
         *rows, width = y.shape[:-1]
         splits = _splits(chunks * taps, math.prod(rows) * -(-width // kernel.config.segment))
         workspace = self.queue.x.packed((splits, taps, y.shape[-1]), "float32")

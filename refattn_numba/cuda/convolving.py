@@ -33,6 +33,18 @@ class How(NamedTuple):
     differentiate: bool = True
 
 
+class Border(NamedTuple):
+    """What stands beside x that is not zeros."""
+
+    pairs: Pairs
+    mode: PaddingMode
+
+    @property
+    def low(self) -> Axes:
+        """Its width before each of three axes."""
+        return cast("Axes", (*(0,) * (3 - len(self.pairs)), *(a for a, _ in self.pairs)))
+
+
 def convolve(
     x: DeviceArray,
     weight: DeviceArray,
@@ -52,7 +64,8 @@ def convolve(
     border = None
     if padding_mode != "zeros":
         pad(np.empty((0, *size)), padding=pairs, mode=padding_mode)  # which refuses borders that are too wide
-        border, size = (pairs, padding_mode), tuple(n + a + b for n, (a, b) in zip(size, pairs, strict=True))
+        border = Border(pairs, padding_mode)
+        size = tuple(n + a + b for n, (a, b) in zip(size, pairs, strict=True))
         pairs = ((0, 0),) * len(pairs)
     out = rule.places(size, weight.shape[2:], steps, gaps, pairs)
     sizes = _sizes(x, weight, size, out, steps, gaps, pairs, groups)
@@ -150,13 +163,12 @@ class _Call:
         options: How,
         *,
         is_transposed: bool,
-        border: tuple[Pairs, PaddingMode] | None = None,
+        border: Border | None = None,
     ) -> None:
         self.x, self.weight, self.bias, self.options, self.is_transposed, self.border = x, weight, bias, options, is_transposed, border
         self.queue = Queue(x)
         self.linear = Linear(self.queue, sizes, weight)
         self.style = style_of(x, is_last=options.layout == "channels_last")
-        self.low = () if border is None else (*(0,) * (3 - len(border[0])), *(a for a, _ in border[0]))
 
     def run(self) -> tuple[DeviceArray, Pullback]:
         """The output and its pullback."""
@@ -164,7 +176,7 @@ class _Call:
         if self.border is None:
             source = self.queue.in_rows(given)
         else:
-            source = self.queue.moved(given, self.queue.empty(self.linear.sizes.of_x), low=self.low, mode=self.border[1])
+            source = self.queue.moved(given, self.queue.empty(self.linear.sizes.of_x), low=self.border.low, mode=self.border.mode)
         activation = self.options.activation
         is_apart = self.options.differentiate and activation not in {None, "relu"}  # what is before it is needed for its gradient
         forward = self.linear.spread if self.is_transposed else self.linear.correlate
@@ -196,7 +208,7 @@ class _Call:
         of_border = back(d, 5 if self.border else self.style.axes)
         if self.border is not None:
             inner = queue.empty(five(self.x, is_last=self.style.is_last).shape, self.style.axes)
-            of_border = queue.moved(of_border, inner, low=self.low, mode=self.border[1], is_back=True)
+            of_border = queue.moved(of_border, inner, low=self.border.low, mode=self.border.mode, is_back=True)
         style = style_of(self.weight, is_last=False)
         return {
             "x": queue.delivered(of_border, self.style),

@@ -59,7 +59,9 @@ def _store(e: Any, element: Element, address: Any, numbers: Sequence[Any], valid
 
 def store(element: Element, count: int) -> Operation:
     """The other way, where `left > 0`."""
-    return Operation(lambda e, address, numbers, left: _store(e, element, address, numbers, left > 0), ("int64", kind_of(count), "int32"), None)
+    return Operation(
+        lambda e, address, numbers, left: _store(e, element, address, numbers, left > 0), ("int64", kind_of(count), "int32"), None
+    )
 
 
 def store_run(element: Element, count: int, positions: int) -> Operation:
@@ -116,7 +118,7 @@ def place(*, is_spread: bool) -> Operation:
         found, is_there = _place(e, at, stride, size, is_spread=is_spread)
         return e.select(is_there, found, e.integer(-1))
 
-    return Operation(run, ("int32",) * 6, "int32")
+    return Operation(run, ("int32", "int32", "int32", "int32", "int32", "int32"), "int32")
 
 
 def add_tap(element: Element, count: int, positions: int, *, is_spread: bool) -> Operation:
@@ -137,7 +139,7 @@ def add_tap(element: Element, count: int, positions: int, *, is_spread: bool) ->
             made += [e.multiply_add(w, x, s) for w, x, s in zip(weights, loaded, of_position, strict=True)]
         return made
 
-    return Operation(run, (kind, kind_of(count), "int64", "int64", *("int32",) * 4), kind)
+    return Operation(run, (kind, kind_of(count), "int64", "int64", "int32", "int32", "int32", "int32"), kind)
 
 
 def repeated(count: int, positions: int) -> Operation:
@@ -199,4 +201,4 @@ def source_of_border() -> Operation:
         there = place_in(e, border - low, size, mode)
         return e.select(k == 0, p + low, e.select(there == p, border, e.integer(-1)))
 
-    return Operation(run, ("int32",) * 5, "int32")
+    return Operation(run, ("int32", "int32", "int32", "int32", "int32"), "int32")

@@ -39,7 +39,9 @@ class Call:
         assert self.blocks == -(-threads // self.kernel.tile), (self.kernel.name, self.blocks, threads)
 
     def bias(self, channels):
-        return self.memory.packed(self.given["bias"], (channels,), self.dtype).astype(np.float64) if self.given["bias"] else np.zeros(channels)
+        return (
+            self.memory.packed(self.given["bias"], (channels,), self.dtype).astype(np.float64) if self.given["bias"] else np.zeros(channels)
+        )
 
     def activated(self, y):
         return activated(y, self.given["activation"])
@@ -136,7 +138,7 @@ def _sum(call):
 
 def _depthwise(call):
     given, config = call.given, call.kernel.config
-    is_wide, m = config.count > 1, given["multiplier"]
+    is_wide, m = config.vector > 1, given["multiplier"]
     target_size, source_size = call.axes("target"), call.axes("source")
     source = call.rows("source", (given["batch"], *source_size, given["source_channels"]), "of_", is_wide=is_wide)
     target = call.rows("target", (given["batch"], *target_size, given["target_channels"]), "of_", is_wide=is_wide)
@@ -147,19 +149,19 @@ def _depthwise(call):
     weight = found.transpose(3, 4, 0, 1, 2)[:, :, None].astype(np.float64)
     assert m == 1 or not is_wide
     b, d, h, w, c = target.shape
-    call.covers(b * d * h * -(-w // config.positions) * -(-c // config.count))
+    call.covers(b * d * h * -(-w // config.positions) * -(-c // config.vector))
     y = (made.spread if config.is_spread else made.correlate)(grouped(source, groups), weight)
     target[...] = call.activated(rowed(y) + call.bias(c))
 
 
 def _depthwise_weight(call):
     given, config = call.given, call.kernel.config
-    is_wide, m, splits, c_out = config.count > 1, given["multiplier"], given["splits"], given["c_out"]
+    is_wide, m, splits, c_out = config.vector > 1, given["multiplier"], given["splits"], given["c_out"]
     made = Convolution(*(call.axes(name) for name in ("in", "kernel", "out", "stride", "dilation", "pad")))
     x = call.rows("x", (given["batch"], *made.size, c_out // m), is_wide=is_wide)
     y = call.rows("y", (given["batch"], *made.out, c_out), is_wide=is_wide)
     taps = int(np.prod(made.kernel))
-    call.covers(splits * taps * -(-c_out // config.count))
+    call.covers(splits * taps * -(-c_out // config.vector))
     workspace = call.memory.packed(given["workspace"], (splits, taps, c_out), "float32")
     workspace[...] = 0
     found = made.weight_gradient(grouped(x, c_out // m), grouped(y, c_out // m))
@@ -171,7 +173,7 @@ def _six(call, name, sizes):
     shape = (call.given["groups"], call.given["batch"], *sizes, call.given["channels"])
     if call.given[f"{name}_vectors"]:
         assert steps[-1] == 1
-        assert not shape[-1] % call.kernel.config.count
+        assert not shape[-1] % call.kernel.config.vector
     return call.memory.view(call.given[name], shape, steps, call.dtype)
 
 
@@ -182,7 +184,7 @@ def _place(call):
     assert call.axes(outer) == tuple(n + a + b for n, a, b in zip(call.axes(inner), low, high, strict=True))
     mode = {code: name for name, code in BORDERS.items()}[call.given["mode"]]
     borders = tuple(zip(low, high, strict=True))
-    call.covers(target.size // max(target.shape[-1], 1) * -(-target.shape[-1] // call.kernel.config.count))
+    call.covers(target.size // max(target.shape[-1], 1) * -(-target.shape[-1] // call.kernel.config.vector))
     if call.face == "conv_place":
         target[...] = np.pad(source, [(0, 0)] * 2 + [*borders] + [(0, 0)], mode=NUMPY_MODES[mode])
         return
@@ -194,12 +196,12 @@ def _place(call):
 def _finish(call):
     names = ("before", "d_after") if call.face == "conv_finish_back" else ("before",)
     shape, config = (call.given["rows"], call.given["channels"]), call.kernel.config
-    call.covers(shape[0] * -(-shape[1] // config.count))
+    call.covers(shape[0] * -(-shape[1] // config.vector))
     for name in (*names, "target"):
-        if config.count > 1:
+        if config.vector > 1:
             assert not call.given[name] % ALIGNMENT
-            assert not call.given[f"of_{name}"] % config.count
-            assert not shape[1] % config.count
+            assert not call.given[f"of_{name}"] % config.vector
+            assert not shape[1] % config.vector
     arrays = [call.memory.view(call.given[name], shape, (call.given[f"of_{name}"], 1), call.dtype) for name in names]
     target = call.memory.view(call.given["target"], shape, (call.given["of_target"], 1), call.dtype)
     before = arrays[0].astype(np.float64)

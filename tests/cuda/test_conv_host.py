@@ -85,7 +85,12 @@ def test_every_library(recorder, kind, case):
 
 LAYOUTS, ACTIVATIONS = ("channels_first", "channels_last"), (None, "relu", "silu", "gelu")
 TOGETHER = [
-    *((case, layout, activation, "torch") for case in ("depthwise 3x3", "transposed, stride 2") for layout in LAYOUTS for activation in ACTIVATIONS),
+    *(
+        (case, layout, activation, "torch")
+        for case in ("depthwise 3x3", "transposed, stride 2")
+        for layout in LAYOUTS
+        for activation in ACTIVATIONS
+    ),
     *(("more after than before", layout, activation, kind) for layout in LAYOUTS for activation in ("relu", "silu") for kind in KINDS),
 ]
 
@@ -97,7 +102,8 @@ def test_activations_and_layouts(recorder, case, layout, activation, kind):
     given, random, is_last = dict(found.arguments), np.random.default_rng(1), layout == "channels_last"
     if is_last:
         given["x"] = np.ascontiguousarray(np.moveaxis(given["x"], 1, -1))
-    given = {n: v.astype(np.float32) if isinstance(v, np.ndarray) else v for n, v in given.items()} | {"activation": activation, "layout": layout}
+    given = {n: v.astype(np.float32) if isinstance(v, np.ndarray) else v for n, v in given.items()}
+    given |= {"activation": activation, "layout": layout}
     wanted, exact = getattr(refattn_numba, name).vjp(**given)
     on_device = {n: standins.to_device(v, kind) if isinstance(v, np.ndarray) else v for n, v in given.items()}
     output, pullback = getattr(refattn_numba, name).vjp(**on_device)
@@ -257,7 +263,7 @@ def test_plans_are_for_main_memory(noted):
         refattn_numba.conv2d.plan(weight)
     with pytest.raises(TypeError, match=r"conv2d.plan: bias lies on a device"):
         refattn_numba.conv2d.plan(weight.a, bias)
-    with pytest.raises(TypeError, match="weight is a numpy.ndarray in main memory, but x is a torch.Tensor on a device"):
+    with pytest.raises(TypeError, match=r"weight is a numpy\.ndarray in main memory, but x is a torch\.Tensor on a device"):
         refattn_numba.conv2d.plan(weight.a)(x)
 
 

@@ -31,7 +31,12 @@ ARCHITECTURES = "sm_80", "sm_90a"
 
 CALLS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3": ("depthwise_conv2d", (2, 16, 5, 6), (16, 1, 3, 3), {"padding": 1}),
-    "strides, taps apart": ("depthwise_conv2d", (1, 8, 9, 8), (8, 1, 3, 2), {"padding": ((2, 0), (1, 3)), "stride": (2, 3), "dilation": (1, 2)}),
+    "strides, taps apart": (
+        "depthwise_conv2d",
+        (1, 8, 9, 8),
+        (8, 1, 3, 2),
+        {"padding": ((2, 0), (1, 3)), "stride": (2, 3), "dilation": (1, 2)},
+    ),
     "taps on padding alone": ("depthwise_conv2d", (1, 8, 2, 3), (8, 1, 5, 3), {"padding": (4, 2)}),
     "two for each": ("depthwise_conv2d", (2, 3, 4, 5), (6, 1, 2, 3), {"padding": (1, 2), "stride": (1, 2)}),
     "five channels": ("depthwise_conv2d", (1, 5, 4, 5), (5, 1, 3, 3), {"padding": "same"}),
@@ -101,7 +106,7 @@ def test_activations(activation, is_wide, record_property):
     shared = {"rows": 16, "channels": 48, "activation": CODES[activation], "before": address(x), "of_before": 48, "of_target": 48}
     for face, target, more in (("conv_finish", made, {"bias": 0}), ("conv_finish_back", back, {"d_after": address(dy), "of_d_after": 48})):
         kernel = choose(face, "float32", is_wide=is_wide)
-        blocks = -(-x.size // kernel.config.count // kernel.tile)
+        blocks = -(-x.size // kernel.config.vector // kernel.tile)
         emulator.launch(kernel, blocks, {**shared, **more, "target": address(target)}, [x, dy, made, back])
     with np.errstate(all="ignore"):
         wanted, pullback = getattr(refattn, activation).vjp(numbers(x))
@@ -140,7 +145,7 @@ def test_code_is_what_was_meant(name, architecture, record_property):
     assert cubin.registers <= 128
     if name.startswith("conv_fold"):
         return
-    is_wide = kernel.config.count > 1
+    is_wide = kernel.config.vector > 1
     assert any(i.startswith("LDG.E.128") for i in found) == is_wide
     assert any(i.startswith("STG.E.128") for i in found) == (is_wide and not name.startswith("depthwise_weight"))
 

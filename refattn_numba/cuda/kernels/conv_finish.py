@@ -10,6 +10,7 @@ from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.place import numbers
 
+
 class Config(NamedTuple):
     """Sizes that are fixed when the kernel is compiled.
 
@@ -17,14 +18,14 @@ class Config(NamedTuple):
     ----------
     element : str
         Type of the numbers.
-    count : int
+    vector : int
         Numbers of a thread: those of 16 bytes, or 1.
     threads : int
         In a block.
     """
 
     element: Element
-    count: int = 1
+    vector: int = 1
     threads: int = 128
 
 

@@ -30,7 +30,7 @@ channels of a thread are 16 bytes in a row."""
 
 def _places(ops: Any, config: Config) -> Callable[..., Any]:
     """The function that says which position a thread has, from its number: axes, first channel, and how many are left of these."""
-    count, quotient, smaller = config.count, ops(memory.quotient()), ops(vectors.smaller())
+    count, quotient, smaller = config.vector, ops(memory.quotient()), ops(vectors.smaller())
 
     def places(index: Any, groups: Any, batch: Any, depth: Any, height: Any, width: Any, channels: Any, by_channel: Any) -> Any:
         chunks, positions = (channels + count - 1) // count, groups * batch * depth * height * width
@@ -70,10 +70,7 @@ def place(ops: Any, config: Config) -> Callable[..., None]:
         there = smaller(left, (smaller(smaller(at_d, at_h), at_w) + 1) * count)
         at = g * of_source_group + b * of_source_batch + at_d * of_source_d + at_h * of_source_h + at_w * of_source_w
         at = source + (at + c * of_source_channel) * size
-        if source_vectors:
-            numbers = load(at, there)
-        else:
-            numbers = load_apart(at, of_source_channel * size, there)
+        numbers = load(at, there) if source_vectors else load_apart(at, of_source_channel * size, there)
         to = g * of_target_group + b * of_target_batch + d * of_target_d + h * of_target_h + w * of_target_w
         to = target + (to + c * of_target_channel) * size
         if target_vectors:

@@ -25,7 +25,7 @@ class Config(NamedTuple):
     ----------
     element : str
         Type of the arrays.
-    count : int
+    vector : int
         Channels of a thread: those of 16 bytes, or 1 where several output channels share one of the input, or rows are not such.
     positions : int
         Of a thread, in a row.
@@ -36,7 +36,7 @@ class Config(NamedTuple):
     """
 
     element: Element
-    count: int
+    vector: int
     positions: int
     is_spread: bool
     threads: int = 128
@@ -44,7 +44,9 @@ class Config(NamedTuple):
 
 PARAMETERS: Parameters = (
     *numbers("pointer", "source", "w", "bias", "target"),
-    *numbers("int32", "batch", *(f"{name}_{axis}" for name in ("target", "source", "kernel", "stride", "dilation", "pad") for axis in AXES)),
+    *numbers(
+        "int32", "batch", *(f"{name}_{axis}" for name in ("target", "source", "kernel", "stride", "dilation", "pad") for axis in AXES)
+    ),
     *numbers("int32", "target_channels", "source_channels", "multiplier", "activation"),
     *(("of_" + name, kind) for name, kind in strides("source", "target", axes=STEPS)),
 )
@@ -59,7 +61,11 @@ def depthwise(ops: Any, config: Config) -> Callable[..., None]:
     load, store = ops(vectors.load(element, count)), ops(vectors.store_run(element, count, positions))
     place, add_tap = ops(vectors.place(is_spread=is_spread)), ops(vectors.add_tap(element, count, positions, is_spread=False))
     spread_tap = ops(vectors.add_tap(element, count, positions, is_spread=True)) if is_spread else add_tap
-    repeated, smaller, nothing = ops(vectors.repeated(count, positions)), ops(vectors.smaller()), ops(fragments.zeros(vectors.kind_of(count)))
+    repeated, smaller, nothing = (
+        ops(vectors.repeated(count, positions)),
+        ops(vectors.smaller()),
+        ops(fragments.zeros(vectors.kind_of(count))),
+    )
     activate = activations.activated(ops, vectors.kind_of(count * positions))
 
     def kernel(

@@ -23,7 +23,7 @@ class Config(NamedTuple):
     ----------
     element : str
         Type of the arrays.
-    count : int
+    vector : int
         Channels of a thread: those of 16 bytes, or 1.
     positions : int
         Whose products are added at a time.
@@ -34,7 +34,7 @@ class Config(NamedTuple):
     """
 
     element: Element
-    count: int
+    vector: int
     positions: int
     segment: int
     threads: int = 128
