@@ -30,7 +30,7 @@ LAYOUT = "refattn cubin 1"
 FACTS = ("entry", "architecture", "registers", "shared_bytes", "stack_bytes")
 DIGITS = 24
 HOST_MODULES = frozenset({
-    "__init__.py", "arrays.py", "attention.py", "cache.py", "configurations.py", "dlpack.py", "driver.py", "explaining.py", "faces.py",
+    "__init__.py", "arrays.py", "attention.py", "cache.py", "configurations.py", "conv_configurations.py", "dlpack.py", "driver.py", "explaining.py", "faces.py",
     "hopper.py", "launching.py", "libraries.py", "library.py", "tensor_map.py",
 })  # fmt: skip
 """Of this package, which decide nothing of a kernel's code."""
