@@ -99,15 +99,22 @@ def addresses(chunks: Chunks) -> Operation:
     return Operation(run, (*GRID, "int64", STEPS, "int32"), Many("int64", chunks.count))
 
 
-def copy_positions(element: Element, size: int, chunks: Chunks) -> Operation:
+def swizzled_place(chunks: Chunks, thread: Any) -> Any:
+    """Where a thread's part of its first row stands in rows of 128 bytes, as `warpgroups` tells; in its other rows it does too."""
+    if chunks.last != 7 or chunks.apart % 8:
+        raise ValueError(f"rows of {chunks.last + 1} chunks, {chunks.apart} apart")
+    return chunks.row(thread) * 128 + (chunks.place(thread) ^ (chunks.row(thread) & 7)) * 16
+
+
+def copy_positions(element: Element, size: int, chunks: Chunks, *, is_swizzled: bool = False) -> Operation:
     """Start copies of one tap's rows to shared memory, zeros where the tap is outside, and from channel `left` on.
 
     `tap` is added to all positions, `offset` to all addresses.
     """
-    stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
+    stride, per_chunk = 128 if is_swizzled else stride_of(element, size), 16 // bytes_of(element)
 
     def run(e: Any, to: Any, at: Any, origins: Any, tap: Any, offset: Any, sizes: Any, left: Any, thread: Any) -> None:
-        to = to + (chunks.row(thread) * stride + chunks.place(thread) * 16)
+        to = to + (swizzled_place(chunks, thread) if is_swizzled else chunks.row(thread) * stride + chunks.place(thread) * 16)
         has_channels = chunks.place(thread) * per_chunk < left
         for i in range(chunks.count):
             place = [origins[3 * i + a] + tap[a] for a in range(3)]

@@ -97,7 +97,7 @@ def steps(name: str, x: np.ndarray) -> dict[str, int]:
     return {f"{name}_{axis}": step // x.itemsize for axis, step in zip(("batch", "d", "h", "w"), x.strides, strict=False)}
 
 
-def gathered(kernel: Kernel, given: Case, activation: int = 0, apart: int = 0) -> np.ndarray:
+def gathered(kernel: Kernel, given: Case, activation: int = 0, apart: int = 0, launch: Any = launch) -> np.ndarray:
     """Output of the forward pass, or gradient of the input, in the reference's layout."""
     is_input, element = kernel.config.is_input, given.element
     x = channels_last(np.full_like(given.x, np.nan) if is_input else given.x, element, apart)
