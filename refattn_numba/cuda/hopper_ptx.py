@@ -51,6 +51,10 @@ class HopperInstructions:
         text = "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra.uni DONE; bra.uni AGAIN; DONE: }"
         self.ptx(text, NOTHING, address, parity, changes=True)
 
+    def show_copies(self) -> None:
+        """What this thread has copied, and waited for, may be read by products after the next barrier."""
+        self.ptx("fence.proxy.async.shared::cta;", NOTHING, changes=True)
+
     def warp_barrier(self) -> None:
         """What lanes of a warp have stored is seen by its other lanes."""
         self.ptx("bar.warp.sync 0xffffffff;", NOTHING, changes=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, each, stride_of
+from refattn_numba.cuda.fragments import Element, bytes_of, stride_of
 from refattn_numba.cuda.operations import Many, Operation
 
 TRIPLE, STEPS = Many("int32", 3), Many("int64", 4)
@@ -99,15 +99,22 @@ def addresses(chunks: Chunks) -> Operation:
     return Operation(run, (*GRID, "int64", STEPS, "int32"), Many("int64", chunks.count))
 
 
-def copy_positions(element: Element, size: int, chunks: Chunks) -> Operation:
+def swizzled_place(chunks: Chunks, thread: Any) -> Any:
+    """Where a thread's part of its first row stands in rows of 128 bytes, as `warpgroups` tells; in its other rows it does too."""
+    if chunks.last != 7 or chunks.apart % 8:
+        raise ValueError(f"rows of {chunks.last + 1} chunks, {chunks.apart} apart")
+    return chunks.row(thread) * 128 + (chunks.place(thread) ^ (chunks.row(thread) & 7)) * 16
+
+
+def copy_positions(element: Element, size: int, chunks: Chunks, *, is_swizzled: bool = False) -> Operation:
     """Start copies of one tap's rows to shared memory, zeros where the tap is outside, and from channel `left` on.
 
     `tap` is added to all positions, `offset` to all addresses.
     """
-    stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
+    stride, per_chunk = 128 if is_swizzled else stride_of(element, size), 16 // bytes_of(element)
 
     def run(e: Any, to: Any, at: Any, origins: Any, tap: Any, offset: Any, sizes: Any, left: Any, thread: Any) -> None:
-        to = to + (chunks.row(thread) * stride + chunks.place(thread) * 16)
+        to = to + (swizzled_place(chunks, thread) if is_swizzled else chunks.row(thread) * stride + chunks.place(thread) * 16)
         has_channels = chunks.place(thread) * per_chunk < left
         for i in range(chunks.count):
             place = [origins[3 * i + a] + tap[a] for a in range(3)]
@@ -132,7 +139,7 @@ def first_positions(chunks: Chunks) -> Operation:
 
 def digits() -> Operation:
     """A number of positions as it is added to each of these numbers."""
-    return Operation(lambda e, x, sizes: place_of(e, x, sizes), ("int32", TRIPLE), Many("int32", 4))
+    return Operation(place_of, ("int32", TRIPLE), Many("int32", 4))
 
 
 def origin() -> Operation:
@@ -238,70 +245,6 @@ def store_bits(element: Element, count: int) -> Operation:
 
     def run(e: Any, to: Any, bits: Any) -> None:
         for i in range(0, len(bits), 4):
-            e.store_shared(to + 4 * i, bits[i : i + 4], to == to)
+            e.store_shared(to + 4 * i, bits[i : i + 4], to >= 0)
 
     return Operation(run, ("int32", registers_of(element, count)), None)
-
-
-# What follows the sums
-
-
-def add_bias(element: Element, tile: Tile) -> Operation:
-    """A number for each column, at an address that may be 0; `width` columns from the lane's first are there."""
-    size = bytes_of(element)
-
-    def run(e: Any, values: Any, address: Any, column: Any, width: Any) -> list[Any]:
-        places = [column + (8 * (i // 2) + i % 2) for i in range(tile.of_columns.count)]
-        found = [e.load(address + e.wide(c * size), element, (c < width) & (address != 0)) for c in places]
-        return [x + found[right // 8 * 2 + right % 2] for (_, _, right), x in zip(tile.places(), values, strict=True)]
-
-    return Operation(run, (tile.kind, "int64", "int32", "int32"), tile.kind)
-
-
-def rectified(tile: Tile) -> Operation:
-    """The positive part."""
-    return each(tile.kind, lambda e, x: e.select(x < 0.0, e.number(0.0), x))
-
-
-def gated(tile: Tile) -> Operation:
-    """``x * sigmoid(slope * x + cubic * x**3)``: silu, and gelu in its tanh form."""
-
-    def gate(e: Any, x: Any, slope: Any, cubic: Any) -> Any:
-        z = x * e.multiply_add(x * x, cubic, slope)
-        made = x * e.reciprocal(e.exp2(z * -LOG2_E) + 1.0)
-        return e.select(x == float("-inf"), e.number(0.0), made)
-
-    return each(tile.kind, gate, "float32", "float32")
-
-
-def store_positions(element: Element, tile: Tile, *, is_odd: bool) -> Operation:
-    """Rows of a tile to their positions, columns before `width`; two at once of 16 bits, unless rows may begin at any number.
-
-    `first` is the lane's first position, `column` its first column, `sizes_of_array` bounds what is stored.
-    """
-    size = bytes_of(element)
-
-    def run(
-        e: Any, values: Any, first: Any, count: Any, sizes: Any, scale: Any, start: Any, sizes_of_array: Any, base: Any, steps: Any,
-        column: Any, width: Any,
-    ) -> None:  # fmt: skip
-        rows = []
-        for i in range(tile.of_rows.count):
-            index = first + 8 * i
-            batch, *place = place_of(e, e.select(index < count, index, e.integer(0)), sizes)
-            place = [start[a] + scale[a] * place[a] for a in range(3)]
-            rows.append((address_of(e, base, [batch, *place], steps), (index < count) & is_inside(e, place, sizes_of_array)))
-        places = list(tile.places())
-        for i in range(0, len(places), 2):
-            r, _, right = places[i]
-            row, is_there = rows[r]
-            at, there = row + e.wide((column + right) * size), column + right
-            first_one, second = is_there & (there < width), is_there & (there + 1 < width)
-            if element == "float32" or is_odd:
-                for j, valid in enumerate((first_one, second)):
-                    x = values[i + j]
-                    e.store(at + j * size, e.bits_of(x) if element == "float32" else e.packed(x, x, element), size, valid)
-            else:
-                e.store(at, e.packed(values[i], values[i + 1], element), 4, second)
-
-    return Operation(run, (tile.kind, *GRID, TRIPLE, "int64", STEPS, "int32", "int32"), None)

@@ -18,7 +18,14 @@ def deep_stride_of(element: Element, size: int) -> int:
 
 
 def product(
-    element: Element, tile: Tile, depth: int, left_stride: int, right_stride: int, *, is_left_deep: bool = False, is_right_deep: bool = False
+    element: Element,
+    tile: Tile,
+    depth: int,
+    left_stride: int,
+    right_stride: int,
+    *,
+    is_left_deep: bool = False,
+    is_right_deep: bool = False,
 ) -> Operation:
     """``sums + left @ right.T``; of an operand that is deep the transpose is in shared memory."""
     step = 8 if element == "float32" else 16

@@ -18,7 +18,7 @@ CONVOLUTIONS = {1: refattn.conv1d, 2: refattn.conv2d, 3: refattn.conv3d}
 class Case(NamedTuple):
     """A convolution in the reference's layout, of numbers that the element holds."""
 
-    element: str
+    element: Any
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray | None
@@ -75,10 +75,17 @@ def case(
     return made._replace(d_y=drawn(*y.shape))
 
 
-def channels_last(x: np.ndarray, element: str) -> np.ndarray:
-    """Five axes, as a device holds them."""
+def channels_last(x: np.ndarray, element: str, apart: int = 0) -> np.ndarray:
+    """Five axes, as a device holds them; or examples that lie so many numbers apart."""
     axes = x.ndim - 2
-    return stored(np.moveaxis(x, 1, -1).reshape(x.shape[0], *(1,) * (3 - axes), *x.shape[2:], x.shape[1]), element)
+    made = stored(np.moveaxis(x, 1, -1).reshape(x.shape[0], *(1,) * (3 - axes), *x.shape[2:], x.shape[1]), element)
+    if not apart:
+        return made
+    whole = np.zeros(apart * len(made) + 8, made.dtype)
+    start = -whole.ctypes.data % 16 // whole.itemsize
+    far = np.lib.stride_tricks.as_strided(whole[start:], made.shape, (apart * made.itemsize, *made.strides[1:]))
+    far[...] = made
+    return far
 
 
 def packed(x: np.ndarray, element: str) -> np.ndarray:
@@ -90,11 +97,11 @@ def steps(name: str, x: np.ndarray) -> dict[str, int]:
     return {f"{name}_{axis}": step // x.itemsize for axis, step in zip(("batch", "d", "h", "w"), x.strides, strict=False)}
 
 
-def gathered(kernel: Kernel, given: Case, activation: int = 0) -> np.ndarray:
+def gathered(kernel: Kernel, given: Case, activation: int = 0, apart: int = 0, launch: Any = launch) -> np.ndarray:
     """Output of the forward pass, or gradient of the input, in the reference's layout."""
     is_input, element = kernel.config.is_input, given.element
-    x = channels_last(np.full_like(given.x, np.nan) if is_input else given.x, element)
-    y = channels_last(given.d_y if is_input else np.full_like(given.d_y, np.nan), element)
+    x = channels_last(np.full_like(given.x, np.nan) if is_input else given.x, element, apart)
+    y = channels_last(given.d_y if is_input else np.full_like(given.d_y, np.nan), element, apart)
     weight = packed(np.moveaxis(given.weight, 1, -1), element)
     bias = None if given.bias is None or is_input else packed(given.bias, element)
     geometry = given.geometry()
@@ -107,10 +114,10 @@ def gathered(kernel: Kernel, given: Case, activation: int = 0) -> np.ndarray:
     return np.moveaxis(numbers(target), -1, 1).reshape(expected.shape)
 
 
-def weight_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1) -> np.ndarray:
+def weight_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1, apart: int = 0) -> np.ndarray:
     """In the reference's layout."""
     element = given.element
-    x, y = channels_last(given.x, element), channels_last(given.d_y, element)
+    x, y = channels_last(given.x, element, apart), channels_last(given.d_y, element, apart)
     geometry = given.geometry()
     workspace = np.full((splits, given.weight.size), np.nan, np.float32)
     blocks, tiles = conv_configurations.launched(kernel, geometry, splits)

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("numba")
 
 import refattn
+from refattn_numba.cuda.conv_configurations import choose, splits_for
 from refattn_numba.cuda.kernel import Kernel
-from refattn_numba.cuda.conv_configurations import choose
 from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_weight, convolution_weight_odd
 from tests.cuda.conv_calls import Case, bias_gradient, case, compare, gathered, weight_gradient
 
@@ -119,5 +119,76 @@ def test_gradient_of_weights(name: str, record_property: Any) -> None:
 def test_gradient_of_bias(name: str, splits: int, record_property: Any) -> None:
     given = case(**CASES[name])
     record_property("emulated", "conv_bias")
-    got = bias_gradient(*(choose(face, given.element, 1, 1) for face in ("conv_bias", "conv_sum")), given, splits)
+    of_bias, of_sum = (choose(face, given.element, 1, 1) for face in ("conv_bias", "conv_sum"))
+    got = bias_gradient(of_bias, of_sum, given, splits)
     compare(got, given.reference()[1]["bias"], sizes_of(given)[1]["bias"], given.element)
+
+
+@pytest.mark.parametrize(("activation", "name"), [(1, "relu"), (2, "silu"), (3, "gelu")])
+def test_activations(activation: int, name: str, record_property: Any) -> None:
+    given = case(element="float32", c_in=8, c_out=8, bias=True, size=(4, 4))
+    record_property("emulated", "conv_forward")
+    y, _ = given.reference()
+    expected = {"relu": refattn.relu, "silu": refattn.silu, "gelu": lambda x: refattn.gelu(x, approximate="tanh")}[name](y)
+    got = gathered(small("float32", is_input=False), given, activation)
+    np.testing.assert_allclose(got, expected, rtol=2.0**-18, atol=2.0**-18 * np.abs(y).max())
+
+
+@pytest.mark.parametrize(
+    ("element", "c_out", "c_in", "groups"),
+    [("bfloat16", 136, 72, 1), ("float16", 24, 40, 2), ("float32", 20, 12, 1), ("bfloat16", 7, 3, 1), ("float32", 5, 3, 2)],
+)
+def test_shipped_kernels(element: Any, c_out: int, c_in: int, groups: int, record_property: Any) -> None:
+    given = case((7, 8), (1, 2), element=element, batch=1, c_in=c_in, c_out=c_out, groups=groups, stride=(1, 2), padding=1, bias=True)
+    (y, grads), (sizes, of_grads) = given.reference(), sizes_of(given)
+    forward, of_input, of_weight, of_bias, of_sum = (
+        choose(face, element, c_out, c_in) for face in ("conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum")
+    )
+    record_property("emulated", ", ".join(kernel.name for kernel in (forward, of_input, of_weight)))
+    compare(gathered(forward, given), y, sizes, element)
+    compare(gathered(of_input, given), grads["x"], of_grads["x"], element)
+    compare(weight_gradient(of_weight, of_sum, given, splits=2), grads["weight"], of_grads["weight"], element)
+    compare(bias_gradient(of_bias, of_sum, given, splits=7), grads["bias"], of_grads["bias"], element)
+
+
+@pytest.mark.parametrize("is_odd", [False, True])
+def test_steps_beyond_32_bits(is_odd: bool, record_property: Any) -> None:
+    """Examples that lie more than 2**31 numbers apart: address space that is never touched stands between."""
+    given = case(batch=2, c_in=8, c_out=8, size=(4, 5), kernel=(2, 2))
+    record_property("emulated", "conv_forward, conv_input, conv_weight")
+    (y, grads), (sizes, of_grads) = given.reference(), sizes_of(given)
+    for face in ("forward", "input"):
+        kernel = (small_odd if is_odd else small)(given.element, is_input=face == "input")
+        got = gathered(kernel, given, apart=2**31 + 64)
+        compare(got, *((y, sizes) if face == "forward" else (grads["x"], of_grads["x"])), given.element)
+    kernel = (small_odd_weight if is_odd else small_weight)(given.element)
+    got = weight_gradient(kernel, choose("conv_sum", given.element, 1, 1), given, splits=2, apart=2**31 + 64)
+    compare(got, grads["weight"], of_grads["weight"], given.element)
+
+
+def test_weights_gradient_repeats() -> None:
+    given = case(size=(8, 8), c_in=8, c_out=8)
+    kernel, of_sum = small_weight(given.element), choose("conv_sum", given.element, 1, 1)
+    first, again = (weight_gradient(kernel, of_sum, given, splits=3) for _ in range(2))
+    assert first.tobytes() == again.tobytes()
+
+
+def test_every_shipped_kernel_is_chosen_by_its_channels() -> None:
+    assert choose("conv_forward", "bfloat16", 64, 256).name == "conv_forward_bfloat16_64"
+    assert choose("conv_forward", "bfloat16", 65 * 8, 8).name == "conv_forward_bfloat16_128"
+    assert choose("conv_input", "bfloat16", 128, 64).name == "conv_input_bfloat16_64"
+    assert choose("conv_weight", "float16", 128, 256).name == "conv_weight_float16_128"
+    assert choose("conv_forward", "float32", 64, 6).name == "conv_forward_float32_odd"
+    assert choose("conv_weight", "bfloat16", 64, 64, is_odd=True).name == "conv_weight_bfloat16_odd"
+    with pytest.raises(ValueError, match="dtype is float64, but must be one of"):
+        choose("conv_forward", "float64", 64, 64)  # type: ignore[arg-type]
+
+
+def test_splits() -> None:
+    """Enough blocks for a device, but none without positions, and no workspace beyond its limit."""
+    geometry = {**case(c_in=64, c_out=64, size=(40, 40), batch=1).geometry()}
+    kernel = choose("conv_weight", "bfloat16", 64, 64)
+    assert splits_for(kernel, geometry, 132) == 6  # 1482 positions, 256 of them in a part
+    assert splits_for(kernel, {**geometry, "batch": 64}, 132) == 44  # 2 * 132 blocks, 6 of them a part
+    assert splits_for(kernel, {**geometry, "batch": 1, "out_h": 1, "out_w": 1}, 132) == 1
+    assert splits_for(kernel, {**geometry, "batch": 64, "groups": 2**12}, 132) == 1

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from refattn_numba.cuda import pixels, products
+from refattn_numba.cuda import finishing, pixels, products
 from refattn_numba.cuda.conv_configurations import choose
 from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_sums, convolution_weight, convolution_weight_odd, geometry
 from tests.cuda.conv_calls import bias_gradient, case, compare, gathered, weight_gradient
@@ -46,9 +46,9 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str, str]] = {
     "padding off by one": (pixels, "(e.below(x, size) for", "(e.below(x, size + 1) for", "forward", "padding", "fault or wrong"),
     "padding before off by one": (pixels, "(e.below(x, size) for", "(e.below(x + 1, size + 1) for", "forward", "padding", "fault or wrong"),
     "channels past the last": (pixels, "chunks.place(thread) * per_chunk < left\n        for i in range(chunks.count):\n            place = [origins", "chunks.place(thread) * per_chunk <= left\n        for i in range(chunks.count):\n            place = [origins", "forward", "many channels", "fault"),
-    "positions past the last": (pixels, "(index < count) & is_inside(e, place, sizes_of_array)", "is_inside(e, place, sizes_of_array)", "forward", "plain", "fault or wrong"),
+    "positions past the last": (finishing, "(index < count) & is_inside(e, place, sizes_of_array)", "is_inside(e, place, sizes_of_array)", "forward", "plain", "fault or wrong"),
     "order of the axes": (pixels, "for size in (sizes[2], sizes[1], sizes[0]):", "for size in (sizes[2], sizes[0], sizes[1]):", "forward", "plain", "fault or wrong"),
-    "columns of the bias": (pixels, "found[right // 8 * 2 + right % 2]", "found[right // 8 * 2]", "forward", "padding", "wrong"),
+    "columns of the bias": (finishing, "found[right // 8 * 2 + right % 2]", "found[right // 8 * 2]", "forward", "padding", "wrong"),
     "weights not turned": (products, "left_offset(e, lane, stride) + (k * stride + n * width), transposed=True", "left_offset(e, lane, stride) + (k * stride + n * width), transposed=False", "input", "plain", "wrong"),
     "halves of the depth": (products, "4 * (i % 2) * stride + 8 * (i // 2)", "4 * (i // 2) * stride + 8 * (i % 2)", "input", "float32", "wrong"),
     "weight: copies not waited for": (convolution_weight, WAIT, NO_WAIT, "weight", "plain", "fault"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import fragments, memory, pixels, products
+from refattn_numba.cuda import finishing, fragments, memory, pixels, products
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernels.convolution import activations
 from refattn_numba.cuda.kernels.geometry import blocks_work, sides
@@ -67,7 +67,11 @@ def odd_convolution(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel; its parameters are those of `convolution`."""
     element, is_input, tile_rows, tile_columns = config.element, config.is_input, config.rows, config.columns
     depth, width, stride, column_warps = config.depth, bytes_of(element), stride_of(element, config.depth), config.column_warps
-    tile, rows_bytes, slot_bytes = Tile(tile_rows // config.row_warps, tile_columns // column_warps), tile_rows * stride, config.shared_bytes // 2
+    tile, rows_bytes, slot_bytes = (
+        Tile(tile_rows // config.row_warps, tile_columns // column_warps),
+        tile_rows * stride,
+        config.shared_bytes // 2,
+    )
     warp_rows, warp_columns = tile
     of_part = depth * tile_columns // config.threads
 
@@ -79,8 +83,8 @@ def odd_convolution(ops: Any, config: Config) -> Callable[..., None]:
     load_row, load_weights = ops(pixels.load_taps(element, depth)), ops(pixels.load_taps(element, of_part))
     store_row, store_weights = ops(pixels.store_bits(element, depth)), ops(pixels.store_bits(element, of_part))
     no_sums, multiply = ops(fragments.zeros(tile.kind)), ops(products.product(element, tile, depth, stride, stride))
-    add_bias, finish = ops(pixels.add_bias(element, tile)), activations(ops, tile)
-    store = ops(pixels.store_positions(element, tile, is_odd=True))
+    add_bias, finish = ops(finishing.add_bias(element, tile)), activations(ops, tile)
+    store = ops(finishing.store_positions(element, tile, is_odd=True))
     work, read_and_written = blocks_work(ops, config), sides(ops, config)
 
     def kernel(

@@ -89,7 +89,10 @@ def odd_weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
 
         total, out_sizes = kernel_d * kernel_h * kernel_w * c_in, (out_d, out_h, out_w)
         x_at, y_at = x + group * c_in * width, y + group * c_out * width
-        x_steps, y_steps = (x_batch * width, x_d * width, x_h * width, x_w * width), (y_batch * width, y_d * width, y_h * width, y_w * width)
+        x_steps, y_steps = (
+            (x_batch * width, x_d * width, x_h * width, x_w * width),
+            (y_batch * width, y_d * width, y_h * width, y_w * width),
+        )
         scale, start, dilation = (stride_d, stride_h, stride_w), (-pad_d, -pad_h, -pad_w), (dilation_d, dilation_h, dilation_w)
         tap_steps = dilation_d * x_steps[1], dilation_h * x_steps[2], dilation_w * x_steps[3]
         counts, none, one, nowhere = (kernel_h, kernel_w, c_in), (0, 0, 0), (1, 1, 1), (0, 0, 0)

@@ -63,8 +63,10 @@ def blocks_work(ops: Any, config: Any) -> Callable[..., Any]:
 
 
 def sides(ops: Any, config: Any) -> Callable[..., Any]:
-    """The function that says what is read and what is written: address, sizes, steps in bytes, and channels of a group; and how positions stand
-    in what is written."""
+    """The function that says what is read and what is written.
+
+    Of each its address, sizes, steps in bytes, and channels of a group; then how positions stand in what is written.
+    """
     is_input, width = config.is_input, bytes_of(config.element)
 
     def read_and_written(
@@ -80,8 +82,7 @@ def sides(ops: Any, config: Any) -> Callable[..., Any]:
 
 
 def _axis_of_output(ops: Any) -> Callable[..., Any]:
-    """The function that says for one axis how positions of y read x: number of positions, position in x of the first, steps in x from one
-    position and from one tap to the next, number of taps, and the first tap and step from tap to tap in the kernel."""
+    """The function that says for one axis how positions of y read x, in the order of `blocks_work`."""
 
     def axis(_phase: Any, _size: Any, out: Any, kernel: Any, stride: Any, dilation: Any, pad: Any) -> tuple[Any, ...]:
         return out, -pad, stride, dilation, kernel, 0, 1
@@ -94,7 +95,6 @@ def _axis_of_input(ops: Any) -> Callable[..., Any]:
 
     ``q = (p + pad - dilation t) / stride`` must be whole, so taps are some steps apart, and no product is made of those between.
     """
-
     quotient = ops(memory.quotient())
 
     def floor(a: Any, b: Any) -> Any:
