@@ -44,7 +44,7 @@ def how(
     ----------
     algorithm : {"auto", "direct", "winograd", "fft", "pointwise", "depthwise"}, optional
         How to compute it; "auto" takes what should be the fastest, for the output and for each gradient. ValueError where the one that
-        is named does not apply.
+        is named does not apply. Arrays on a device take "auto" alone.
     accuracy : {"fast", "strict"}, optional
         Whether "auto" may take algorithms with errors above those of a sum of products (within their stated bounds), or not.
     activation : {"relu", "silu", "gelu"} or None, optional

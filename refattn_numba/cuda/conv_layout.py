@@ -43,9 +43,9 @@ class Five(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        """Whether every position begins at a multiple of 16 bytes."""
-        size = ITEM_BYTES[self.array.dtype]
-        return not any(at % ROW_BYTES for at in (self.address, *(step * size for step in self.steps[:-1])))
+        """Whether every position begins at a multiple of 16 bytes, and no step is beyond 2**31 of these."""
+        steps = [step * ITEM_BYTES[self.array.dtype] for step in self.steps[:-1]]
+        return not any(at % ROW_BYTES for at in (self.address, *steps)) and max(map(abs, steps)) < ROW_BYTES << 31
 
     @property
     def has_rows(self) -> bool:
