@@ -1,6 +1,6 @@
 """The kernels for convolution, and which of them a call gets with how many blocks.
 
-What `configurations` says of shared memory and registers holds for these too.
+What `configurations` and `hopper` say of shared memory and registers holds for these too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.kernel import Kernel, Parameters
-from refattn_numba.cuda.kernels import convolution, convolution_odd, convolution_sums, convolution_weight, convolution_weight_odd
+from refattn_numba.cuda.kernels import (
+    convolution,
+    convolution_odd,
+    convolution_sums,
+    convolution_weight,
+    convolution_weight_odd,
+    hopper_convolution,
+)
 
 ConvFace: TypeAlias = Literal["conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"]
 SMALL, LARGE = 64, 128
@@ -21,7 +28,7 @@ WORKSPACE = 2**26
 """Bytes of sums that are kept apart, at most, unless one is more."""
 
 
-def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: bool = False) -> Kernel:
+def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: bool = False, on_hopper: bool = False) -> Kernel:
     """The kernel for a call.
 
     Parameters
@@ -34,11 +41,13 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
         Channels of a group.
     is_odd : bool, optional
         Whether rows of an operand begin elsewhere than at multiples of 16 bytes.
+    on_hopper : bool, optional
+        Whether a kernel for compute capability 9.0 alone may be chosen.
 
     Returns
     -------
     Kernel
-        One of `shipped`.
+        One of `shipped`, or of `shipped_for_hopper`, whose names say so.
 
     Raises
     ------
@@ -54,6 +63,8 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
     if face == "conv_weight":
         return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE, is_odd=is_odd)
     made = c_in if face == "conv_input" else c_out
+    if on_hopper and not is_odd and dtype != "float32":
+        return _hopper(face, dtype, made)
     return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE, is_odd=is_odd)
 
 
@@ -72,6 +83,13 @@ def _gathering(face: str, dtype: Element, channels: int, *, is_odd: bool) -> Ker
         return _kernel(f"{face}_{dtype}_odd", builder, config, convolution.PARAMETERS)
     config = convolution.Config(dtype, is_input, 128, channels, depth, 3 if dtype == "float32" else 4)
     return _kernel(f"{face}_{dtype}_{channels}", convolution.convolution, config, convolution.PARAMETERS)
+
+
+def _hopper(face: str, dtype: Element, made: int) -> Kernel:
+    """The widest tile that wastes no more than a narrower one."""
+    columns = min((2 * LARGE, LARGE, SMALL), key=lambda size: math.ceil(made / size) * size)
+    config = hopper_convolution.Config(dtype, face == "conv_input", groups=2, columns=columns, stages=4, few=136, many=184)
+    return _kernel(f"{face}_hopper_{dtype}_{columns}", hopper_convolution.hopper_convolution, config, convolution.PARAMETERS)
 
 
 def _weight(dtype: Element, channels: int, *, is_odd: bool) -> Kernel:
@@ -163,3 +181,11 @@ def shipped() -> Iterator[Kernel]:
         for face in get_args(ConvFace):
             sizes = (SMALL,) if dtype == "float32" or face in SUMS else (SMALL, LARGE)
             yield from (choose(face, dtype, size, size) for size in (*sizes, *(() if face in SUMS else (1,))))
+
+
+def shipped_for_hopper() -> Iterator[Kernel]:
+    """All that run on compute capability 9.0 alone."""
+    for dtype in get_args(Element):
+        for face in ("conv_forward", "conv_input"):
+            if dtype != "float32":
+                yield from (choose(face, dtype, size, size, on_hopper=True) for size in (SMALL, LARGE, 2 * LARGE))
