@@ -170,7 +170,7 @@ def build(into: Path, architectures: Sequence[str]) -> str:
     portable = (*configurations.shipped(), *conv_configurations.shipped(), *conv_small_configurations.shipped())
     made = cache.build(portable, architectures, into)
     if hopper.ARCHITECTURE in architectures:
-        made += cache.build(hopper.shipped(), [hopper.ARCHITECTURE], into)
+        made += cache.build((*hopper.shipped(), *conv_configurations.shipped_for_hopper()), [hopper.ARCHITECTURE], into)
     size = sum(path.stat().st_size for path, _ in made) / 2**20
     return f"{len(made)} kernels for {' and '.join(architectures)}, {size:.1f} MiB, in {into}: {time.monotonic() - start:.0f} seconds"
 

@@ -58,10 +58,10 @@ def convolution_battery(torch: Any, dtype: str) -> Mapping[str, Any]:
     return {**made, "ok": not made["failed"] and made["compared"] > 0}
 
 
-def portable_battery(torch: Any) -> Mapping[str, Any]:
+def portable_battery(torch: Any, of: Callable[[Any, str], Mapping[str, Any]] | None = None) -> Mapping[str, Any]:
     """The same by the kernels that other devices take, in a process that then takes no others."""
     os.environ["REFATTN_CUDA_PORTABLE"] = "1"
-    return battery(torch, "bfloat16")
+    return (of or battery)(torch, "bfloat16")
 
 
 def _shapes() -> Sequence[tuple[Shape, bool]]:
@@ -87,6 +87,8 @@ def rows() -> tuple[Row, ...]:
         Row(f"battery of convolutions {dtype}", 150, lambda torch, d=dtype: convolution_battery(torch, d), quick=True, alone=False)
         for dtype in DTYPES
     ]
+    portable = "battery of convolutions bfloat16 portable"
+    batteries.append(Row(portable, 150, lambda torch: portable_battery(torch, convolution_battery), quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
     return (*batteries, Row("limits", 30, limits, quick=True), Row("convolutions", 60, convolutions, quick=True), *times)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.problem import Activation, Axes
-from refattn_numba.cuda import conv_configurations, conv_small_configurations
+from refattn_numba.cuda import conv_configurations, conv_small_configurations, hopper
 from refattn_numba.cuda.arrays import ROW_BYTES, DeviceArray, read
 from refattn_numba.cuda.conv_layout import AXES, Five, Queue, Style, five
 from refattn_numba.cuda.library import c_strides
@@ -127,7 +127,14 @@ class Linear:
     def _product(self, face: Any, x: Five, y: Five, **more: int) -> None:
         """Launch a kernel that multiplies matrices."""
         is_odd = not (x.is_aligned and y.is_aligned and self.weight.is_aligned)
-        kernel = conv_configurations.choose(face, self.dtype, self.sizes.o, self.sizes.c, is_odd=is_odd)  # pyright: ignore[reportArgumentType]
+        kernel = conv_configurations.choose(
+            face,
+            self.dtype,  # pyright: ignore[reportArgumentType]
+            self.sizes.o,
+            self.sizes.c,
+            is_odd=is_odd,
+            on_hopper=hopper.may_take(self.queue.facts),
+        )
         fields = {**self.sizes.fields(), **x.fields("x"), **y.fields("y"), "weight": self.weight.address, **more}
         blocks, tiles = conv_configurations.launched(kernel, fields)
         self.queue.start(kernel, blocks, {**fields, **tiles})

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from refattn_numba.cuda.fragments import Element
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import hopper_forward
 from refattn_numba.cuda.kernels.hopper_forward import Config
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.driver import Facts
 
 CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
 Short: TypeAlias = Literal["bfloat16", "float16"]
@@ -22,6 +25,11 @@ SHARED_LIMIT = 232_448
 
 SMALLEST = 33
 """Numbers in a row: with fewer, half of what these kernels multiply would be padding."""
+
+
+def may_take(facts: Facts) -> bool:
+    """Whether a device takes these kernels, and the environment does not forbid it."""
+    return facts.capability == CAPABILITY and facts.shared_bytes >= SHARED_LIMIT and not os.environ.get("REFATTN_CUDA_PORTABLE")
 
 
 def _config(element: Element, size: int, *, has_limits: bool) -> Config:

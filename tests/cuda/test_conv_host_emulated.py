@@ -6,11 +6,12 @@ import pytest
 pytest.importorskip("numba")
 
 import refattn
+import refattn_numba
 from benchmarks.gpu_conv_battery import candidate
 from refattn.testing import Case
 from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
-from tests.cuda import emulator, standins
+from tests.cuda import emulated_hopper, emulator, standins
 from tests.cuda.test_conv_host import lying_last
 from tests.cuda.test_host import StandIn
 
@@ -34,14 +35,30 @@ def call(name):
     return mechanism, Case(name, {**given, **options})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def launch(kernel, blocks, arguments, buffers):
+    (emulated_hopper if "hopper" in kernel.name else emulator).launch(kernel, blocks, arguments, buffers)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [("float32", (9, 0)), ("bfloat16", (9, 0)), ("float16", (8, 0))])
 @pytest.mark.parametrize("name", CALLS)
-def test_public_calls(monkeypatch, record_property, name, dtype):
+def test_public_calls(monkeypatch, record_property, name, dtype, capability):
     mechanism, case = call(name)
     prepare = lying_last if dtype == "bfloat16" else lambda x: x
-    with standins.pretending(monkeypatch, emulator.launch) as recorder:
+    with standins.pretending(monkeypatch, launch, capability=capability) as recorder:
         found = list(compare_case(candidate(mechanism, StandIn("torch"), prepare), getattr(refattn, mechanism), case, named_format(dtype)))
     assert [(r.what, r.error_over_budget, r.reason) for r in found if r.status == "fail"] == []
     assert any(r.status == "pass" for r in found)
-    assert {x.kernel.name.split("_")[0] for x in recorder.launches} >= {"conv"}
+    taken = {x.kernel.name.partition(f"_{dtype}")[0] for x in recorder.launches}
+    has_rows = name not in {"odd channels, in groups", "a border of copies", "positions first"}
+    assert {"conv_forward", "conv_forward_hopper"} & taken
+    assert ("conv_input_hopper" in taken) == (capability == (9, 0) and dtype == "bfloat16" and has_rows)
     record_property("emulated", name)
+
+
+def test_the_environment_may_ask_for_portable_kernels(monkeypatch):
+    monkeypatch.setenv("REFATTN_CUDA_PORTABLE", "1")
+    _, case = call("3x3, 16 channels")
+    x, weight = (standins.to_device(case.arguments[n], dtype="float16") for n in ("x", "weight"))
+    with standins.pretending(monkeypatch) as recorder:
+        refattn_numba.conv2d(x, weight)
+    assert not any("hopper" in launch.kernel.name for launch in recorder.launches)
