@@ -85,7 +85,9 @@ def test_code_is_what_was_meant(name: str, architecture: str, pool: dict[tuple[s
 
 
 @pytest.mark.parametrize(("name", "architecture"), HOPPER_CASES)
-def test_hopper_code_is_what_was_meant(name: str, architecture: str, pool: dict[tuple[str, str], Future[Compiled]], record_property) -> None:
+def test_hopper_code_is_what_was_meant(
+    name: str, architecture: str, pool: dict[tuple[str, str], Future[Compiled]], record_property
+) -> None:
     kernel, made = KERNELS[name], pool[name, architecture].result()
     cubin, found, c = made.cubin, made.instructions, kernel.config
     record_property("compiled", f"{name} {architecture}")
