@@ -50,6 +50,13 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
     """
     load, quotient = ops(memory.load("int32")), ops(memory.quotient())
 
+    def sequence(at: Any, total: Any) -> tuple[Any, Any]:
+        """Where it starts, and its length; inside what there is, also where the numbers, which nobody checked, are wrong."""
+        start = min(max(load(at), 0), total)
+        return start, min(max(load(at + 4), start), total) - start
+
+    sequence = ops.function(sequence)
+
     def place(
         block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
     ) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
@@ -66,9 +73,9 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
                     low = middle
                 else:
                     high = middle - 1
-            start, other_start = load(starts + 4 * low), load(other_starts + 4 * low)
-            length, other_length = load(starts + 4 * low + 4) - start, load(other_starts + 4 * low + 4) - other_start
-            index = index - (start // tile + low)
+            index = max(index - (load(starts + 4 * low) // tile + low), 0)
+            start, length = sequence(starts + 4 * low, length)
+            other_start, other_length = sequence(other_starts + 4 * low, other_length)
         return index * tile, head, batch, start, length, other_start, other_length
 
     return ops.function(place)
