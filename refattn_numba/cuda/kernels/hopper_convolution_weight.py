@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import fragments, gathering, memory, pixels, warpgroups
+from refattn_numba.cuda import fragments, memory, pixels, swizzled, warpgroups
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of
 from refattn_numba.cuda.kernels.convolution_weight import weights_work
 from refattn_numba.cuda.kernels.hopper_forward import BARRIER_BYTES, WARPS
@@ -83,12 +83,12 @@ def hopper_weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     init_full, init_empty = ops(warpgroups.barrier_init(WARPS)), ops(warpgroups.barrier_init(WARPS * config.groups))
     made_barriers, barrier, row_of = ops(warpgroups.barriers_made()), ops(memory.barrier()), ops(pixels.row_of(chunks))
-    arrive, wait_phase, show = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait()), ops(gathering.show_copies())
+    arrive, wait_phase, show = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait()), ops(swizzled.show_copies())
     commit, wait, digits = ops(memory.commit()), ops(memory.wait(ahead)), ops(pixels.digits())
     first_positions, later_positions = ops(pixels.first_positions(chunks)), ops(pixels.later_positions(chunks))
     copy_rows = ops(pixels.copy_summed(element, BLOCK_BYTES, chunks, tile_rows // BLOCK_COLUMNS))
     copy_columns = ops(pixels.copy_summed(element, BLOCK_BYTES, chunks, tile_columns // BLOCK_COLUMNS))
-    start_products = ops(gathering.product(element, tile_columns, is_left_deep=True, is_right_deep=True))
+    start_products = ops(swizzled.product(element, tile_columns, is_left_deep=True, is_right_deep=True))
     fewer, more_registers = ops(warpgroups.registers(config.few, more=False)), ops(warpgroups.registers(config.many, more=True))
     no_sums, begin_products = ops(fragments.zeros(tile.kind)), ops(warpgroups.products_begin(tile.kind))
     wait_sums, store = ops(warpgroups.products_wait(tile.kind, 0)), ops(memory.store_rows("float32", tile))
