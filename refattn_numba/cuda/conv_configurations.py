@@ -18,6 +18,7 @@ from refattn_numba.cuda.kernels import (
     convolution_weight,
     convolution_weight_odd,
     hopper_convolution,
+    hopper_convolution_weight,
 )
 
 ConvFace: TypeAlias = Literal["conv_forward", "conv_input", "conv_weight", "conv_bias", "conv_sum"]
@@ -60,10 +61,15 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
         builder, parameters = SUMS[face]
         return _kernel(f"{face}_{dtype}", builder, convolution_sums.Config(dtype), parameters)
     is_odd = is_odd or (c_out | c_in) * bytes_of(dtype) % 16 != 0
+    on_hopper = on_hopper and not is_odd and dtype != "float32"
+    if face == "conv_weight" and on_hopper and c_out > SMALL < c_in:
+        config = hopper_convolution_weight.Config(dtype, groups=2, columns=_width(c_in, (2 * LARGE, LARGE)), stages=4, few=136, many=184)
+        name, builder = f"conv_weight_hopper_{dtype}_{config.columns}", hopper_convolution_weight.hopper_weight_gradient
+        return _kernel(name, builder, config, convolution_weight.PARAMETERS)
     if face == "conv_weight":
         return _weight(dtype, SMALL if dtype == "float32" or min(c_out, c_in) <= SMALL else LARGE, is_odd=is_odd)
     made = c_in if face == "conv_input" else c_out
-    if on_hopper and not is_odd and dtype != "float32":
+    if on_hopper:
         return _hopper(face, dtype, made)
     return _gathering(face, dtype, SMALL if dtype == "float32" or made <= SMALL else LARGE, is_odd=is_odd)
 
@@ -86,10 +92,14 @@ def _gathering(face: str, dtype: Element, channels: int, *, is_odd: bool) -> Ker
 
 
 def _hopper(face: str, dtype: Element, made: int) -> Kernel:
-    """The widest tile that wastes no more than a narrower one."""
-    columns = min((2 * LARGE, LARGE, SMALL), key=lambda size: math.ceil(made / size) * size)
+    columns = _width(made, (2 * LARGE, LARGE, SMALL))
     config = hopper_convolution.Config(dtype, face == "conv_input", groups=2, columns=columns, stages=4, few=136, many=184)
     return _kernel(f"{face}_hopper_{dtype}_{columns}", hopper_convolution.hopper_convolution, config, convolution.PARAMETERS)
+
+
+def _width(channels: int, sizes: tuple[int, ...]) -> int:
+    """The widest tile that wastes no more than a narrower one."""
+    return min(sizes, key=lambda size: math.ceil(channels / size) * size)
 
 
 def _weight(dtype: Element, channels: int, *, is_odd: bool) -> Kernel:
@@ -133,7 +143,7 @@ def launched(kernel: Kernel, geometry: Mapping[str, int], splits: int = 1) -> tu
     if kernel.parameters == convolution_weight.PARAMETERS:
         taps = _product(geometry, "kernel")
         in_columns, apart = (c_in * taps, 1) if config.is_odd else (c_in, taps)
-        rows, columns = math.ceil(c_out / config.size), math.ceil(in_columns / config.size)
+        rows, columns = math.ceil(c_out / kernel.tile), math.ceil(in_columns / config.columns)
         return rows * columns * apart * groups * splits, {"row_tiles": rows, "column_tiles": columns, "splits": splits}
     if config.is_input:
         sizes = [math.ceil(geometry[f"in_{axis}"] / geometry[f"stride_{axis}"]) for axis in "dhw"]
@@ -186,6 +196,7 @@ def shipped() -> Iterator[Kernel]:
 def shipped_for_hopper() -> Iterator[Kernel]:
     """All that run on compute capability 9.0 alone."""
     for dtype in get_args(Element):
-        for face in ("conv_forward", "conv_input"):
-            if dtype != "float32":
-                yield from (choose(face, dtype, size, size, on_hopper=True) for size in (SMALL, LARGE, 2 * LARGE))
+        for face in get_args(ConvFace):
+            if dtype != "float32" and face not in SUMS:
+                found = {choose(face, dtype, size, size, on_hopper=True).name: size for size in (SMALL, LARGE, 2 * LARGE)}
+                yield from (choose(face, dtype, size, size, on_hopper=True) for name, size in found.items() if "hopper" in name)

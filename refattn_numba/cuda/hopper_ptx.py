@@ -99,7 +99,7 @@ class HopperInstructions:
             a, how = f"{{{', '.join(places[4 * i : 4 * i + 4])}}}", "1, 1"
             if steps.left:
                 lines.append(f"add.s64 l, {places[0]}, {steps.left[i]};")
-                a, how = "l", "1, 1, 0"
+                a, how = "l", f"1, 1, {0 if steps.left_is_rows else 1}"
             lines.append(f"add.s64 r, {places[-1]}, {right_step};")
             adds = "no" if steps.is_new and i == 0 else "yes"
             name = f"wgmma.mma_async.sync.aligned.m64n{steps.columns}k16.f32.{kind}.{kind}"

@@ -51,7 +51,7 @@ class Chunks:
         if threads % in_row or rows * in_row % threads:
             raise ValueError(f"{threads} threads, but {rows} rows of {in_row} chunks")
         self.bits, self.last, self.apart = in_row.bit_length() - 1, in_row - 1, threads // in_row
-        self.count = rows // self.apart
+        self.rows, self.count = rows, rows // self.apart
 
     def row(self, thread: Any) -> Any:
         """The first one."""
@@ -179,23 +179,28 @@ def later_positions(chunks: Chunks) -> Operation:
     return Operation(run, (kind, Many("int32", 4), TRIPLE), kind)
 
 
-def copy_summed(element: Element, stride: int, chunks: Chunks) -> Operation:
-    """Start copies of rows to shared memory: zeros outside the array, and from channel `left` on. Steps are in 16 bytes."""
+def copy_summed(element: Element, stride: int, chunks: Chunks, blocks: int = 0) -> Operation:
+    """Start copies of rows to shared memory: zeros outside the array, and from channel `left` on. Steps are in 16 bytes.
+
+    Where there are `blocks` of 64 channels, they come one after the other, as `warpgroups` tells, and not side by side.
+    """
     per_chunk = 16 // bytes_of(element)
 
     def run(
         e: Any, to: Any, base: Any, at: Any, batches: Any, scale: Any, start: Any, sizes: Any, steps: Any, left: Any, thread: Any
     ) -> None:
-        to, base = to + (chunks.row(thread) * stride + chunks.place(thread) * 16), base + e.wide(chunks.place(thread) * 16)
-        has_channels = chunks.place(thread) * per_chunk < left
+        to = to + (swizzled_place(chunks, thread) if blocks else chunks.row(thread) * stride + chunks.place(thread) * 16)
+        base = base + e.wide(chunks.place(thread) * 16)
         for i in range(chunks.count):
             batch, *place = at[4 * i : 4 * i + 4]
             place = [start[a] + scale[a] * place[a] for a in range(3)]
             offset = e.wide(e.integer(0))
             for number, step in zip((batch, *place), steps, strict=True):
                 offset = e.multiply_add_longer(number, step, offset)
-            is_there = has_channels & (batch < batches) & is_inside(e, place, sizes)
-            e.copy_async(to + i * chunks.apart * stride, base + (offset << 4), e.select(is_there, e.integer(16), e.integer(0)))
+            is_there = (batch < batches) & is_inside(e, place, sizes)
+            for block in range(max(blocks, 1)):
+                size = e.select(is_there & (chunks.place(thread) * per_chunk + 64 * block < left), e.integer(16), e.integer(0))
+                e.copy_async(to + (block * chunks.rows + i * chunks.apart) * stride, base + (offset << 4) + 128 * block, size)
 
     takes = ("int32", "int64", Many("int32", 4 * chunks.count), "int32", TRIPLE, TRIPLE, TRIPLE, Many("int32", 4), "int32", "int32")
     return Operation(run, takes, None)

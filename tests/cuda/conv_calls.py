@@ -114,7 +114,7 @@ def gathered(kernel: Kernel, given: Case, activation: int = 0, apart: int = 0, l
     return np.moveaxis(numbers(target), -1, 1).reshape(expected.shape)
 
 
-def weight_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1, apart: int = 0) -> np.ndarray:
+def weight_gradient(kernel: Kernel, of_sum: Kernel, given: Case, splits: int = 1, apart: int = 0, launch: Any = launch) -> np.ndarray:
     """In the reference's layout."""
     element = given.element
     x, y = channels_last(given.x, element, apart), channels_last(given.d_y, element, apart)

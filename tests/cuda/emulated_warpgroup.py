@@ -204,6 +204,8 @@ class HopperWarp(Warp):
         if len(np.unique(chunks)) != len(chunks):
             raise Fault("two lanes copy to one place")
         self._claim(chunks)
+        self.block_of.is_arriving[chunks] = True
+        self.block_of.content.reshape(-1, 16)[chunks] = 0xFF
         self.copies.append((chunks, content[wanted]))
 
     def wait(self, running: int) -> None:
@@ -255,7 +257,8 @@ class HopperWarp(Warp):
     def _products(
         self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        lefts = [swizzled(by_columns(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
+        of_left = by_columns if steps.left_is_rows else lambda descriptor, rows: by_rows(descriptor, rows).T
+        lefts = [swizzled(of_left(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
         rights = [
             swizzled(by_columns(int(right) + step, steps.columns) if steps.right_is_rows else by_rows(int(right) + step, steps.columns))
             for step in steps.right

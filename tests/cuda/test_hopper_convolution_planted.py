@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from refattn_numba.cuda import gathering, pixels
-from refattn_numba.cuda.kernels import hopper_convolution
+from refattn_numba.cuda import pixels, swizzled
+from refattn_numba.cuda.kernels import hopper_convolution, hopper_convolution_weight
 from tests.cuda.emulator import Fault
-from tests.cuda.test_hopper_convolution import ORDERS, check
+from tests.cuda.test_hopper_convolution import ORDERS, check, check_weights
 from tests.cuda.test_planted import mutated
 
 FAULTS: dict[str, tuple[ModuleType, str, str, str, str, str]] = {
@@ -31,16 +31,24 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str, str]] = {
     "same positions for all groups": (hopper_convolution, "operands + of_group * (ROWS * BLOCK_BYTES)", "operands", "forward", "padding", "wrong"),
     "rows of a warp": (hopper_convolution, "(warp & 3) * 16", "(warp & 3) * 8", "forward", "plain", "fault or wrong"),
     "no swizzle": (pixels, "chunks.place(thread) ^ (chunks.row(thread) & 7)", "chunks.place(thread)", "forward", "plain", "wrong"),
-    "weights: no swizzle": (gathering, "to + swizzled_place(chunks, thread)", "to + row * 128 + place * 16", "forward", "plain", "wrong"),
-    "channels past the last": (gathering, "(row + down < count) & ((place", "(row + down < count + 99) & ((place", "forward", "plain", "fault"),
-    "weights past the last": (gathering, "block * BLOCK_COLUMNS) < width)", "block * BLOCK_COLUMNS) < width + 8)", "input", "wide", "fault or wrong"),
-    "blocks of columns": (gathering, "(block * rows + down)", "(block * size + down)", "input", "wide", "fault or wrong"),
-    "next block of columns": (gathering, "BLOCK_COLUMNS * BLOCK_BYTES if is_right_deep else 16", "16", "input", "wide", "fault or wrong"),
-    "right operand not turned": (gathering, "right_is_rows=not is_right_deep", "right_is_rows=True", "input", "plain", "fault or wrong"),
-    "sums begin anew": (gathering, "is_new=False", "is_new=True", "forward", "plain", "fault or wrong"),
+    "weights: no swizzle": (swizzled, "to + swizzled_place(chunks, thread)", "to + row * 128 + place * 16", "forward", "plain", "wrong"),
+    "channels past the last": (swizzled, "(row + down < count) & ((place", "(row + down < count + 99) & ((place", "forward", "plain", "fault"),
+    "weights past the last": (swizzled, "block * BLOCK_COLUMNS) < width)", "block * BLOCK_COLUMNS) < width + 8)", "input", "wide", "fault or wrong"),
+    "blocks of columns": (swizzled, "(block * rows + down)", "(block * size + down)", "input", "wide", "fault or wrong"),
+    "next block of columns": (swizzled, "BLOCK_COLUMNS * BLOCK_BYTES if is_deep else 16", "16", "input", "wide", "fault or wrong"),
+    "right operand not turned": (swizzled, "right_is_rows=not is_right_deep", "right_is_rows=True", "input", "plain", "fault or wrong"),
+    "sums begin anew": (swizzled, "is_new=False", "is_new=True", "forward", "plain", "fault or wrong"),
     "group of what is read": (hopper_convolution, "source + group * summed * width", "source", "forward", "groups", "wrong"),
     "group of the weights": (hopper_convolution, "weight + group * c_out * weight_step", "weight", "input", "groups", "wrong"),
     "order of taps": (hopper_convolution, "(plane * kernel_w + tap_of[2] + k * apart[2])", "((tap_of[2] + k * apart[2]) * kernel_h + plane)", "forward", "plain", "wrong"),
+    "weight: copies not shown": (hopper_convolution_weight, "                    show()\n", "", "weight", "padding", "fault"),
+    "weight: slot not waited for": (hopper_convolution_weight, "wait_phase(is_empty + BARRIER_BYTES * slot, parity)", "pass", "weight", "many steps", "fault"),
+    "weight: empty before it is read": (hopper_convolution_weight, "                sums = wait_sums(sums)\n                arrive(is_empty + BARRIER_BYTES * slot)\n", "                arrive(is_empty + BARRIER_BYTES * slot)\n                sums = wait_sums(sums)\n", "weight", "many steps", "fault"),
+    "weight: left operand not turned": (swizzled, "left_is_rows=not is_left_deep", "left_is_rows=True", "weight", "padding", "fault or wrong"),
+    "weight: same channels for all groups": (hopper_convolution_weight, "operands + of_group * block_bytes", "operands", "weight", "wide", "wrong"),
+    "weight: blocks of channels": (pixels, "(block * chunks.rows + i * chunks.apart)", "(block * 8 + i * chunks.apart)", "weight", "wide", "fault or wrong"),
+    "weight: positions do not go on": (hopper_convolution_weight, "at = later_positions(at, more, out_sizes)", "pass", "weight", "many steps", "wrong"),
+    "weight: split of the workspace": (hopper_convolution_weight, "(((split * groups + group) * c_out", "(((group * groups + group) * c_out", "weight", "padding", "wrong"),
 }  # fmt: skip
 """Module, text and what takes its place, the kernel and the convolution that show it, and how."""
 
@@ -48,7 +56,10 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str, str]] = {
 def check_in_both_orders(face: str, on: str) -> None:
     more = {"columns": 128} if on == "wide" else {}
     for order in ORDERS:
-        check(face, on, order, **more)
+        if face == "weight":
+            check_weights(on, order, **more)
+        else:
+            check(face, on, order, **more)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -56,10 +67,11 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch, record_prop
     module, old, new, face, on, how = FAULTS[name]
     record_property("emulated", "fault")
     faulty = mutated(module, old, new)
-    if module is hopper_convolution:
-        monkeypatch.setattr(hopper_convolution, "hopper_convolution", faulty.hopper_convolution)
-    else:
-        monkeypatch.setattr(hopper_convolution, module.__name__.rpartition(".")[2], faulty)
+    for user, builder in ((hopper_convolution, "hopper_convolution"), (hopper_convolution_weight, "hopper_weight_gradient")):
+        if module is user:
+            monkeypatch.setattr(user, builder, getattr(faulty, builder))
+        elif module in (swizzled, pixels):
+            monkeypatch.setattr(user, module.__name__.rpartition(".")[2], faulty)
     with pytest.raises((Fault, AssertionError)) as caught:
         check_in_both_orders(face, on)
     assert ("fault" if isinstance(caught.value, Fault) else "wrong") in how

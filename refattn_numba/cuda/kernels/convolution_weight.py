@@ -54,6 +54,11 @@ class Config(NamedTuple):
         return self.size
 
     @property
+    def columns(self) -> int:
+        """Columns of a block."""
+        return self.size
+
+    @property
     def stride(self) -> int:
         """Bytes from one position to the next in shared memory."""
         return products.deep_stride_of(self.element, self.size)
@@ -82,7 +87,7 @@ def weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
     first_positions, later_positions = ops(pixels.first_positions(chunks)), ops(pixels.later_positions(chunks))
     copy_tile, no_sums = ops(pixels.copy_summed(element, stride, chunks)), ops(fragments.zeros(tile.kind))
     multiply = ops(products.product(element, tile, depth, stride, stride, is_left_deep=True, is_right_deep=True))
-    store = ops(memory.store_rows("float32", tile))
+    store, work = ops(memory.store_rows("float32", tile)), weights_work(ops, size, size, depth)
 
     def kernel(
         x, y, workspace,
@@ -90,30 +95,16 @@ def weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
         dilation_d, dilation_h, dilation_w, pad_d, pad_h, pad_w, groups, c_in, c_out,
         x_batch, x_d, x_h, x_w, y_batch, y_d, y_h, y_w, row_tiles, column_tiles, splits,
     ):  # fmt: skip
-        thread = this_thread()
-        taps = kernel_d * kernel_h * kernel_w
-        rest = quotient(this_block(), column_tiles)
-        above = quotient(rest, row_tiles)
-        of_taps = quotient(above, taps)
-        split = quotient(of_taps, groups)
-        first_in, first_out = (this_block() - rest * column_tiles) * size, (rest - above * row_tiles) * size
-        tap, group = above - of_taps * taps, of_taps - split * groups
-        of_plane = quotient(tap, kernel_w)
-        tap_d = quotient(of_plane, kernel_h)
-        tap_h, tap_w = of_plane - tap_d * kernel_h, tap - of_plane * kernel_w
-
-        all_steps = (batch * out_d * out_h * out_w + depth - 1) // depth
-        in_split = quotient(all_steps + splits - 1, splits)
-        begin = min(split * in_split, all_steps)
-        steps = min(begin + in_split, all_steps) - begin
-
+        thread, in_sizes, out_sizes, taps = this_thread(), (in_d, in_h, in_w), (out_d, out_h, out_w), kernel_d * kernel_h * kernel_w
+        split, group, tap, first_out, first_in, begin, steps, start = work(
+            this_block(), row_tiles, column_tiles, groups, splits, batch, out_sizes, (kernel_d, kernel_h, kernel_w),
+            (dilation_d, dilation_h, dilation_w), (pad_d, pad_h, pad_w),
+        )  # fmt: skip
         in_chunks = 16 // width
         x_steps = (x_batch // in_chunks, x_d // in_chunks, x_h // in_chunks, x_w // in_chunks)
         y_steps = (y_batch // in_chunks, y_d // in_chunks, y_h // in_chunks, y_w // in_chunks)
         x_at, y_at = x + (group * c_in + first_in) * width, y + (group * c_out + first_out) * width
-        in_sizes, out_sizes = (in_d, in_h, in_w), (out_d, out_h, out_w)
         scale, same, nothing = (stride_d, stride_h, stride_w), (1, 1, 1), (0, 0, 0)
-        start = (tap_d * dilation_d - pad_d, tap_h * dilation_h - pad_h, tap_w * dilation_w - pad_w)
         ring, more = shared(), digits(depth, out_sizes)
 
         def fetch(step, at):
@@ -148,3 +139,34 @@ def weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
         store(sums, to, taps * c_in * 4, row, column, c_out - first_out, c_in - first_in)
 
     return kernel
+
+
+def weights_work(ops: Any, rows: int, columns: int, depth: int) -> Callable[..., Any]:
+    """The function that says what a block makes.
+
+    Its split, group and tap; its first channels of y and of x; the first step of its positions, how many steps they are, and where this tap
+    meets x for the first position along each axis.
+    """
+    quotient = ops(memory.quotient())
+
+    def work(
+        block: Any, row_tiles: Any, column_tiles: Any, groups: Any, splits: Any, batch: Any, out: Any, kernel: Any, dilation: Any, pad: Any
+    ) -> tuple[Any, ...]:
+        rest = quotient(block, column_tiles)
+        above = quotient(rest, row_tiles)
+        of_taps = quotient(above, kernel[0] * kernel[1] * kernel[2])
+        split = quotient(of_taps, groups)
+        first_in, first_out = (block - rest * column_tiles) * columns, (rest - above * row_tiles) * rows
+        tap, group = above - of_taps * (kernel[0] * kernel[1] * kernel[2]), of_taps - split * groups
+        of_plane = quotient(tap, kernel[2])
+        tap_d = quotient(of_plane, kernel[1])
+        tap_h, tap_w = of_plane - tap_d * kernel[1], tap - of_plane * kernel[2]
+
+        all_steps = (batch * out[0] * out[1] * out[2] + depth - 1) // depth
+        in_split = quotient(all_steps + splits - 1, splits)
+        begin = min(split * in_split, all_steps)
+        steps = min(begin + in_split, all_steps) - begin
+        start = tap_d * dilation[0] - pad[0], tap_h * dilation[1] - pad[1], tap_w * dilation[2] - pad[2]
+        return split, group, tap, first_out, first_in, begin, steps, start
+
+    return ops.function(work)

@@ -44,6 +44,11 @@ class Config(NamedTuple):
         return self.size
 
     @property
+    def columns(self) -> int:
+        """Columns of a block."""
+        return self.size
+
+    @property
     def stride(self) -> int:
         """Bytes from one position to the next in shared memory."""
         return products.deep_stride_of(self.element, self.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import finishing, fragments, gathering, memory, pixels, warpgroups
+from refattn_numba.cuda import finishing, fragments, memory, pixels, swizzled, warpgroups
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of
 from refattn_numba.cuda.kernels.convolution import activations, taps_in_turn
 from refattn_numba.cuda.kernels.geometry import blocks_work, sides
@@ -87,13 +87,13 @@ def hopper_convolution(ops: Any, config: Config) -> Callable[..., None]:
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     init_full, init_empty = ops(warpgroups.barrier_init(WARPS)), ops(warpgroups.barrier_init(WARPS * config.groups))
     made_barriers, barrier, row_of = ops(warpgroups.barriers_made()), ops(memory.barrier()), ops(pixels.row_of(chunks))
-    arrive, wait_phase, show = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait()), ops(gathering.show_copies())
+    arrive, wait_phase, show = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait()), ops(swizzled.show_copies())
     commit, wait = ops(memory.commit()), ops(memory.wait(ahead))
     positions, addresses = ops(pixels.positions(chunks)), ops(pixels.addresses(chunks))
     copy_positions = ops(pixels.copy_positions(element, depth, chunks, is_swizzled=True))
     weights_in_tile, weights_in_row = (depth, tile_columns) if is_input else (tile_columns, depth)
-    copy_weights = ops(gathering.copy_rows(element, weights_in_tile, weights_in_row, copying))
-    start_products = ops(gathering.product(element, tile_columns, is_right_deep=is_input))
+    copy_weights = ops(swizzled.copy_rows(element, weights_in_tile, weights_in_row, copying))
+    start_products = ops(swizzled.product(element, tile_columns, is_right_deep=is_input))
     fewer, more = ops(warpgroups.registers(config.few, more=False)), ops(warpgroups.registers(config.many, more=True))
     no_sums, begin_products = ops(fragments.zeros(tile.kind)), ops(warpgroups.products_begin(tile.kind))
     wait_sums = ops(warpgroups.products_wait(tile.kind, 0))

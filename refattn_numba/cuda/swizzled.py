@@ -33,13 +33,16 @@ def copy_rows(element: Element, rows: int, size: int, threads: int) -> Operation
     return Operation(run, ("int32", "int64", "int64", "int32", "int32", "int32"), None)
 
 
-def product(element: Element, columns: int, *, is_right_deep: bool) -> Operation:
-    """Start ``sums + left @ right.T`` of 64 rows, 64 deep, at two addresses; of a right operand that is deep the transpose is there."""
-    along = tuple(k * DEPTH * BLOCK_BYTES >> 4 for k in range(BLOCK_COLUMNS // DEPTH)) if is_right_deep else _along_rows(columns, BLOCK_COLUMNS)
-    steps = Steps(columns, _along_rows(ROWS, BLOCK_COLUMNS), along, is_new=False, right_is_rows=not is_right_deep)
-    kind, next_block = Tile(16, columns).kind, BLOCK_COLUMNS * BLOCK_BYTES if is_right_deep else 16
+def product(element: Element, columns: int, *, is_left_deep: bool = False, is_right_deep: bool = False) -> Operation:
+    """Start ``sums + left @ right.T`` of 64 rows, 64 deep, at two addresses; of an operand that is deep the transpose is there."""
+    deep = tuple(k * DEPTH * BLOCK_BYTES >> 4 for k in range(BLOCK_COLUMNS // DEPTH))
+    of_left = deep if is_left_deep else _along_rows(ROWS, BLOCK_COLUMNS)
+    of_right = deep if is_right_deep else _along_rows(columns, BLOCK_COLUMNS)
+    steps = Steps(columns, of_left, of_right, is_new=False, right_is_rows=not is_right_deep, left_is_rows=not is_left_deep)
+    kind = Tile(16, columns).kind
+    next_left, next_right = (BLOCK_COLUMNS * BLOCK_BYTES if is_deep else 16 for is_deep in (is_left_deep, is_right_deep))
 
     def run(e: Any, sums: Any, left: Any, right: Any) -> Any:
-        return e.products_start(element, steps, sums, _descriptor(e, left, 16), _descriptor(e, right, next_block))
+        return e.products_start(element, steps, sums, _descriptor(e, left, next_left), _descriptor(e, right, next_right))
 
     return Operation(run, (kind, "int32", "int32"), kind)
