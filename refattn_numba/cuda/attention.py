@@ -38,7 +38,7 @@ def scaled_dot_product_attention_with_lse(
     masked_rows: Literal["zero", "nan", "uniform"] = "zero",
 ) -> tuple[AttendedWithLse, Pullback]:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback; the log-sum-exp is float32."""
-    check_types(query, key, value)
+    check_types(query=query, key=key, value=value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone
     band(query.shape[-2], key.shape[-2], causal, align, window)
     if masked_rows == "uniform":
@@ -83,7 +83,7 @@ def varlen_attention_with_lse(
     Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, which stay inside the
     arrays, but cannot say that lengths are wrong: to look at them would be a copy to main memory.
     """
-    check_types(query, key, value)
+    check_types(query=query, key=key, value=value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone
     starts = _starts(query, cu_seqlens_q, cu_seqlens_k, key.shape[-2], needs_align=(causal or window is not None) and align is None)
     if starts is None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from refattn_numba.cuda.fragments import Element
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import hopper_backward, hopper_forward
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.driver import Facts
 
 CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
 Short: TypeAlias = Literal["bfloat16", "float16"]
@@ -26,6 +29,11 @@ SMALLEST = 33
 
 
 FACES: tuple[Face, ...] = get_args(Face)
+
+
+def may_take(facts: Facts) -> bool:
+    """Whether a device takes these kernels, and the environment does not forbid it."""
+    return facts.capability == CAPABILITY and facts.shared_bytes >= SHARED_LIMIT and not os.environ.get("REFATTN_CUDA_PORTABLE")
 
 
 def _forward(element: Element, size: int, *, has_limits: bool) -> hopper_forward.Config:

@@ -26,13 +26,35 @@ TYPES = ("float32", "float16", "bfloat16")
 choose = functools.lru_cache(maxsize=256)(configurations.choose)
 
 
-def check_types(query: DeviceArray, key: DeviceArray, value: DeviceArray) -> None:
+def check_types(**operands: DeviceArray) -> None:
     """Refuse operands of different types, or of one that no kernel multiplies."""
-    if query.dtype not in TYPES:
-        raise TypeError(f"query is {query.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
-    for name, x in (("key", key), ("value", value)):
-        if x.dtype != query.dtype:
-            raise TypeError(f"{name} is {x.dtype}, but query is {query.dtype}: on a device both must be of one type")
+    (first, given), *others = operands.items()
+    if given.dtype not in TYPES:
+        raise TypeError(f"{first} is {given.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
+    for name, x in others:
+        if x.dtype != given.dtype:
+            raise TypeError(f"{name} is {x.dtype}, but {first} is {given.dtype}: on a device both must be of one type")
+
+
+def launch(kernel: Kernel, device: int, stream: int, blocks: int, fields: Mapping[str, int | float]) -> None:
+    """Start a kernel, whose parameters are among the fields, if there is anything to do."""
+    if not blocks:
+        return
+    if blocks > MOST_BLOCKS:
+        raise ValueError(f"{kernel.name} needs {blocks} blocks, but a device starts at most {MOST_BLOCKS}: cut the batch")
+    driver.current().launch(kernel, device, blocks, {name: fields[name] for name, _ in kernel.parameters}, stream)
+
+
+def watching(read: Mapping[str, DeviceArray]) -> Callable[[], None]:
+    """A function that raises a ValueError where one of these was written to since, as far as its library tells."""
+    versions = {name: x.version() for name, x in read.items()}
+
+    def check() -> None:
+        for name, x in read.items():
+            if x.version() != versions[name]:
+                raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
+
+    return check
 
 
 class Options(NamedTuple):
@@ -141,13 +163,10 @@ class Launcher:
         made = {"output": placed(output, self.dtype)}
         self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
         self._finish()
-        read = {"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse}
-        versions = {name: x.version() for name, x in read.items()}
+        check = watching({"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse})
 
         def pullback(d_output: DeviceArray | None, d_lse: DeviceArray | None) -> dict[str, DeviceArray | None]:
-            for name, x in read.items():
-                if x.version() != versions[name]:
-                    raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
+            check()
             grads = self._gradients(output, lse, d_output, d_lse, bias)
             self._finish()
             return grads
@@ -230,8 +249,6 @@ class Launcher:
         blocks = blocks_of(kernel)
         if not blocks:
             return
-        if blocks > MOST_BLOCKS:
-            raise ValueError(f"{kernel.name} needs {blocks} blocks, but a device starts at most {MOST_BLOCKS}: cut the batch")
         fields = {**self.fields, **more}
         for name, x in places.items():
             fields |= x.fields(name)
@@ -239,8 +256,7 @@ class Launcher:
             layouts = layouts_of(kernel, fields, self._batch_of_kernels)
             assert layouts is not None  # or another kernel would have been chosen
             fields |= {name: driver.current().tensor_map(self.device, x) for name, x in layouts.items()}
-        arguments = {name: fields[name] for name, _ in kernel.parameters}
-        driver.current().launch(kernel, self.device, blocks, arguments, self.stream)
+        launch(kernel, self.device, self.stream, blocks, fields)
 
     def _finish(self) -> None:
         """Wait for the kernels where the caller's library would not."""

@@ -163,6 +163,10 @@ class Machine(HopperInstructions):
         """``a * b + c`` with one rounding."""
         return self.ptx("fma.rn.f32 $0, $1, $2, $3;", FLOAT, *map(self._float, (a, b, c)))
 
+    def below(self, a: Value, b: Value) -> Value:
+        """Whether ``0 <= a < b``, where b is not negative."""
+        return Value(self, self.builder.icmp_unsigned("<", a.register, b.register))
+
     def smallest(self, a: Any, b: Any) -> Value:
         """Of two integers."""
         a, b = self.alike(a, b)
@@ -175,6 +179,10 @@ class Machine(HopperInstructions):
     def multiply_add_wide(self, a: Value, b: Value, c: Value) -> Value:
         """``a * b + c`` of an int32 and two int64."""
         return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
+
+    def multiply_add_longer(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of two int32 and an int64."""
+        return self.ptx("mad.wide.s32 $0, $1, $2, $3;", LONG, a, b, c)
 
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
@@ -263,6 +271,19 @@ class Machine(HopperInstructions):
         texts = {2: "{ .reg .pred p; .reg .b16 l, h; setp.ne.b32 p, $2, 0; mov.b32 {l, h}, $1; @p st.global.b16 [$0], l; }"}
         text = texts.get(width, "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.global.b32 [$0], $1; }")
         self.ptx(text, NOTHING, address, bits, valid, changes=True)
+
+    def load_vector(self, address: Value, valid: Value) -> tuple[Value, ...]:
+        """Four registers of bits from 16 bytes of global memory, 0 where not valid."""
+        text = (
+            "{ .reg .pred p; .reg .b32 a, b, c, d; setp.ne.b32 p, $5, 0; mov.b32 a, 0; mov.b32 b, 0; mov.b32 c, 0; mov.b32 d, 0; "
+            "@p ld.global.v4.b32 {a, b, c, d}, [$4]; mov.b32 $0, a; mov.b32 $1, b; mov.b32 $2, c; mov.b32 $3, d; }"
+        )
+        return self.ptx(text, INT, address, valid, changes=True, count=4)
+
+    def store_vector(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
+        """Four registers to 16 bytes of global memory, where valid."""
+        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.global.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        self.ptx(text, NOTHING, address, *bits, valid, changes=True)
 
     def copy_async(self, to: Value, address: Value, size: Value, wanted: Value | None = None, width: int = 16) -> None:
         """16 or 4 bytes from global to shared memory, the last of them zeros where `size` is smaller; nothing at all where not wanted."""

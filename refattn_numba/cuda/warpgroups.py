@@ -34,6 +34,8 @@ class Steps(NamedTuple):
         Whether sums begin at 0.
     right_is_rows : bool
         Whether the numbers of one column of sums stand in one row of the right operand, or in one column of it.
+    left_is_rows : bool
+        The same of one row of sums and the left operand in shared memory.
     """
 
     columns: int
@@ -41,6 +43,7 @@ class Steps(NamedTuple):
     right: tuple[int, ...]
     is_new: bool
     right_is_rows: bool
+    left_is_rows: bool = True
 
     @property
     def registers(self) -> int:

@@ -21,6 +21,7 @@ from tests.cuda.emulated_block import (
     Block,
     Load,
     Products,
+    Written,
     by_columns,
     by_rows,
     left_of,
@@ -41,6 +42,7 @@ class HopperWarp(Warp):
         self.maps: set[int] = set()
         self.made: set[int] = set()
         self.groups_of_products: list[Products] = []
+        self.copied: list[np.ndarray] = []
         self.together: list[tuple[Any, ...]] = []
         self.can_go: Callable[[], bool] = lambda: True
         self.error: BaseException | None = None
@@ -216,6 +218,44 @@ class HopperWarp(Warp):
         if block.is_arriving[chunks].any():
             raise Fault("a box is on its way to what is overwritten")
 
+    # Copies of 16 bytes by single threads
+    def copy_async(self, to: Any, address: Any, size: Any, wanted: Any = True, width: int = 16) -> None:
+        to, address, size, wanted = (np.broadcast_to(x, 32) for x in (to, address, size, wanted))
+        places, content = to[wanted].astype(np.int64) - SHARED_START, np.zeros((32, 16), np.uint8)
+        if width != 16 or ((places + SHARED_START) % 16).any():
+            raise Fault("a copy that is not of 16 bytes at a multiple of them")
+        if (places < 0).any() or (places + 16 > self.block_of.content.size).any():
+            raise Fault("a copy leaves shared memory")
+        lanes = wanted & (size == 16)
+        if not np.isin(size, (0, 16)).all():
+            raise Fault("a copy of a part of 16 bytes")
+        if lanes.any():
+            content[lanes] = self.buffers.load(address[lanes], 16)
+        chunks = places // 16
+        if len(np.unique(chunks)) != len(chunks):
+            raise Fault("two lanes copy to one place")
+        self._claim(chunks)
+        self.block_of.is_arriving[chunks] = True
+        self.block_of.content.reshape(-1, 16)[chunks] = 0xFF
+        self.copies.append((chunks, content[wanted]))
+
+    def wait(self, running: int) -> None:
+        block = self.block_of
+        while len(self.groups) > running:
+            for chunks, content in self.groups.pop(0):
+                block.content.reshape(-1, 16)[chunks] = content
+                block.is_arriving[chunks] = False
+                for chunk in chunks:
+                    block.source[chunk] = Written(self.place, None)
+                self.copied.append(chunks)
+
+    def show_copies(self) -> None:
+        for chunks in self.copied:
+            for chunk in chunks:
+                self.block_of.source[chunk] = Written(self.place, self.clock[self.place] + 1)
+        self.copied = []
+        self.tick()
+
     # Registers
     def registers(self, count: int, *, more: bool) -> None:
         block = self.block_of
@@ -248,7 +288,8 @@ class HopperWarp(Warp):
     def _products(
         self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        lefts = [swizzled(by_columns(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
+        of_left = by_columns if steps.left_is_rows else lambda descriptor, rows: by_rows(descriptor, rows).T
+        lefts = [swizzled(of_left(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
         rights = [
             swizzled(by_columns(int(right) + step, steps.columns) if steps.right_is_rows else by_rows(int(right) + step, steps.columns))
             for step in steps.right
@@ -302,6 +343,12 @@ class HopperWarp(Warp):
             source = block.source[chunk]
             if source is None:
                 raise Fault("products read what was never written")
+            if isinstance(source, Written):
+                if source.shown is None:
+                    raise Fault("products read copies that were not shown to them")
+                if self.clock[source.place] < source.shown:
+                    raise Fault("products read copies of which this warp does not know")
+                continue
             if self.seen.get(source[0], 0) <= source[1]:
                 raise Fault("products read what this warp has not waited for")
 

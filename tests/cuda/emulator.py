@@ -147,6 +147,9 @@ class Warp:
     def quotient(self, a: Any, b: Any) -> Any:
         return a // b
 
+    def below(self, a: Any, b: Any) -> Any:
+        return (a >= 0) & (a < b)
+
     def smallest(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
@@ -155,6 +158,8 @@ class Warp:
 
     def multiply_add_wide(self, a: Any, b: Any, c: Any) -> Any:
         return self.wide(a) * b + c
+
+    multiply_add_longer = multiply_add_wide
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
@@ -179,6 +184,10 @@ class Warp:
         bits = np.broadcast_to(self.bits_of(x), 32).astype(np.int64)
         is_finite = (bits & 0x7F800000) != 0x7F800000
         return np.where(is_finite, (bits + 0x1000) & ~0x1FFF, bits).astype(np.int32)
+
+    def widened(self, x: Any, dtype: str) -> Any:
+        bits = np.broadcast_to(x, 32).astype(np.int32)
+        return (bits << 16).view(np.float32) if dtype == "bfloat16" else bits.view(np.float16)[::2].astype(np.float32)
 
     # Where a thread is
     def thread(self) -> Any:
@@ -229,6 +238,19 @@ class Warp:
     def store(self, address: Any, bits: Any, width: int, valid: Any) -> None:
         addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
         content = np.ascontiguousarray(np.broadcast_to(bits, 32)).astype(np.int32).view(np.uint8).reshape(32, 4)[:, :width]
+        if lanes.any():
+            self.buffers.store(addresses[lanes], content[lanes])
+
+    def load_vector(self, address: Any, valid: Any) -> tuple[Any, ...]:
+        addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
+        content = np.zeros((32, 16), np.uint8)
+        if lanes.any():
+            content[lanes] = self.buffers.load(addresses[lanes], 16)
+        return tuple(content.view(np.int32).T)
+
+    def store_vector(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
+        addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
+        content = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32).view(np.uint8)
         if lanes.any():
             self.buffers.store(addresses[lanes], content[lanes])
 

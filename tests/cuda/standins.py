@@ -131,6 +131,9 @@ class Tensor(Host):
     def expand(self, shape):
         return self.like(np.broadcast_to(self.a, shape))
 
+    def permute(self, axes):
+        return self.like(self.a.transpose(axes))
+
 
 class CupyArray(Host):
     __module__ = "cupy"
@@ -142,6 +145,9 @@ class CupyArray(Host):
     @property
     def strides(self):
         return self.a.strides
+
+    def transpose(self, axes):
+        return self.like(self.a.transpose(axes))
 
     @property
     def data(self):
@@ -344,6 +350,7 @@ def _fake_standard():
         empty=lambda shape, dtype, device: StandardArray(allocated(shape, dtype, device), device),
         asarray=lambda x, device: StandardArray(_filled(x, device), device),
         broadcast_to=lambda x, shape: x.like(np.broadcast_to(x.a, shape)),
+        permute_dims=lambda x, axes: x.like(x.a.transpose(axes)),
         reshape=lambda x, shape: x.reshape(shape),
         sum=lambda x, axis: x.sum(axis),
         **{name: name for name in names},

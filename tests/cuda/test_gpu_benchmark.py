@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from benchmarks import gpu, gpu_battery, gpu_rows, gpu_timing
-from refattn_numba.cuda import CudaError, cache, configurations, driver, hopper
+from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_rows, gpu_timing
+from refattn_numba.cuda import CudaError, cache, configurations, conv_configurations, conv_small_configurations, driver, hopper
 from refattn_numba.cuda.kernel import Cubin
 from tests.cuda import standins
 
@@ -137,7 +137,7 @@ def test_build_and_carry(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(toolchain, "compile", lambda kernel, architecture: Cubin(b"code", kernel.name, architecture, 100, 0, 0))
     assert gpu.main(["--build", str(tmp_path / "made"), "--architecture", "sm_80"]) == 0
-    count = len(list(configurations.shipped()))
+    count = sum(len(list(part.shipped())) for part in (configurations, conv_configurations, conv_small_configurations))
     assert capsys.readouterr().out.startswith(f"{count} kernels for sm_80, ")
     assert len(list((tmp_path / "made").iterdir())) == count
     no_gpu(monkeypatch)
@@ -243,3 +243,50 @@ def test_the_portable_battery_has_portable_kernels_alone(monkeypatch):
     )
     gpu_rows.portable_battery(None)
     assert asked == [("bfloat16", None)]
+
+
+LAYER = {
+    "forward": {"ours": TIMES, "torch": {**TIMES, "ms": 1.0}},
+    "backward": {"ours": {**TIMES, "ms": 5.0}},
+    "operations": 4e11,
+    "bytes": 1e9,
+    "ok": True,
+}
+
+
+def test_the_table_of_convolutions():
+    """The limit is the product, which takes 0.52 ms; a copy would take 0.24."""
+    lines = [
+        line.split() for line in gpu.tables({"limits": FOUND["limits"], "convolutions": {"layers": {"a": LAYER}, "ok": True}}).splitlines()
+    ]
+    assert ["a", "2.000", "1.000", "0.50", "26", "%", "yes"] in lines
+    assert ["a", "5.000", "-", "-", "21", "%", "yes"] in lines
+    assert gpu_conv_timing.table({"layers": {"a": LAYER}}, {}, "forward").split()[-2:] == ["-", "yes"]
+    assert gpu_conv_timing.table({}, {}, "forward") == ""
+
+
+def test_layers_have_names_of_their_own_and_pytorchs_sizes():
+    torch = pytest.importorskip("torch")
+    assert len({str(shape) for shape in gpu_conv_timing.SHAPES}) == len(gpu_conv_timing.SHAPES)
+    for shape in gpu_conv_timing.SHAPES:
+        x, w = (
+            torch.empty(1, shape.c_in, shape.size, shape.size, device="meta"),
+            torch.empty(shape.c_out, shape.c_in // shape.groups, shape.kernel, shape.kernel, device="meta"),
+        )
+        y = torch.nn.functional.conv2d(x, w, stride=shape.stride, padding=shape.padding, groups=shape.groups)
+        assert y.shape[1:] == (shape.c_out, shape.out, shape.out)
+        assert shape.operations == 2 * shape.batch * y.numel() * w[0].numel()
+        assert shape.moved == 2 * (shape.batch * (x.numel() + y.numel()) + w.numel())
+
+
+def test_a_layer_is_compared_with_pytorch(monkeypatch):
+    """Its own names and results, in main memory, where ours is the twin."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpu_conv_timing, "DEVICE", "cpu")
+    monkeypatch.setattr(
+        gpu_conv_timing, "medians", lambda torch, contenders, seconds: {n: call() is not None for n, call in contenders.items()}
+    )
+    found = gpu_conv_timing._layer(torch, gpu_conv_timing.ConvShape(4, 6, 8, 3, 2, groups=2, batch=2))
+    assert found["ok"]
+    assert set(found["errors"]) == {"output", "x", "weight"}
+    assert found["forward"] == found["backward"] == {"ours": True, "torch": True}
