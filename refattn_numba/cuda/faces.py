@@ -13,8 +13,8 @@ from refattn._core import Grads, Pullback, hook
 from refattn._core.mechanism import Spec
 from refattn_numba.cuda.arrays import DeviceArray, gathered, is_on_device, read
 
-RULES = "refattn_numba.cuda.attention"
-"""The module that has a function for each of these, by name; imported on the first call with an array on a device."""
+ATTENTION, DECODING = "refattn_numba.cuda.attention", "refattn_numba.cuda.decoding"
+"""Modules that have a function for each of these, by name; imported on the first call with an array on a device."""
 
 IN_MAIN_MEMORY = frozenset({np.ndarray, type(None), bool, int, float, str, tuple})
 """Types that are not asked where they lie."""
@@ -23,21 +23,22 @@ KINDS: Mapping[str, str] = {"bfloat16": "float16"}
 """What stands for a type that NumPy lacks where shapes and kinds are checked."""
 
 
-def on_device(made: Any) -> Any:
+def on_device(made: Any, rules: str = ATTENTION) -> Any:
     """The same function, which takes arrays on a device too and then returns such arrays, of the caller's library."""
     spec = made.spec
+    run = functools.partial(_run, spec, rules)
 
     @functools.wraps(made)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _any_on_device(args, kwargs):
             return made(*args, **kwargs)
-        return _run(spec, args, kwargs, differentiate=False)[0]
+        return run(args, kwargs, differentiate=False)[0]
 
     @functools.wraps(made.vjp)
     def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
         if not _any_on_device(args, kwargs):
             return made.vjp(*args, **kwargs)
-        return _run(spec, args, kwargs, differentiate=True)
+        return run(args, kwargs, differentiate=True)
 
     cast("Any", call).vjp = vjp
     return call
@@ -47,12 +48,18 @@ def _any_on_device(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return any(type(x) not in IN_MAIN_MEMORY and is_on_device(x) for x in (*args, *kwargs.values()))
 
 
-def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
+def decoding_on_device(made: Any) -> Any:
+    """The same for attention to caches."""
+    return on_device(made, DECODING)
+
+
+def _run(spec: Spec, rules: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
     """Outputs of the caller's kind, and a pullback that takes and returns such arrays."""
     if hook.CURRENT.get() is not None:
         raise TypeError(f"{spec.name}: a hook sees arrays in main memory alone, but this call has arrays on a device")
     arrays, options = _accepted(spec, spec.bind(args, kwargs))
-    y, pullback = getattr(importlib.import_module(RULES), spec.name)(**arrays, **options)
+    told = {} if rules == ATTENTION else {"differentiate": differentiate}
+    y, pullback = getattr(importlib.import_module(rules), spec.name)(**arrays, **options, **told)
     named = {f"d_{name}": array for name, array in zip(spec.output_names, _each(y), strict=True)}
     wanted = spec.facts.differentiable(arrays).keys()
 

@@ -243,6 +243,18 @@ class Machine(HopperInstructions):
         text = f"{{ .reg .pred p, q; setp.ne.b32 p, $1, 0; vote.sync.any.pred q, p, {ALL_LANES}; selp.b32 $0, 1, 0, q; }}"
         return self.ptx(text, INT, condition, changes=True)
 
+    def warp_barrier(self) -> None:
+        """The lanes of the warp wait for each other, and see what the others have stored."""
+        self.ptx(f"bar.warp.sync {ALL_LANES};", NOTHING, changes=True)
+
+    def from_lane(self, x: Value, lane: Value) -> Value:
+        """What another lane of the warp holds, whose number each lane gives."""
+        kind, shuffle = x.register.type, "shfl.sync.idx.b32"
+        if kind != LONG:
+            return self.ptx(f"{shuffle} $0, $1, $2, 31, {ALL_LANES};", kind, x, lane, changes=True)
+        halves = "".join(f"{shuffle} {half}, {half}, $2, 31, {ALL_LANES}; " for half in ("l", "h"))
+        return self.ptx(f"{{ .reg .b32 l, h; mov.b64 {{l, h}}, $1; {halves}mov.b64 $0, {{l, h}}; }}", LONG, x, lane, changes=True)
+
     def first_lane(self, x: Value) -> Value:
         """The integer of the warp's first lane."""
         return self.ptx(f"shfl.sync.idx.b32 $0, $1, 0, 31, {ALL_LANES};", INT, x, changes=True)
@@ -288,7 +300,11 @@ class Machine(HopperInstructions):
         return self.ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", INT, address, changes=True, count=4)
 
     def store_shared(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
-        """Four registers, where valid."""
+        """One or four registers, where valid."""
+        if len(bits) == 1:
+            text = "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.shared.b32 [$0], $1; }"
+            self.ptx(text, NOTHING, address, *bits, valid, changes=True)
+            return
         text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.shared.v4.b32 [$0], {$1, $2, $3, $4}; }"
         self.ptx(text, NOTHING, address, *bits, valid, changes=True)
 
