@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
+from benchmarks.gpu_decode import decode
 from benchmarks.gpu_timing import Shape, attention, limits
 
 START_SECONDS = 20
@@ -70,7 +71,7 @@ def rows() -> tuple[Row, ...]:
     batteries = [Row(f"battery {dtype}", 150, lambda torch, d=dtype: battery(torch, d), quick=True, alone=False) for dtype in DTYPES]
     batteries.append(Row("battery bfloat16 portable", 150, portable_battery, quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
-    return (*batteries, Row("limits", 30, limits, quick=True), *times)
+    return (*batteries, Row("limits", 30, limits, quick=True), Row("decode", 40, decode, quick=True), *times)
 
 
 def run(name: str) -> Mapping[str, Any]:

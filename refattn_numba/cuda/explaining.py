@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from refattn.view.table import Table
@@ -76,7 +76,8 @@ def is_available() -> bool:
 def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None, **options: Any) -> Explanations:
     """The kernels that `refattn_numba.scaled_dot_product_attention` takes for such a call, forward and backward.
 
-    They are compiled if no file holds them; nothing is launched.
+    With ``lengths=`` those of `decode_attention`, or of `paged_attention` if keys and values are pages: where a cache is not cut into
+    splits, the first alone. They are compiled if no file holds them; nothing is launched.
 
     Parameters
     ----------
@@ -97,8 +98,6 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     ValueError
         Where no kernel takes such a call.
     """
-    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
-
     if architecture is None:
         if not is_on_device(query):
             raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where query is in main memory")
@@ -110,16 +109,8 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
         shared = SHARED_BYTES[architecture]
     else:
         raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
-    dtype: Any = str(query.dtype).rpartition(".")[2]
-    scale = options.get("scale")
-    has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
     found = []
-    for face in _faces(options):
-        sizes = query.shape[-1], value.shape[-1]
-        kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
-        if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
-            has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
-            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
+    for face, kernel in _chosen(query, value, architecture, shared, options):
         cubin = cache.cubin_of(kernel, architecture)
         shared_bytes = kernel.shared_bytes + cubin.shared_bytes
         found.append(
@@ -128,6 +119,26 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
             )
         )
     return Explanations(found)
+
+
+def _chosen(query: Any, value: Any, architecture: str, shared: int, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What each kernel is for, and which it is."""
+    from refattn_numba.cuda import configurations, decode_configurations, hopper  # noqa: PLC0415  # which brings the kernels along
+
+    dtype: Any = str(query.dtype).rpartition(".")[2]
+    sizes = query.shape[-1], value.shape[-1]
+    if options.get("lengths") is not None:
+        yield "decode", decode_configurations.choose(dtype, *sizes)
+        yield "merge", decode_configurations.merging(dtype)
+        return
+    scale = options.get("scale")
+    has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
+    for face in _faces(options):
+        kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
+        if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
+            has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
+            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
+        yield face, kernel
 
 
 def _faces(options: Mapping[str, Any]) -> list[Any]:

@@ -16,7 +16,8 @@ from benchmarks.gpu_battery import DECODE, PAGED, candidate, decode_cases
 from refattn.testing import cases
 from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
-from refattn_numba.cuda import decode_configurations
+from refattn_numba.cuda import cache, decode_configurations, explain
+from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.kernels import decode as source
 from refattn_numba.cuda.kernels import merge as of_splits
 from tests.cuda import emulator, standins
@@ -286,3 +287,12 @@ def test_what_has_no_rows_is_not_launched(noted):
     given = {**operands(), "query": on(np.ones((2, 4, 0, 8), np.float32))}
     assert refattn_numba.decode_attention(**given).shape == (2, 4, 0, 8)
     assert not noted.launches
+
+
+def test_explain_names_what_a_call_takes(noted, monkeypatch):
+    monkeypatch.setattr(cache, "cubin_of", lambda kernel, architecture: Cubin(b"", kernel.name, architecture, 168, 16, 0))
+    found = explain(**operands(dtype="bfloat16"))
+    assert [(row.face, row.kernel, row.tile, row.warps) for row in found] == [
+        ("decode", "decode_bfloat16_64", 16, 4),
+        ("merge", "merge_bfloat16", 4, 4),
+    ]
