@@ -20,8 +20,10 @@ TILES: dict[tuple[bool, int], tuple[int, int]] = {
 }  # fmt: skip
 """Warps, and keys of one warp's tile, by whether numbers have 32 bits and by size."""
 
+TILES_OF_CODES = {64: (4, 32), 128: (4, 32), 256: (4, 16)}
 
-def choose(dtype: Element, head_dim: int, value_dim: int) -> Kernel:
+
+def choose(dtype: Element, head_dim: int, value_dim: int, *, has_codes: bool = False) -> Kernel:
     """The kernel that reads the caches.
 
     Parameters
@@ -30,6 +32,8 @@ def choose(dtype: Element, head_dim: int, value_dim: int) -> Kernel:
         Of the operands.
     head_dim, value_dim : int
         At most 256.
+    has_codes : bool, optional
+        Whether the caches hold codes of 8 bits, which numbers of 16 bits alone are multiplied by.
 
     Returns
     -------
@@ -47,9 +51,9 @@ def choose(dtype: Element, head_dim: int, value_dim: int) -> Kernel:
         if not 1 <= size <= SIZES[-1]:
             raise ValueError(f"{name} is {size}, but must be 1 to {SIZES[-1]}")
     size = next(size for size in SIZES if size >= max(head_dim, value_dim))
-    config = decode.Config(dtype, size, *TILES[dtype == "float32", size])
+    config = decode.Config(dtype, size, *(TILES_OF_CODES[size] if has_codes else TILES[dtype == "float32", size]), has_codes)
     resident = 3 if dtype != "float32" and size < 256 else 1
-    name = f"decode_{dtype}_{size}"
+    name = f"decode_{dtype}_{size}{'_codes' if has_codes else ''}"
     return Kernel(name, decode.decode, config, decode.PARAMETERS, config.threads, config.shared_bytes, decode.ROWS, resident)
 
 
@@ -83,5 +87,6 @@ def shipped() -> Iterator[Kernel]:
     """The whole list."""
     for dtype in get_args(Element):
         for size in SIZES:
-            yield choose(dtype, size, size)
+            for has_codes in (False, True) if dtype != "float32" else (False,):
+                yield choose(dtype, size, size, has_codes=has_codes)
         yield merging(dtype)

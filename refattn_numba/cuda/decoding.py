@@ -103,8 +103,8 @@ def _attended(
     """Both kernels, or the first alone where there is one split."""
     if differentiate:
         raise TypeError("attention to a cache on a device has no pullback: scaled_dot_product_attention has one")
-    check_types(query, key, value)
     dtype: Any = query.dtype
+    has_codes = _are_codes(query, key, value)
     *_, heads, query_len, head_dim = query.shape
     kv_heads, page_size, value_dim = value.shape[-3:]
     sequences, group = math.prod(query.shape[:-3]), heads // max(kv_heads, 1)
@@ -112,11 +112,11 @@ def _attended(
     for name, size in (("query_len", query_len), ("key_len", key_len)):
         if size > LONGEST:
             raise ValueError(f"{name} is {size}, but on a device must be at most {LONGEST}")
-    kernel = choose(dtype, head_dim, value_dim)
+    kernel = choose(dtype, head_dim, value_dim, has_codes=has_codes)
     factors, of_scales, kept = _scales(value.shape[:-1], key_scale=key_scale, value_scale=value_scale)
     left, right = window or (None, None)
     after = 0 if causal else NO_LIMIT if right is None else min(right, NO_LIMIT)
-    operands = {name: placed(x, dtype) for name, x in (("query", query), ("key", key), ("value", value))}
+    operands = {name: placed(x, x.dtype) for name, x in (("query", query), ("key", key), ("value", value))}
     indices = {name: _int32(x, query) for name, x in (("table", table), ("lengths", lengths)) if x is not None}
     if sinks is not None:
         indices["sinks"] = sinks.as_type(dtype).contiguous()
@@ -138,6 +138,17 @@ def _attended(
     launches.finish()
     del kept  # until here, for the kernels read them
     return AttendedWithLse(output, lse), lambda *_: {}  # pyright: ignore[reportArgumentType]  # arrays, but on a device
+
+
+def _are_codes(query: DeviceArray, key: DeviceArray, value: DeviceArray) -> bool:
+    """Whether the caches hold codes; a TypeError where they hold what no kernel multiplies by the query."""
+    if key.dtype != value.dtype:
+        raise TypeError(f"key is {key.dtype}, but value is {value.dtype}: on a device both must be of one type")
+    if key.dtype != "int8":
+        check_types(query, key, value)
+    elif query.dtype not in {"float16", "bfloat16"}:
+        raise TypeError(f"key is int8, but query is {query.dtype}: on a device codes need float16 or bfloat16")
+    return key.dtype == "int8"
 
 
 def _int32(x: DeviceArray | Integers, query: DeviceArray) -> DeviceArray:

@@ -128,7 +128,7 @@ def _chosen(query: Any, value: Any, architecture: str, shared: int, options: Map
     dtype: Any = str(query.dtype).rpartition(".")[2]
     sizes = query.shape[-1], value.shape[-1]
     if options.get("lengths") is not None:
-        yield "decode", decode_configurations.choose(dtype, *sizes)
+        yield "decode", decode_configurations.choose(dtype, *sizes, has_codes=str(value.dtype).endswith("int8"))
         yield "merge", decode_configurations.merging(dtype)
         return
     scale = options.get("scale")

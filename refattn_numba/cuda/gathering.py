@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refattn_numba.cuda.fragments import Element, Tile, bytes_of, each, stride_of
+from refattn_numba.cuda.fragments import Tile, each
 from refattn_numba.cuda.operations import Many, Operation
 
 OUTSIDE, MISSING = -2, -1
@@ -52,9 +52,12 @@ def address_of_row() -> Operation:
     return Operation(run, ("int64", "int64", "int64", "int32", "int32", "int32"), "int64")
 
 
-def copy_rows_at(element: Element, rows: int, size: int) -> Operation:
-    """A warp starts copies of rows to shared memory: lane i has the address of row i, or 0 for one of zeros. Zeros from `width` on."""
-    stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
+def copy_rows_at(item: int, rows: int, size: int) -> Operation:
+    """A warp starts copies of rows to shared memory: lane i has the address of row i, or 0 for one of zeros. Zeros from `width` on.
+
+    A number has `item` bytes, and a row of shared memory 16 more than its numbers.
+    """
+    stride, per_chunk = size * item + 16, 16 // item
     in_row = size // per_chunk
     bits, last = in_row.bit_length() - 1, in_row - 1
 
@@ -64,7 +67,7 @@ def copy_rows_at(element: Element, rows: int, size: int) -> Operation:
         for i in range(0, rows * in_row, 32):
             down, right = i >> bits, i & last
             source = e.from_lane(address, row + down)
-            left = e.smallest(width - (place + right) * per_chunk, per_chunk) * bytes_of(element)
+            left = e.smallest(width - (place + right) * per_chunk, per_chunk) * item
             size = e.select((source != 0) & (left > 0), left, e.integer(0))
             e.copy_async(to + (down * stride + right * 16), source + e.wide(place + right) * 16, size)
 

@@ -6,19 +6,24 @@ of the parts, so that results repeat.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from refattn_numba.cuda.fragments import LN_2, LOG2_E, Element, Tile, bytes_of, each
 from refattn_numba.cuda.operations import Many, Operation
 
 
-def store_sums(tile: Tile, stride: int) -> Operation:
-    """A tile to shared memory in float32, with `stride` bytes from row to row. Row and column are the lane's first."""
+def store_sums(tile: Tile, stride: int, column_of: Callable[[int], tuple[int, int]] = lambda right: (right, 1)) -> Operation:
+    """A tile to shared memory in float32, with `stride` bytes from row to row. Row and column are the lane's first.
+
+    `column_of` tells the column of a register, and how many times the lane's first one comes on top.
+    """
 
     def run(e: Any, values: Any, address: Any, row: Any, column: Any) -> None:
-        at = address + row * stride + column * 4
         for (_, down, right), x in zip(tile.places(), values, strict=True):
-            e.store_shared(at + (down * stride + right * 4), [e.bits_of(x)], row >= 0)
+            place, times = column_of(right)
+            at = address + row * stride + column * (4 * times)
+            e.store_shared(at + (down * stride + place * 4), [e.bits_of(x)], row >= 0)
 
     return Operation(run, (tile.kind, "int32", "int32", "int32"), None)
 

@@ -82,6 +82,16 @@ def decoded(kernels: tuple[Kernel, Kernel], case: Problem, *, empty: float = 0.0
     return output, lse
 
 
+def stored_codes(x: np.ndarray) -> np.ndarray:
+    """As `stored`, of 8 bits: what lies behind a row is 85."""
+    width = -(-x.shape[-1] // 16) * 16
+    whole = np.full(x.size // max(x.shape[-1], 1) * width + 16, 85, np.int8)
+    start = -whole.ctypes.data % 16
+    made = whole[start : whole.size - 16 + start].reshape(*x.shape[:-1], width)[..., : x.shape[-1]]
+    made[...] = x
+    return made
+
+
 def problem(
     element: str = "bfloat16", *, lengths: tuple[int, ...] = (70, 33), kv_heads: int = 2, group: int = 2, query_len: int = 1,
     key_len: int = 80, head_dim: int = 32, value_dim: int | None = None, splits: int = 1, page_size: int = 0, causal: bool = False,
@@ -123,11 +133,20 @@ def problem(
     if "sinks" in options:
         arrays["sinks"] = stored(rng.standard_normal(heads), element)
         given["sinks"] = numbers(arrays["sinks"])
+    if "codes" in options:
+        for name in ("key", "value"):
+            arrays[name] = stored_codes(rng.integers(-128, 128, (*shape, given["query"].shape[-1] if name == "key" else value_dim)))
+            given[names[name == "value"]] = arrays[name].astype(np.int64)
+        made |= {"scale": 2.0**-9, "value_factor": 2.0**-7}
+        given |= {"scale": 2.0**-9, "value_scale": 2.0**-7}
     if "scales" in options:
         for name, of in (("key_scale", (shape[0], kv_heads, shape[2])), ("value_scale", (kv_heads, 1))):
             arrays[name] = rng.standard_normal(of).astype(np.float32)
             given[name] = arrays[name][..., None].astype(np.float64)
         made["value_factor"] = 1.0
+        if "codes" in options:
+            given["value_scale"] *= 2.0**-7
+            arrays["value_scale"] *= np.float32(2.0**-7)
     if table is not None:
         arrays["table"] = given["block_table"] = table
     reference = refattn.decode_attention_with_lse if table is None else refattn.paged_attention_with_lse
@@ -158,5 +177,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "pages of odd sizes": {"page_size": 5, "lengths": (63, 12), "splits": 2},
     "pages of one position": {"page_size": 1, "lengths": (33,), "key_len": 40},
     "pages before a window": {"page_size": 8, "window": (20, 0), "query_len": 2, "lengths": (75, 11), "splits": 2},
+    "codes": {"options": ("codes",), "splits": 2},
+    "codes of odd sizes": {"options": ("codes", "sinks"), "element": "float16", "head_dim": 43, "value_dim": 9, "lengths": (61, 1)},
+    "codes in a causal window": {"options": ("codes",), "query_len": 3, "causal": True, "window": (30, None), "page_size": 16},
+    "codes with scales in pages": {"options": ("codes", "scales"), "page_size": 5, "lengths": (33, 12), "softcap": 30.0},
     "scales in pages": {"page_size": 8, "options": ("scales", "sinks"), "lengths": (30, 0), "softcap": 2.0, "element": "float32"},
 }

@@ -16,7 +16,7 @@ from benchmarks.gpu_battery import DECODE, PAGED, candidate, decode_cases
 from refattn.testing import cases
 from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
-from refattn_numba.cuda import cache, decode_configurations, explain
+from refattn_numba.cuda import cache, codes, decode_configurations, explain
 from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.kernels import decode as source
 from refattn_numba.cuda.kernels import merge as of_splits
@@ -32,23 +32,43 @@ from tests.cuda.test_planted import mutated
 def compare(case: Problem, output: np.ndarray, lse: np.ndarray) -> None:
     """A weight and the output are rounded once each, and a weight once more where a scale is in it."""
     expected = case.expected()
-    largest = np.abs(np.nan_to_num(numbers(case.arrays["value"]), posinf=0, neginf=0)).max(initial=1)
-    largest *= max(np.abs(case.arrays["value_scale"]).max(), 1) if "value_scale" in case.arrays else 1
+    largest = np.abs(np.nan_to_num(numbers(case.arrays["value"]), posinf=0, neginf=0)).max(initial=2.0**-7)
+    largest *= np.abs(case.given.get("value_scale", 1.0)).max()
     np.testing.assert_allclose(numbers(output), expected.output, rtol=0, atol=2 * ROUNDING[case.element] * largest)
     np.testing.assert_allclose(lse, expected.lse, rtol=0, atol=2.0**-18)
+
+
+def sizes_of(case: Problem) -> dict[str, Any]:
+    """Codes are multiplied in rows of 64."""
+    return {"size": 64, "has_codes": True} if case.arrays["key"].dtype == np.int8 else {}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_decode(name: str, record_property: Any) -> None:
     case = problem(**PROBLEMS[name])
     record_property("emulated", "decode")
-    compare(case, *decoded(small(case.element), case))
+    compare(case, *decoded(small(case.element, **sizes_of(case)), case))
 
 
 @pytest.mark.parametrize(("element", "size"), [("bfloat16", 64), ("float16", 128), ("bfloat16", 256), ("float32", 128), ("float32", 256)])
-def test_shipped_kernels(element: Any, size: int, record_property: Any) -> None:
-    case = problem(element, lengths=(300,), head_dim=size, value_dim=size - 8, key_len=320, page_size=32, splits=9, kv_heads=1, group=3)
-    kernels = decode_configurations.choose(element, size, size), decode_configurations.merging(element)
+@pytest.mark.parametrize("has_codes", [False, True])
+def test_shipped_kernels(element: Any, size: int, record_property: Any, *, has_codes: bool) -> None:
+    if has_codes and element == "float32":
+        pytest.skip("codes are multiplied by numbers of 16 bits")
+    options = ("codes",) if has_codes else ()
+    case = problem(
+        element,
+        options=options,
+        lengths=(300,),
+        head_dim=size,
+        value_dim=size - 8,
+        key_len=320,
+        page_size=32,
+        splits=9,
+        kv_heads=1,
+        group=3,
+    )
+    kernels = decode_configurations.choose(element, size, size, has_codes=has_codes), decode_configurations.merging(element)
     record_property("emulated", kernels[0].name)
     compare(case, *decoded(kernels, case))
 
@@ -123,19 +143,33 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "sums over tiles that lanes still read": ("        wait()\n        meet()\n        totals", "        wait()\n        totals", "one query", "fault"),
     "warps not waited for": ("has_hidden = barrier_any(has_hidden)", "has_hidden = 0", "one query", "fault"),
     "one slot of the ring": ("here = (start + warp + i * warps) * keys_in_tile, ring + i % 2", "here = (start + warp + i * warps) * keys_in_tile, ring + (i + 1) % 2", "one query", "fault or wrong"),
+    "codes without a sign": ("2.0**23 + 128", "2.0**23", "codes", "wrong"),
+    "columns of codes in the order of sums": ("block // 4 * 32 + place * 4 + block % 4, 4", "right, 1", "codes", "wrong"),
+    "codes of other rows": ("row in (0, 1, 8, 9)", "row in (0, 8, 1, 9)", "codes", "wrong"),
+    "codes of a row in another order than the queries": ("2 * k + 4 * i)", "2 * k + 4 * (1 - i))", "codes", "wrong"),
 }  # fmt: skip
 """Text and what takes its place, the problem that shows it, and how."""
+
+
+MODULES: dict[Any, tuple[str, ...]] = {
+    source: ("decode",),
+    of_splits: ("merge",),
+    codes: ("column_of_code", "product_of_codes", "product_of_weights_and_codes"),
+}
+"""What a kernel takes of each."""
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
     old, new, on, how = FAULTS[name]
     record_property("emulated", "fault")
-    module, builder = (source, "decode") if old in inspect.getsource(source) else (of_splits, "merge")
-    monkeypatch.setattr(module, builder, getattr(mutated(module, old, new), builder))
+    module, names = next((m, names) for m, names in MODULES.items() if old in inspect.getsource(m))
+    faulty = mutated(module, old, new)
+    for part in names:
+        monkeypatch.setattr(module, part, getattr(faulty, part))
     case = problem(**PROBLEMS[on])
     with pytest.raises((Fault, AssertionError)) as caught:
-        compare(case, *decoded(small(case.element), case))
+        compare(case, *decoded(small(case.element, **sizes_of(case)), case))
     assert ("fault" if isinstance(caught.value, Fault) else "wrong") in how
 
 
@@ -240,6 +274,24 @@ def test_how_many_splits(blocks, key_len, room, splits):
     assert decode_configurations.splits_for(blocks, key_len, room) == splits
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_codes(recorder, dtype, head_dim):
+    """Rows that no copy to shared memory could begin at are copied first."""
+    random = np.random.default_rng(1)
+    query = on(random.normal(size=(2, 4, 1, head_dim)), dtype=dtype)
+    pools = {f"{name}_pages": random.integers(-128, 128, (5, 2, 16, head_dim), dtype=np.int8) for name in ("key", "value")}
+    scales = {"key_scale": random.uniform(0.002, 0.004, (5, 2, 16, 1)), "value_scale": random.uniform(0.002, 0.004, (2, 1, 1))}
+    rest = {"block_table": np.array([[3, 0], [4, 1]]), "lengths": np.array([32, 19])}
+    given = {**{n: on(x) for n, x in pools.items()}, **{n: on(x, dtype="float32") for n, x in scales.items()}}
+    output = refattn_numba.paged_attention(query, **given, **rest)
+    wanted = refattn.paged_attention(query.a.astype(np.float64), **pools, **{n: x.astype(np.float32) for n, x in scales.items()}, **rest)
+    assert output.a.dtype.name == dtype
+    assert recorder.launches[0].kernel.name == f"decode_{dtype}_64_codes"
+    assert (recorder.launches[0].arguments["key"] == given["key_pages"].a.ctypes.data) == (head_dim == 64)
+    assert np.abs(output.a.astype(np.float64) - wanted).max() < 2 * ROUNDING[dtype] * 128 * 0.004
+
+
 def on(x, **options):
     return standins.to_device(x, **options)
 
@@ -250,8 +302,10 @@ def on(x, **options):
         (lambda: {"lengths": np.array([601, 0])}, ValueError, "lengths runs from 0 to 601, but key_len is 600"),
         (lambda: {"lengths": np.array([3, -1])}, ValueError, "lengths runs from -1 to 3, but key_len is 600"),
         (lambda: {"lengths": on(np.ones(2, np.float32))}, TypeError, "lengths"),
-        (lambda: {"key": on(np.ones((2, 2, 600, 8), np.int8))}, TypeError, "key is int8, but query is float32: on a device both must be of one type"),
-        (lambda: {"value": on(np.ones((2, 2, 600, 8)), dtype="float16")}, TypeError, "value is float16, but query is float32"),
+        (lambda: {"key": on(np.ones((2, 2, 600, 8), np.int8))}, TypeError, "key is int8, but value is float32: on a device both must be of one type"),
+        (lambda: {n: on(np.ones((2, 2, 600, 8), np.int8)) for n in ("key", "value")}, TypeError, "key is int8, but query is float32: on a device codes need"),
+        (lambda: {n: on(np.ones((2, 2, 600, 8), np.uint8)) for n in ("key", "value")}, TypeError, "key is uint8, but query is float32: on a device"),
+        (lambda: {"value": on(np.ones((2, 2, 600, 8)), dtype="float16")}, TypeError, "key is float32, but value is float16"),
         (lambda: {"key_scale": on(np.ones((2, 1, 8), np.float32))}, ValueError, r"key_scale has shape \(2, 1, 8\), but on a device its last axis must have 1"),
         (lambda: {"value_scale": np.ones((2, 1, 1))}, TypeError, "value_scale is a numpy.ndarray in main memory, but query is a torch.Tensor"),
         (lambda: {n: on(np.ones((2, h, m, 300), np.float32)) for n, h, m in (("query", 4, 1), ("key", 2, 600))}, ValueError, "head_dim is 300, but must be 1"),

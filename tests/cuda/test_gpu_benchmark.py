@@ -221,7 +221,10 @@ def test_what_pytorch_is_asked_for(heads):
 
 
 def anywhere(make):
-    return lambda *given, device, **more: make(*given, **more)
+    def made(*given, device, **more):
+        return make(*given, **more)
+
+    return made
 
 
 def test_decoding_beside_pytorch():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn_numba.cuda import fragments, gathering, memory, merging
+from refattn_numba.cuda import codes, fragments, gathering, memory, merging
 from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.pages import hidden_values
@@ -38,12 +38,20 @@ class Config(NamedTuple):
         In a block, each with keys of its own.
     keys : int
         In a tile of one warp, which has room for two tiles of keys and of values, of which one is used while the other is filled.
+    has_codes : bool
+        Whether the caches hold codes of 8 bits.
     """
 
     element: Element
     size: int
     warps: int
     keys: int
+    has_codes: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one row of a cache to the next in shared memory."""
+        return codes.code_stride(self.size) if self.has_codes else stride_of(self.element, self.size)
 
     @property
     def threads(self) -> int:
@@ -53,7 +61,7 @@ class Config(NamedTuple):
     @property
     def warp_bytes(self) -> int:
         """Shared memory of a warp: its tiles, and later its sums."""
-        return max(4 * self.keys * stride_of(self.element, self.size), ROWS * self.size * 4)
+        return max(4 * self.keys * self.stride, ROWS * self.size * 4)
 
     @property
     def shared_bytes(self) -> int:
@@ -77,9 +85,10 @@ Without a table each sequence has a page of its own. `low` and `high` bound the 
 
 def decode(ops: Any, config: Config) -> Callable[..., None]:
     """The kernel that reads the caches."""
-    element, size, warps, keys_in_tile = config
-    width, stride, sums_stride = bytes_of(element), stride_of(element, size), size * 4
-    tile_bytes, warp_bytes, queries_bytes = keys_in_tile * stride, config.warp_bytes, ROWS * stride
+    element, size, warps, keys_in_tile, has_codes = config
+    width, item, sums_stride = bytes_of(element), 1 if has_codes else bytes_of(element), size * 4
+    stride, of_queries = config.stride, stride_of(element, size)
+    tile_bytes, warp_bytes, queries_bytes = keys_in_tile * stride, config.warp_bytes, ROWS * of_queries
     of_scores, of_sums = Tile(ROWS, keys_in_tile), Tile(ROWS, size)
     per_row, per_warp = of_scores.of_rows, Many("float32", warps)
     log2_e, one, zero, nothing = np.float32(LOG2_E), np.float32(1), np.float32(0), np.float32(-np.inf)
@@ -91,22 +100,28 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
     meet, barrier_any = ops(gathering.warp_barrier()), ops(gathering.barrier_any())
     quotient, load, inverse = ops(memory.quotient()), ops(memory.load("int32")), ops(memory.inverse())
     page_of, any_missing, row_at = ops(gathering.page_of()), ops(gathering.any_missing()), ops(gathering.address_of_row())
-    copy_queries = ops(gathering.copy_rows_at(element, ROWS, size))
-    copy_tile = ops(gathering.copy_rows_at(element, keys_in_tile, size))
+    copy_queries = ops(gathering.copy_rows_at(width, ROWS, size))
+    copy_tile = ops(gathering.copy_rows_at(item, keys_in_tile, size))
     load_factor, of_columns = ops(gathering.load_factor()), ops(gathering.factors_of_columns(of_scores))
     scale_scores = ops(gathering.times_columns(of_scores))
     scale_weights = ops(gathering.times_columns(of_scores, of_weights=True))
     positions_of, mask = ops(gathering.positions_of_rows(of_scores)), ops(gathering.masked_by_positions(of_scores))
     no_scores, no_sums = ops(fragments.zeros(of_scores.kind)), ops(fragments.zeros(of_sums.kind))
     all_rows, spoiled = ops(fragments.same(per_row)), ops(gathering.spoiled(per_row))
-    add_scores = ops(fragments.product_of_rows(element, of_scores, size, stride, stride))
-    add_values = ops(fragments.product_of_weights(element, of_sums, keys_in_tile, stride))
+    if has_codes:
+        add_scores = ops(codes.product_of_codes(element, of_scores, size, of_queries))
+        add_values = ops(codes.product_of_weights_and_codes(element, of_sums, keys_in_tile))
+        store_sums = ops(merging.store_sums(of_sums, sums_stride, codes.column_of_code))
+    else:
+        add_scores = ops(fragments.product_of_rows(element, of_scores, size, of_queries, stride))
+        add_values = ops(fragments.product_of_weights(element, of_sums, keys_in_tile, stride))
+        store_sums = ops(merging.store_sums(of_sums, sums_stride))
     make_finite = ops(fragments.make_finite(element, keys_in_tile, size, 32, of_warp=True))
     capped, maxima, decays = ops(memory.capped(of_scores)), ops(fragments.row_maxima(of_scores)), ops(fragments.decays(per_row))
     exponentials, add_weights = ops(fragments.exponentials(of_scores)), ops(fragments.row_sums(of_scores))
     scale_sums, scale_totals = ops(fragments.scale_rows(of_sums)), ops(fragments.products(per_row))
     whole_rows, in_base_2 = ops(fragments.whole_rows(per_row)), ops(merging.in_base_2(per_row))
-    store_sums, store_of_rows = ops(merging.store_sums(of_sums, sums_stride)), ops(merging.store_of_rows(per_row))
+    store_of_rows = ops(merging.store_of_rows(per_row))
     load_of_rows, load_sums = ops(merging.load_of_parts(warps, ROWS * 4)), ops(merging.load_of_parts(warps, warp_bytes))
     sink_of, largest_of, weighted = ops(merging.sink_of(element)), ops(merging.largest_of(per_warp)), ops(merging.weighted(per_warp))
     shares_of, share_of = ops(merging.shares(per_warp)), ops(merging.share())
@@ -143,8 +158,8 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
         tile_of_queries = shared()
         ring = tile_of_queries + queries_bytes + warp * warp_bytes
         of_rows = tile_of_queries + queries_bytes + warps * warp_bytes
-        key_at = key + kv_head * key_head * width
-        value_at = value + kv_head * value_head * width
+        key_at = key + kv_head * key_head * item
+        value_at = value + kv_head * value_head * item
         key_scale_at = key_scale + kv_head * key_scale_head * 4 if key_scale != 0 else 0
         value_scale_at = value_scale + kv_head * value_scale_head * 4 if value_scale != 0 else 0
         table_at = table + sequence * table_len * 4 if table != 0 else 0
@@ -160,8 +175,8 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
             if i < count:
                 to, position = ring + i % 2 * (2 * tile_bytes), position_of(i)
                 row = position - quotient(position, page_size) * page_size
-                copy_tile(to, row_at(key_at, key_batch * width, key_row * width, page, row, page), head_dim, lane)
-                copy_tile(to + tile_bytes, row_at(value_at, value_batch * width, value_row * width, page, row, page), value_dim, lane)
+                copy_tile(to, row_at(key_at, key_batch * item, key_row * item, page, row, page), head_dim, lane)
+                copy_tile(to + tile_bytes, row_at(value_at, value_batch * item, value_row * item, page, row, page), value_dim, lane)
             commit()
 
         if warp == 0:
@@ -203,7 +218,8 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
             at_edge = there + keys_in_tile > end or there < end - 1 + low or there + keys_in_tile - 1 > nearest + high
             if at_edge:
                 scores = mask(scores, positions, there + column, low, high, end)
-                has_hidden = has_hidden | make_finite(here + tile_bytes, lane)
+                if not has_codes:
+                    has_hidden = has_hidden | make_finite(here + tile_bytes, lane)
             larger = maxima(scores, largest)
             decay = decays(largest, larger, factor)
             weights = exponentials(scores, larger, factor)
@@ -238,7 +254,7 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
                 here = across + lane
                 made = weighted(load_sums(sums_at + row * sums_stride + here * 4), parts, zero)
                 made = averaged(made * value_factor, total, empty if splits == 1 else zero)
-                if has_hidden != 0:
+                if not has_codes and has_hidden != 0:
                     made = add_hidden(
                         made, here, value_dim - here, value_factor,
                         max(start * keys_in_tile, reach, position + low), min(stop * keys_in_tile, end, position + high + 1),
