@@ -113,6 +113,7 @@ def own_cases() -> Iterator[tuple[str, Case]]:
 
 def decode_cases() -> Iterator[tuple[str, Case]]:
     """The same of attention to caches: several splits, a group of one tile and of more, pages of odd sizes, and what is not to be read."""
+    yield DENSE, Case("few queries of many keys", {**_operands(Sizes(query_len=4, key_len=2100), 290), **LOWER})
     shapes = {
         "one query": ((3, 4, 1, 64), (3, 2, 1400, 64), {}),
         "heads in groups of 20": ((2, 20, 2, 128), (2, 1, 700, 128), {"causal": True}),

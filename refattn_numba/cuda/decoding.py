@@ -15,11 +15,16 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba.cpu.packing import cap_of
 from refattn_numba.cuda import decode_configurations, driver
 from refattn_numba.cuda.arrays import DeviceArray, Placed, placed, placed_pairs
-from refattn_numba.cuda.launching import LONGEST, MOST_BLOCKS, NO_LIMIT, check_types
+from refattn_numba.cuda.kernels.decode import ROWS
+from refattn_numba.cuda.launching import LONGEST, MOST_BLOCKS, NO_LIMIT, Launcher
 
 Window: TypeAlias = tuple[int | None, int | None]
 Factor: TypeAlias = DeviceArray | float | None
 Fields: TypeAlias = dict[str, int | float]
+
+TYPES = ("float32", "float16", "bfloat16")
+MANY_KEYS = 1024
+"""From so many on a few queries are worth a second launch: a tile of the other kernels would read all keys in one block."""
 
 choose = functools.lru_cache(maxsize=256)(decode_configurations.choose)
 merging = functools.lru_cache(maxsize=16)(decode_configurations.merging)
@@ -144,10 +149,12 @@ def _are_codes(query: DeviceArray, key: DeviceArray, value: DeviceArray) -> bool
     """Whether the caches hold codes; a TypeError where they hold what no kernel multiplies by the query."""
     if key.dtype != value.dtype:
         raise TypeError(f"key is {key.dtype}, but value is {value.dtype}: on a device both must be of one type")
-    if key.dtype != "int8":
-        check_types(query, key, value)
-    elif query.dtype not in {"float16", "bfloat16"}:
-        raise TypeError(f"key is int8, but query is {query.dtype}: on a device codes need float16 or bfloat16")
+    if query.dtype not in TYPES:
+        raise TypeError(f"query is {query.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
+    if key.dtype == "int8" and query.dtype == "float32":
+        raise TypeError("key is int8, but query is float32: on a device codes need float16 or bfloat16")
+    if key.dtype not in {"int8", query.dtype}:
+        raise TypeError(f"key is {key.dtype}, but query is {query.dtype}: on a device both must be of one type, or the key int8")
     return key.dtype == "int8"
 
 
@@ -168,6 +175,29 @@ def _scales(shape: tuple[int, ...], **given: Factor) -> tuple[dict[str, float], 
             kept.append(where)
         fields |= where.fields(name)
     return numbers, fields, kept
+
+
+def takes(launcher: Launcher) -> bool:
+    """Whether a call of softmax attention has so few queries and so many keys that these are better cut into splits.
+
+    Positions count from the last key here, so that limits need the queries to be aligned so.
+    """
+    fields, has_pairs = launcher.fields, any(x.array is not None for x in launcher.options.pairs.values())
+    has_limits = fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT
+    if launcher.dtype not in TYPES or has_pairs or (has_limits and not fields["align_right"]):
+        return False
+    return 0 < fields["group"] * fields["query_len"] <= ROWS and fields["key_len"] >= MANY_KEYS
+
+
+def of_whole_caches(launcher: Launcher, output: DeviceArray, lse: DeviceArray, empty: float) -> None:
+    """Make the output and the log-sum-exp of such a call, where all caches are full."""
+    value_dim, key_len = int(launcher.fields["value_dim"]), int(launcher.fields["key_len"])
+    kernel = choose(launcher.dtype, int(launcher.fields["head_dim"]), value_dim)  # pyright: ignore[reportArgumentType]  # it is one of three
+    fields: Fields = {
+        **launcher.fields, **Placed(None).fields("key_scale"), **Placed(None).fields("value_scale"), "table": 0, "lengths": 0, "table_len": 0,
+        "kv_heads": launcher.kv_heads, "page_size": key_len, "pages": launcher.batch, "value_factor": 1.0, "empty": empty,
+    }  # fmt: skip
+    _Launches(launcher.query).decode(kernel, fields, output, lse, rows=math.prod(lse.shape))
 
 
 class _Launches:

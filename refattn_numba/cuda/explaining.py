@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refattn.view.table import Table
 from refattn_numba.cuda import cache, driver
 from refattn_numba.cuda.arrays import is_on_device, read
 from refattn_numba.cuda.libraries import library_of
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.kernel import Kernel
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90a": 232_448}
 """Dynamic shared memory that a block may have, by architecture: CUDA C++ Programming Guide, "Technical Specifications per Compute
@@ -98,47 +101,54 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     ValueError
         Where no kernel takes such a call.
     """
-    if architecture is None:
-        if not is_on_device(query):
-            raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where query is in main memory")
-        library = library_of(type(query))
-        assert library is not None  # an array on a device is some library's
-        facts = driver.current().facts(read("query", query, library).memory.device)
-        architecture, shared = facts.architecture, facts.shared_bytes
-    elif architecture in SHARED_BYTES:
-        shared = SHARED_BYTES[architecture]
-    else:
-        raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
-    found = []
-    for face, kernel in _chosen(query, value, architecture, shared, options):
-        cubin = cache.cubin_of(kernel, architecture)
-        shared_bytes = kernel.shared_bytes + cubin.shared_bytes
-        found.append(
-            Explanation(
-                face, kernel.name, architecture, kernel.tile, kernel.threads // 32, cubin.registers, shared_bytes, cubin.stack_bytes
-            )
-        )
-    return Explanations(found)
+    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
 
-
-def _chosen(query: Any, value: Any, architecture: str, shared: int, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What each kernel is for, and which it is."""
-    from refattn_numba.cuda import configurations, decode_configurations, hopper  # noqa: PLC0415  # which brings the kernels along
-
-    dtype: Any = str(query.dtype).rpartition(".")[2]
-    sizes = query.shape[-1], value.shape[-1]
+    architecture, shared = target(query, "query", architecture)
     if options.get("lengths") is not None:
-        yield "decode", decode_configurations.choose(dtype, *sizes, has_codes=str(value.dtype).endswith("int8"))
-        yield "merge", decode_configurations.merging(dtype)
-        return
+        return _of_caches(query, value, architecture)
+    dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
+    found = []
     for face in _faces(options):
+        sizes = query.shape[-1], value.shape[-1]
         kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
         if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
             has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
             kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
-        yield face, kernel
+        found.append(explained(face, kernel, architecture))
+    return Explanations(found)
+
+
+def target(x: Any, name: str, architecture: str | None) -> tuple[str, int]:
+    """What kernels are compiled for, the device of an array or what is asked for, and the shared memory that a block may have there."""
+    if architecture is None:
+        if not is_on_device(x):
+            raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where {name} is in main memory")
+        library = library_of(type(x))
+        assert library is not None  # an array on a device is some library's
+        facts = driver.current().facts(read(name, x, library).memory.device)
+        return facts.architecture, facts.shared_bytes
+    if architecture not in SHARED_BYTES:
+        raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
+    return architecture, SHARED_BYTES[architecture]
+
+
+def explained(face: str, kernel: Kernel, architecture: str) -> Explanation:
+    """A row of the table, for which the kernel is compiled if no file holds it."""
+    cubin, warps = cache.cubin_of(kernel, architecture), kernel.threads // 32
+    shared_bytes = kernel.shared_bytes + cubin.shared_bytes
+    return Explanation(face, kernel.name, architecture, kernel.tile, warps, cubin.registers, shared_bytes, cubin.stack_bytes)
+
+
+def _of_caches(query: Any, value: Any, architecture: str) -> Explanations:
+    from refattn_numba.cuda import decode_configurations  # noqa: PLC0415  # which brings the kernels along
+
+    dtype: Any = str(query.dtype).rpartition(".")[2]
+    has_codes = str(value.dtype).endswith("int8")
+    decode = decode_configurations.choose(dtype, query.shape[-1], value.shape[-1], has_codes=has_codes)
+    kernels = {"decode": decode, "merge": decode_configurations.merging(dtype)}
+    return Explanations(explained(face, kernel, architecture) for face, kernel in kernels.items())
 
 
 def _faces(options: Mapping[str, Any]) -> list[Any]:

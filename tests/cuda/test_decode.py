@@ -20,7 +20,7 @@ from refattn_numba.cuda import cache, codes, decode_configurations, explain
 from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.kernels import decode as source
 from refattn_numba.cuda.kernels import merge as of_splits
-from tests.cuda import emulator, standins
+from tests.cuda import by_numpy, emulator, standins
 from tests.cuda.calls import numbers
 from tests.cuda.cases import ROUNDING
 from tests.cuda.decode_calls import PROBLEMS, Problem, decoded, problem, small
@@ -308,6 +308,7 @@ def on(x, **options):
         (lambda: {"value": on(np.ones((2, 2, 600, 8)), dtype="float16")}, TypeError, "key is float32, but value is float16"),
         (lambda: {"key_scale": on(np.ones((2, 1, 8), np.float32))}, ValueError, r"key_scale has shape \(2, 1, 8\), but on a device its last axis must have 1"),
         (lambda: {"value_scale": np.ones((2, 1, 1))}, TypeError, "value_scale is a numpy.ndarray in main memory, but query is a torch.Tensor"),
+        (lambda: {n: on(np.ones((2, h, m, 8))) for n, h, m in (("query", 4, 1), ("key", 2, 600), ("value", 2, 600))}, TypeError, "query is float64, but"),
         (lambda: {n: on(np.ones((2, h, m, 300), np.float32)) for n, h, m in (("query", 4, 1), ("key", 2, 600))}, ValueError, "head_dim is 300, but must be 1"),
         (lambda: {"softcap": -1.0}, ValueError, "softcap is -1.0"),
     ],
@@ -329,6 +330,47 @@ def test_bad_calls_are_refused_in_the_same_words_before_any_launch(noted, name):
             getattr(refattn_numba, name)(**bad.arguments)
         assert str(on_device.value) == str(in_memory.value)
     assert not noted.launches
+
+
+@pytest.mark.parametrize(
+    ("options", "query_len"),
+    [
+        ({}, 1),
+        ({"sinks": np.arange(4.0), "softcap": 2.0}, 2),
+        ({"causal": True, "align": "lower_right", "window": (700, None)}, 3),
+        ({"scale": -0.3, "masked_rows": "nan"}, 1),
+    ],
+)
+def test_few_queries_of_many_keys_are_cut_into_splits(recorder, options, query_len):
+    """And have a pullback, of the log-sum-exp that these kernels make."""
+    random = np.random.default_rng(2)
+    given = {n: random.normal(size=(1, h, m, 8)) for n, h, m in (("query", 4, query_len), ("key", 1, 1030), ("value", 1, 1030))}
+    given |= {n: x for n, x in options.items() if isinstance(x, np.ndarray)}
+    rest = {n: x for n, x in options.items() if n not in given}
+    arrays = {n: on(x, dtype="float32") for n, x in given.items()}
+    (output, lse), pullback = refattn_numba.scaled_dot_product_attention_with_lse.vjp(**arrays, **rest)
+    assert [x.kernel.name for x in recorder.launches] == ["decode_float32_64", "merge_float32"]
+    recorder.run = by_numpy.launch
+    grads = pullback(output)
+    (wanted, of_lse), exact = refattn.scaled_dot_product_attention_with_lse.vjp(**given, **rest)
+    assert np.allclose(output.a, wanted, atol=1e-6)
+    assert np.allclose(lse.a, of_lse, atol=1e-5)
+    for name, d in exact(wanted, None).items():
+        assert np.allclose(grads[name].a, d, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mask": np.ones((1, 1030), bool)}, {"causal": True, "align": "upper_left"}, {"query": (1, 4, 5, 8)}, {"key": (1, 1, 1000, 8)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_calls_are_not(noted, change):
+    shapes = {"query": (1, 4, 1, 8), "key": (1, 1, 1030, 8)}
+    shapes |= {name: x for name, x in change.items() if name in shapes}
+    given = {n: on(np.ones(shape, np.float32)) for n, shape in shapes.items()}
+    given |= {n: on(x) if isinstance(x, np.ndarray) else x for n, x in change.items() if n not in shapes}
+    refattn_numba.scaled_dot_product_attention(**given, value=given["key"])
+    assert [x.kernel.name.partition("_")[0] for x in noted.launches] == ["forward"]
 
 
 def test_there_is_no_pullback(noted):

@@ -79,7 +79,7 @@ PARAMETERS: Parameters = (
 )
 """In order. Where there is more than one split, `output` and `lse` are a workspace of float32, with `split_rows` rows for each split.
 
-Without a table each sequence has a page of its own. `low` and `high` bound the key's position less the query's.
+Without a table each sequence has a page of its own, and without lengths all caches are full. `low` and `high` bound the key's position less the query's.
 """
 
 
@@ -146,7 +146,7 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
         kv_head = above - sequence * kv_heads
         rows, first = group * query_len, tile * ROWS
 
-        end = min(max(load(lengths + 4 * sequence), 0), key_len)
+        end = min(max(load(lengths + 4 * sequence), 0), key_len) if lengths != 0 else key_len
         nearest = end - query_len
         reach = min(max(nearest + low, 0), end)
         start, stop = reach // keys_in_tile, (end + keys_in_tile - 1) // keys_in_tile
