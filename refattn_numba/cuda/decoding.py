@@ -177,16 +177,25 @@ def _scales(shape: tuple[int, ...], **given: Factor) -> tuple[dict[str, float], 
     return numbers, fields, kept
 
 
-def takes(launcher: Launcher) -> bool:
+def is_cut(*, group: int, query_len: int, key_len: int, has_pairs: bool, has_limits: bool, is_aligned_right: bool) -> bool:
     """Whether a call of softmax attention has so few queries and so many keys that these are better cut into splits.
 
     Positions count from the last key here, so that limits need the queries to be aligned so.
     """
-    fields, has_pairs = launcher.fields, any(x.array is not None for x in launcher.options.pairs.values())
-    has_limits = fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT
-    if launcher.dtype not in TYPES or has_pairs or (has_limits and not fields["align_right"]):
-        return False
-    return 0 < fields["group"] * fields["query_len"] <= ROWS and fields["key_len"] >= MANY_KEYS
+    return not has_pairs and (is_aligned_right or not has_limits) and 0 < group * query_len <= ROWS and key_len >= MANY_KEYS
+
+
+def takes(launcher: Launcher) -> bool:
+    """The same of one that is about to be launched."""
+    fields = launcher.fields
+    return launcher.dtype in TYPES and is_cut(
+        group=int(fields["group"]),
+        query_len=int(fields["query_len"]),
+        key_len=int(fields["key_len"]),
+        has_pairs=any(x.array is not None for x in launcher.options.pairs.values()),
+        has_limits=fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT,
+        is_aligned_right=bool(fields["align_right"]),
+    )
 
 
 def of_whole_caches(launcher: Launcher, output: DeviceArray, lse: DeviceArray, empty: float) -> None:

@@ -111,6 +111,9 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
     found = []
     for face in _faces(options):
+        if face == "forward" and _is_cut(query, key, options):
+            found += _of_caches(query, value, architecture)
+            continue
         sizes = query.shape[-1], value.shape[-1]
         kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
         if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
@@ -139,6 +142,20 @@ def explained(face: str, kernel: Kernel, architecture: str) -> Explanation:
     cubin, warps = cache.cubin_of(kernel, architecture), kernel.threads // 32
     shared_bytes = kernel.shared_bytes + cubin.shared_bytes
     return Explanation(face, kernel.name, architecture, kernel.tile, warps, cubin.registers, shared_bytes, cubin.stack_bytes)
+
+
+def _is_cut(query: Any, key: Any, options: Mapping[str, Any]) -> bool:
+    """Whether keys are cut into splits for the queries."""
+    from refattn_numba.cuda import decoding  # noqa: PLC0415  # which brings the kernels along
+
+    return decoding.is_cut(
+        group=query.shape[-3] // max(key.shape[-3], 1),
+        query_len=query.shape[-2],
+        key_len=key.shape[-2],
+        has_pairs=any(options.get(name) is not None for name in PAIRS if name != "softcap"),
+        has_limits=bool(options.get("causal")) or options.get("window") not in {None, (None, None)},
+        is_aligned_right=options.get("align") == "lower_right",
+    )
 
 
 def _of_caches(query: Any, value: Any, architecture: str) -> Explanations:

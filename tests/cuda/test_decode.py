@@ -392,3 +392,6 @@ def test_explain_names_what_a_call_takes(noted, monkeypatch):
         ("decode", "decode_bfloat16_64", 16, 4),
         ("merge", "merge_bfloat16", 4, 4),
     ]
+    x, y = (on(np.ones((1, 2, m, 8), np.float32)) for m in (1, 1024))
+    assert [row.kernel for row in explain(x, y, y)][:3] == ["decode_float32_64", "merge_float32", "delta_float32"]
+    assert explain(x, y, y, mask=y)[0].kernel == "forward_float32_32_options"
