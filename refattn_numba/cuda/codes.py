@@ -16,8 +16,8 @@ from refattn_numba.cuda.operations import Operation
 _FLIPPED = -0x7F7F7F80
 """The highest bit of each byte: what is -128 to 127 becomes 0 to 255."""
 
-_WHOLE, _OFFSET = 0x4B000000, 2.0**23 + 128
-"""Bits of 2**23, whose last bits count by ones; and what has to be taken off again."""
+_PAIRS = 0x4140, 0x4342
+"""Of four bytes the first two and the last two, each below a byte of another word."""
 
 
 def code_stride(size: int) -> int:
@@ -31,10 +31,17 @@ def column_of_code(right: int) -> tuple[int, int]:
     return block // 4 * 32 + place * 4 + block % 4, 4
 
 
-def _numbers(e: Any, word: Any) -> list[Any]:
-    """The four codes of a word as float32."""
-    bits = word ^ _FLIPPED
-    return [e.float_of(((bits >> 8 * i) & 0xFF) | _WHOLE) - _OFFSET for i in range(4)]
+def _numbers(e: Any, element: Element, word: Any) -> list[Any]:
+    """The four codes of a word, two in a register: below the bits of a number whose last digit counts by ones, of which that is taken off.
+
+    In float16 that is 1024, and a code from 0 to 255. bfloat16 has 7 bits after the first: 128 and what those 7 bits are, less 128 where the
+    eighth is 0 and 256 where it is 1.
+    """
+    if element == "float16":
+        flipped, ones, offset = word ^ _FLIPPED, e.integer(0x3C003C00), e.integer(-0x1B7F1B80)  # 1, and -1152 = 0xE480
+        return [e.multiply_add_pairs(e.bytes_chosen(flipped, 0x64, which), ones, offset, element) for which in _PAIRS]
+    found = [e.bytes_chosen(word, 0x43, which) for which in _PAIRS]
+    return [e.multiply_add_pairs(x & -0x7F0080, e.integer(-0x407F4080), x & -0x800081, element) for x in found]  # times -1 = 0xBF80
 
 
 def product_of_codes(element: Element, tile: Tile, depth: int, left_stride: int) -> Operation:
@@ -47,8 +54,7 @@ def product_of_codes(element: Element, tile: Tile, depth: int, left_stride: int)
         for k in range(0, depth, 16):
             a = [e.load_shared(left + (8 * down * left_stride + 2 * k + 4 * i)) for i in range(2) for down in range(2)]
             for n in range(tile.columns // 8):
-                c = _numbers(e, e.load_shared(codes + (8 * n * stride + k)))
-                b = [e.packed(c[i], c[i + 1], element) for i in (0, 2)]
+                b = _numbers(e, element, e.load_shared(codes + (8 * n * stride + k)))
                 sums[4 * n : 4 * n + 4] = e.product(element, sums[4 * n : 4 * n + 4], a, b)
         return sums
 
@@ -66,15 +72,19 @@ def product_of_weights_and_codes(element: Element, tile: Tile, depth: int) -> Op
             a = [e.packed(weights[i], weights[i + 1], element) for i in range(8 * k, 8 * k + 8, 2)]
             for group in range(tile.columns // 32):
                 words = [e.load_shared(codes + ((16 * k + row) * stride + 32 * group)) for row in (0, 1, 8, 9)]
-                _add_group(e, element, sums, a, [_numbers(e, word) for word in words], 4 * group)
+                _add_group(e, element, sums, a, words, 4 * group)
         return sums
 
     return Operation(run, (tile.kind, of_weights.kind, "int32", "int32"), tile.kind)
 
 
-def _add_group(e: Any, element: Element, sums: list[Any], a: Sequence[Any], rows: Sequence[Sequence[Any]], first: int) -> None:
-    """Products with 32 columns, whose blocks from `first` on have every fourth of them."""
-    for i in range(4):
+def _add_group(e: Any, element: Element, sums: list[Any], a: Sequence[Any], rows: Sequence[Any], first: int) -> None:
+    """Products with 32 columns, whose blocks from `first` on have every fourth of them; a register has the codes of two rows."""
+    columns = [[], [], [], []]
+    for upper, lower in ((0, 1), (2, 3)):
+        for i, which in ((0, 0x5140), (2, 0x7362)):
+            for j, pair in enumerate(_numbers(e, element, e.bytes_chosen(rows[upper], rows[lower], which))):
+                columns[i + j].append(pair)
+    for i, b in enumerate(columns):
         at = slice(4 * (first + i), 4 * (first + i) + 4)
-        b = [e.packed(rows[j][i], rows[j + 1][i], element) for j in (0, 2)]
         sums[at] = e.product(element, sums[at], a, b)

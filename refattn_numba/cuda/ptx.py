@@ -199,6 +199,17 @@ class Machine(HopperInstructions):
         """Two numbers of 16 bits."""
         return self.ptx(f"cvt.rn.{_SHORT[dtype]}x2.f32 $0, $2, $1;", INT, low, high)
 
+    def bytes_chosen(self, a: Any, b: Any, which: int) -> Value:
+        """Four bytes, of which each digit of `which` (the last is the lowest byte's) names one of the eight of `a` and `b`."""
+        return self.ptx(f"prmt.b32 $0, $1, $2, {which:#06x};", INT, *self._bits(a, b))
+
+    def multiply_add_pairs(self, a: Any, b: Any, c: Any, dtype: str) -> Value:
+        """``a * b + c`` of two numbers of 16 bits each, with one rounding."""
+        return self.ptx(f"fma.rn.{_SHORT[dtype]}x2 $0, $1, $2, $3;", INT, *self._bits(a, b, c))
+
+    def _bits(self, *given: Any) -> list[Value]:
+        return [x if isinstance(x, Value) else self.integer(x) for x in given]
+
     def narrowed(self, x: Value) -> Value:
         """Bits of the nearest TF32, ties away from zero."""
         return self.ptx("cvt.rna.tf32.f32 $0, $1;", INT, x)

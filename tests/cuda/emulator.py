@@ -178,6 +178,14 @@ class Warp:
         halves = [np.broadcast_to(bits16(x, dtype), 32).astype(np.uint32) for x in (low, high)]
         return (halves[0] | (halves[1] << 16)).view(np.int32)
 
+    def bytes_chosen(self, a: Any, b: Any, which: int) -> Any:
+        both = np.stack([np.broadcast_to(x, 32).astype(np.int32) for x in (a, b)], axis=1).view(np.uint8)
+        return np.ascontiguousarray(both[:, [which >> 4 * i & 7 for i in range(4)]]).view(np.int32)[:, 0]
+
+    def multiply_add_pairs(self, a: Any, b: Any, c: Any, dtype: str) -> Any:
+        x, y, z = (numbers_of([x], dtype)[0].astype(np.float64) for x in (a, b, c))
+        return self.packed(*np.float32(x * y + z).T, dtype)
+
     def narrowed(self, x: Any) -> Any:
         bits = np.broadcast_to(self.bits_of(x), 32).astype(np.int64)
         is_finite = (bits & 0x7F800000) != 0x7F800000
