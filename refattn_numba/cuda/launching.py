@@ -156,12 +156,22 @@ class Launcher:
         """What kernels know of the batch."""
         return self.batch if self.sequences is None else 1
 
-    def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
-        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
+    def run(
+        self,
+        bias: DeviceArray | None,
+        *,
+        not_a_number: bool,
+        forward: Callable[[Launcher, DeviceArray, DeviceArray, float], None] | None = None,
+    ) -> tuple[AttendedWithLse, Pullback]:
+        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero. `forward` may make the first two in another way."""
         rows = self.query.shape[:-1]
         output, lse = self.query.made((*rows, self.value.shape[-1]), self.dtype), self.query.packed(rows, "float32")
         made = {"output": placed(output, self.dtype)}
-        self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
+        empty = math.nan if not_a_number else 0.0
+        if forward is None:
+            self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=empty)
+        else:
+            forward(self, output, lse, empty)
         self._finish()
         check = watching({"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse})
 
