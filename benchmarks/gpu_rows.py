@@ -91,7 +91,11 @@ def rows() -> tuple[Row, ...]:
     portable = "battery of convolutions bfloat16 portable"
     batteries.append(Row(portable, 150, lambda torch: portable_battery(torch, convolution_battery), quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
-    others = (Row("limits", 30, limits, quick=True), Row("decode", 40, decode, quick=True), Row("convolutions", 60, convolutions, quick=True))
+    others = (
+        Row("limits", 30, limits, quick=True),
+        Row("decode", 40, decode, quick=True),
+        Row("convolutions", 60, convolutions, quick=True),
+    )
     return (*batteries, *others, *times)
 
 
