@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn_numba.cuda import codes, fragments, gathering, memory, merging
+from refattn_numba.cuda import cache_rows, codes, fragments, memory, merging
 from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.pages import hidden_values
@@ -97,17 +97,17 @@ def decode(ops: Any, config: Config) -> Callable[..., None]:
     warp_of, lane_of = ops(memory.warp_of()), ops(memory.lane_of())
     first_row, first_column = ops(memory.first_row()), ops(memory.first_column())
     barrier, commit, wait, wait_queries = ops(memory.barrier()), ops(memory.commit()), ops(memory.wait(0)), ops(memory.wait(1))
-    meet, barrier_any = ops(gathering.warp_barrier()), ops(gathering.barrier_any())
+    meet, barrier_any = ops(cache_rows.warp_barrier()), ops(cache_rows.barrier_any())
     quotient, load, inverse = ops(memory.quotient()), ops(memory.load("int32")), ops(memory.inverse())
-    page_of, any_missing, row_at = ops(gathering.page_of()), ops(gathering.any_missing()), ops(gathering.address_of_row())
-    copy_queries = ops(gathering.copy_rows_at(width, ROWS, size))
-    copy_tile = ops(gathering.copy_rows_at(item, keys_in_tile, size))
-    load_factor, of_columns = ops(gathering.load_factor()), ops(gathering.factors_of_columns(of_scores))
-    scale_scores = ops(gathering.times_columns(of_scores))
-    scale_weights = ops(gathering.times_columns(of_scores, of_weights=True))
-    positions_of, mask = ops(gathering.positions_of_rows(of_scores)), ops(gathering.masked_by_positions(of_scores))
+    page_of, any_missing, row_at = ops(cache_rows.page_of()), ops(cache_rows.any_missing()), ops(cache_rows.address_of_row())
+    copy_queries = ops(cache_rows.copy_rows_at(width, ROWS, size))
+    copy_tile = ops(cache_rows.copy_rows_at(item, keys_in_tile, size))
+    load_factor, of_columns = ops(cache_rows.load_factor()), ops(cache_rows.factors_of_columns(of_scores))
+    scale_scores = ops(cache_rows.times_columns(of_scores))
+    scale_weights = ops(cache_rows.times_columns(of_scores, of_weights=True))
+    positions_of, mask = ops(cache_rows.positions_of_rows(of_scores)), ops(cache_rows.masked_by_positions(of_scores))
     no_scores, no_sums = ops(fragments.zeros(of_scores.kind)), ops(fragments.zeros(of_sums.kind))
-    all_rows, spoiled = ops(fragments.same(per_row)), ops(gathering.spoiled(per_row))
+    all_rows, spoiled = ops(fragments.same(per_row)), ops(cache_rows.spoiled(per_row))
     if has_codes:
         add_scores = ops(codes.product_of_codes(element, of_scores, size, of_queries))
         add_values = ops(codes.product_of_weights_and_codes(element, of_sums, keys_in_tile))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from refattn_numba.cuda import gathering, memory, merging
+from refattn_numba.cuda import cache_rows, memory, merging
 from refattn_numba.cuda.fragments import Element
 
 
@@ -14,8 +14,8 @@ def hidden_values(ops: Any, element: Element) -> Callable[..., Any]:
 
     For tiles that were multiplied without it, since some rows do not see all of them. The steps are in bytes.
     """
-    quotient, page_of, row_at = ops(memory.quotient()), ops(gathering.page_of()), ops(gathering.address_of_row())
-    load_factor, add = ops(gathering.load_factor()), ops(merging.add_hidden(element))
+    quotient, page_of, row_at = ops(memory.quotient()), ops(cache_rows.page_of()), ops(cache_rows.address_of_row())
+    load_factor, add = ops(cache_rows.load_factor()), ops(merging.add_hidden(element))
 
     def add_hidden(
         total, column, left, factor, begin, end, table, page_size, sequence, pages, value, page_step, row_step, scale, scale_page, scale_row
