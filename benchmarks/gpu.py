@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_conv_timing
+from benchmarks import gpu_conv_timing, gpu_triton
 from benchmarks.gpu_rows import START_SECONDS, Row, rows, run
 from benchmarks.machine import versions
 from benchmarks.tables import Rows, aligned
@@ -197,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--build", type=Path, metavar="FOLDER", help="compile all kernels into a folder, without a GPU, and do nothing else"
     )
+    parser.add_argument("--triton", type=Path, metavar="FILE", help="Triton's tutorial 06-fused-attention.py, to be timed too")
     parser.add_argument("--architecture", action="append", choices=ARCHITECTURES, help="to build for; default: all")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser
@@ -216,6 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.carry.is_dir():
             parser.error(f"--carry is {given.carry}, which is no folder")
         os.environ["REFATTN_PREBUILT"] = str(given.carry.resolve())
+    if given.triton:
+        if not given.triton.is_file():
+            parser.error(f"--triton is {given.triton}, which is no file")
+        os.environ[gpu_triton.FILE] = str(given.triton.resolve())
     chosen = [row for row in rows() if given.only in row.name and (row.quick or not given.quick)]
     if not chosen:
         parser.error(f"no row's name contains {given.only!r}: {', '.join(row.name for row in rows())}")

@@ -12,6 +12,7 @@ from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
 from benchmarks.gpu_conv_timing import convolutions
 from benchmarks.gpu_decode import decode
 from benchmarks.gpu_timing import Shape, attention, limits
+from benchmarks.gpu_triton import SHAPES, beside_triton
 
 START_SECONDS = 20
 """To import PyTorch and make a context, which every child has to do."""
@@ -70,12 +71,11 @@ def _shapes() -> Sequence[tuple[Shape, bool]]:
     found = []
     for head_dim in (128, 64, 256):
         for causal in (False, True):
-            for length in (4096, 16384):
+            for length in (4096,) if head_dim == 256 and causal else (4096, 16384):
                 heads = 2048 // head_dim
                 is_quick = head_dim == 128 and length == 4096
                 found.append((Shape("bfloat16", 16384 // length, heads, heads, length, head_dim, causal), is_quick))
     found.append((Shape("bfloat16", 4, 32, 4, 4096, 128, True), False))
-    found.append((Shape("float16", 4, 16, 16, 4096, 128, False), False))
     found.append((Shape("float32", 1, 8, 8, 2048, 64, False), False))
     return found
 
@@ -96,7 +96,8 @@ def rows() -> tuple[Row, ...]:
         Row("decode", 40, decode, quick=True),
         Row("convolutions", 60, convolutions, quick=True),
     )
-    return (*batteries, *others, *times)
+    triton = [Row(f"attention {shape}, Triton", 90, lambda torch, s=shape: beside_triton(torch, s)) for shape in SHAPES]
+    return (*batteries, *others, *times, *triton)
 
 
 def run(name: str) -> Mapping[str, Any]:

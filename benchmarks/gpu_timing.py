@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import refattn_numba
 
-ROUNDS, WARM_UPS, SECONDS = 25, 3, 1.2
+ROUNDS, WARM_UPS, SECONDS = 25, 3, 1.0
 BACK_ENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
 MOST_SCORES = 1 << 32
 """Scores that the math back end may hold: it makes all of them."""
@@ -104,8 +104,8 @@ def attention(torch: Any, shape: Shape) -> dict[str, Any]:
     backward |= {name: peer[1] for name, peer in peers.items()}
     errors = _errors(torch, peers, output, pullback(d))
     made = {
-        "forward": _with_rates(medians(torch, forward), shape.operations),
-        "backward": _with_rates(medians(torch, backward), 2.5 * shape.operations),
+        "forward": with_rates(medians(torch, forward), shape.operations),
+        "backward": with_rates(medians(torch, backward), 2.5 * shape.operations),
     }
     return {
         "shape": shape._asdict(),
@@ -156,7 +156,8 @@ def _is_right(errors: Mapping[str, float], dtype: str) -> bool:
     return bool(errors) and all(math.isfinite(x) and x < ALLOWED[dtype] for x in errors.values())
 
 
-def _with_rates(times: dict[str, dict[str, float]], operations: float) -> dict[str, dict[str, float]]:
+def with_rates(times: dict[str, dict[str, float]], operations: float) -> dict[str, dict[str, float]]:
+    """With operations over time."""
     return {name: {**t, "tflops": operations / t["ms"] / 1e9} for name, t in times.items()}
 
 

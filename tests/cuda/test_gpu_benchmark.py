@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_decode, gpu_rows, gpu_timing
+from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_decode, gpu_rows, gpu_timing, gpu_triton
 from refattn_numba.cuda import CudaError, cache, configurations, conv_configurations, conv_small_configurations, driver, hopper
 from refattn_numba.cuda.kernel import Cubin
 from tests.cuda import standins
@@ -55,7 +55,11 @@ def test_without_a_device_that_will_do_it_says_so(monkeypatch, capsys, capabilit
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [(["--only", "nothing is named so"], "no row's name contains"), (["--carry", "/nowhere"], "--carry is /nowhere, which is no folder")],
+    [
+        (["--triton", "/nowhere"], "--triton is /nowhere, which is no file"),
+        (["--only", "nothing is named so"], "no row's name contains"),
+        (["--carry", "/nowhere"], "--carry is /nowhere, which is no folder"),
+    ],
 )
 def test_arguments_that_are_refused(capsys, arguments, match):
     with pytest.raises(SystemExit) as stopped:
@@ -239,6 +243,30 @@ def test_decoding_beside_pytorch():
     assert all(x < 1e-5 for x in errors.values())
     assert shape.bytes == 2 * 2 * 2 * 48 * 8 * 4
     assert str(shape) == "float32 2 x 4/2 x 48 x 8"
+
+
+TUTORIAL = """
+import torch
+def attention(q, k, v, causal, scale):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+"""
+
+
+def test_beside_triton(monkeypatch, tmp_path, capsys):
+    """A tutorial of that signature, and PyTorch in main memory; who fails is left out."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "tutorial.py").write_text(TUTORIAL)
+    monkeypatch.setenv(gpu_triton.FILE, str(tmp_path / "tutorial.py"))
+    monkeypatch.setattr(gpu_triton, "_flex", lambda torch, shape: lambda *given: 1 // 0)
+    monkeypatch.setattr(gpu_triton, "medians", lambda torch, calls: {name: {"ms": float(len(call()))} for name, call in calls.items()})
+    names = {name: getattr(torch, name) for name in ("float32", "manual_seed", "autograd")}
+    found = gpu_triton.beside_triton(
+        SimpleNamespace(randn=anywhere(torch.randn), **names), gpu_timing.Shape("float32", 1, 2, 2, 16, 8, causal=True)
+    )
+    assert found["ok"]
+    assert set(found["errors"]) == {f"{name}, triton" for name in ("output", "query", "key", "value")}
+    assert set(found["forward"]) == set(found["backward"]) == {"ours", "triton"}
+    assert "flex: ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_calls_that_no_graph_holds_are_left_out(capsys):
