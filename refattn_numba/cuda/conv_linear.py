@@ -11,6 +11,7 @@ from refattn_numba.cpu.conv.problem import Activation, Axes
 from refattn_numba.cuda import conv_configurations, conv_small_configurations, hopper
 from refattn_numba.cuda.arrays import ROW_BYTES, DeviceArray, read
 from refattn_numba.cuda.conv_layout import AXES, Five, Queue, Style, five
+from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.library import c_strides
 
 FUSED: frozenset[Activation | None] = frozenset({None, "relu", "silu"})
@@ -126,18 +127,16 @@ class Linear:
 
     def _product(self, face: Any, x: Five, y: Five, **more: int) -> None:
         """Launch a kernel that multiplies matrices."""
-        is_odd = not (x.is_aligned and y.is_aligned and self.weight.is_aligned)
-        kernel = conv_configurations.choose(
-            face,
-            self.dtype,  # pyright: ignore[reportArgumentType]
-            self.sizes.o,
-            self.sizes.c,
-            is_odd=is_odd,
-            on_hopper=hopper.may_take(self.queue.facts),
-        )
+        kernel = self._kernel(face, x, y, self.weight)
         fields = {**self.sizes.fields(), **x.fields("x"), **y.fields("y"), "weight": self.weight.address, **more}
         blocks, tiles = conv_configurations.launched(kernel, fields)
         self.queue.start(kernel, blocks, {**fields, **tiles})
+
+    def _kernel(self, face: Any, *read: Five) -> Kernel:
+        """One that multiplies matrices."""
+        is_odd, on_hopper = not all(x.is_aligned for x in read), hopper.may_take(self.queue.facts)
+        dtype: Any = self.dtype
+        return conv_configurations.choose(face, dtype, self.sizes.o, self.sizes.c, is_odd=is_odd, on_hopper=on_hopper)
 
     def _depthwise(self, face: str, source: Five, target: Five, bias: Optional, activation: Activation | None) -> None:
         """Launch a kernel for channels on their own."""
@@ -185,8 +184,7 @@ class Linear:
             made = self.queue.empty(self.weight.shape)
             self._summed(workspace, made, splits)
             return self.queue.delivered(_by_channel(made), style)
-        is_odd = not (x.is_aligned and y.is_aligned)
-        kernel = conv_configurations.choose("conv_weight", self.dtype, self.sizes.o, self.sizes.c, is_odd=is_odd)  # pyright: ignore[reportArgumentType]
+        kernel = self._kernel("conv_weight", x, y)
         fields = {**self.sizes.fields(), **x.fields("x"), **y.fields("y")}
         splits = conv_configurations.splits_for(kernel, fields, self.queue.facts.processors)
         workspace = self.queue.x.packed((splits, *found.shape), "float32")
