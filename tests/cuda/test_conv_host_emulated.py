@@ -53,6 +53,7 @@ def test_public_calls(monkeypatch, record_property, name, dtype, capability):
     has_rows = name not in {"odd channels, in groups", "a border of copies", "positions first"}
     assert {"conv_forward", "conv_forward_hopper"} & taken
     assert ("conv_input_hopper" in taken) == (capability == (9, 0) and dtype == "bfloat16" and has_rows)
+    assert ("conv_weight_hopper" in taken) == (name.startswith("1x1") and dtype == "bfloat16")
     record_property("emulated", name)
 
 
