@@ -106,7 +106,8 @@ def tables(found: Mapping[str, Mapping[str, Any]]) -> str:
     times = [_times_table(found, which) for which in ("forward", "backward")]
     layers, limits = found.get("convolutions", {}), found.get("limits", {})
     of_layers = [gpu_conv_timing.table(layers, limits, which) for which in ("forward", "backward")]
-    parts = [_battery_table(found), _limits_line(found), *times, *of_layers, _failures(found)]
+    of_decoding = _decode_table(found.get("decode", {}))
+    parts = [_battery_table(found), _limits_line(found), of_decoding, *times, *of_layers, _failures(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -125,6 +126,17 @@ def _limits_line(found: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"limits: a copy moves {row['copy_tb_per_s']:.2f} TB/s, a product of matrices makes {row['matmul_tflops']:.0f} TFLOP/s (bfloat16)"
     )
+
+
+def _decode_table(row: Mapping[str, Any]) -> str:
+    shapes = row.get("shapes", {})
+    names = list(dict.fromkeys(name for shape in shapes.values() for name in shape["times"]))
+    body: list[list[str]] = []
+    for title, shape in shapes.items():
+        rates = [f"{shape['times'][name]['tb_per_s']:.2f}" if name in shape["times"] else "-" for name in names]
+        share = f"{100 * shape['share_of_copy']['ours']:.0f}" if "ours" in shape["share_of_copy"] else "-"
+        body.append([title, *rates, share, f"{shape['host_us']:.0f}", "yes" if shape["ok"] else "NO"])
+    return aligned([["decode, TB/s", *names, "ours, % of a copy", "host us", "right"], *body]) if body else ""
 
 
 def _times_table(found: Mapping[str, Mapping[str, Any]], which: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks import gpu_conv_battery
 from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
 from benchmarks.gpu_conv_timing import convolutions
+from benchmarks.gpu_decode import decode
 from benchmarks.gpu_timing import Shape, attention, limits
 
 START_SECONDS = 20
@@ -90,7 +91,12 @@ def rows() -> tuple[Row, ...]:
     portable = "battery of convolutions bfloat16 portable"
     batteries.append(Row(portable, 150, lambda torch: portable_battery(torch, convolution_battery), quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
-    return (*batteries, Row("limits", 30, limits, quick=True), Row("convolutions", 60, convolutions, quick=True), *times)
+    others = (
+        Row("limits", 30, limits, quick=True),
+        Row("decode", 40, decode, quick=True),
+        Row("convolutions", 60, convolutions, quick=True),
+    )
+    return (*batteries, *others, *times)
 
 
 def run(name: str) -> Mapping[str, Any]:

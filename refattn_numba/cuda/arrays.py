@@ -17,7 +17,7 @@ from refattn_numba.cuda import driver
 from refattn_numba.cuda.libraries import library_of
 from refattn_numba.cuda.library import Library, Memory, c_strides
 
-ITEM_BYTES: Mapping[str, int] = {"bool": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+ITEM_BYTES: Mapping[str, int] = {"bool": 1, "int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
 ROW_BYTES = 16
 """What the instructions load that bring rows to shared memory."""
 

@@ -13,6 +13,7 @@ from refattn.attention.cached.varlen import spans_of
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba.cpu.packing import cap_of
 from refattn_numba.cpu.plain.attention import band, check_shapes
+from refattn_numba.cuda import decoding
 from refattn_numba.cuda.arrays import DeviceArray, Placed, placed_pairs
 from refattn_numba.cuda.launching import NO_LIMIT, Launcher, Options, check_types
 
@@ -54,7 +55,8 @@ def scaled_dot_product_attention_with_lse(
     )
     positions = _positions(causal=causal, align=align, window=window)
     launcher = Launcher(query, key, value, sinks, scale=_factor(query, scale), **positions, options=options)
-    return launcher.run(bias, not_a_number=masked_rows == "nan" and key.shape[-2] > 0)
+    by_splits = decoding.of_whole_caches if decoding.takes(launcher) else None
+    return launcher.run(bias, not_a_number=masked_rows == "nan" and key.shape[-2] > 0, forward=by_splits)
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[DeviceArray, Pullback]:

@@ -79,7 +79,8 @@ def is_available() -> bool:
 def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None, **options: Any) -> Explanations:
     """The kernels that `refattn_numba.scaled_dot_product_attention` takes for such a call, forward and backward.
 
-    They are compiled if no file holds them; nothing is launched.
+    With ``lengths=`` those of `decode_attention`, or of `paged_attention` if keys and values are pages: where a cache is not cut into
+    splits, the first alone. They are compiled if no file holds them; nothing is launched.
 
     Parameters
     ----------
@@ -103,16 +104,21 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
 
     architecture, shared = target(query, "query", architecture)
+    if options.get("lengths") is not None:
+        return _of_caches(query, value, architecture)
     dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
     found = []
     for face in _faces(options):
+        if face == "forward" and _is_cut(query, key, options):
+            found += _of_caches(query, value, architecture)
+            continue
         sizes = query.shape[-1], value.shape[-1]
         kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
-        if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
+        if face in hopper.FACES and architecture == hopper.ARCHITECTURE and not has_options:
             has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
-            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
+            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared, face=face) or kernel
         found.append(explained(face, kernel, architecture))
     return Explanations(found)
 
@@ -136,6 +142,30 @@ def explained(face: str, kernel: Kernel, architecture: str) -> Explanation:
     cubin, warps = cache.cubin_of(kernel, architecture), kernel.threads // 32
     shared_bytes = kernel.shared_bytes + cubin.shared_bytes
     return Explanation(face, kernel.name, architecture, kernel.tile, warps, cubin.registers, shared_bytes, cubin.stack_bytes)
+
+
+def _is_cut(query: Any, key: Any, options: Mapping[str, Any]) -> bool:
+    """Whether keys are cut into splits for the queries."""
+    from refattn_numba.cuda import decoding  # noqa: PLC0415  # which brings the kernels along
+
+    return decoding.is_cut(
+        group=query.shape[-3] // max(key.shape[-3], 1),
+        query_len=query.shape[-2],
+        key_len=key.shape[-2],
+        has_pairs=any(options.get(name) is not None for name in PAIRS if name != "softcap"),
+        has_limits=bool(options.get("causal")) or options.get("window") not in {None, (None, None)},
+        is_aligned_right=options.get("align") == "lower_right",
+    )
+
+
+def _of_caches(query: Any, value: Any, architecture: str) -> Explanations:
+    from refattn_numba.cuda import decode_configurations  # noqa: PLC0415  # which brings the kernels along
+
+    dtype: Any = str(query.dtype).rpartition(".")[2]
+    has_codes = str(value.dtype).endswith("int8")
+    decode = decode_configurations.choose(dtype, query.shape[-1], value.shape[-1], has_codes=has_codes)
+    kernels = {"decode": decode, "merge": decode_configurations.merging(dtype)}
+    return Explanations(explained(face, kernel, architecture) for face, kernel in kernels.items())
 
 
 def _faces(options: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,8 @@ from refattn._core.mechanism import Spec
 from refattn_numba._layout import channels_second
 from refattn_numba.cuda.arrays import DeviceArray, gathered, is_on_device, read
 
-ATTENTION, CONVOLUTION = "refattn_numba.cuda.attention", "refattn_numba.cuda.convolving"
+ATTENTION, DECODING = "refattn_numba.cuda.attention", "refattn_numba.cuda.decoding"
+CONVOLUTION = "refattn_numba.cuda.convolving"
 """Modules that have a function for each of these, by name; imported on the first call with an array on a device."""
 
 IN_MAIN_MEMORY = frozenset({np.ndarray, type(None), bool, int, float, str, tuple})
@@ -54,12 +55,17 @@ def convolution_on_device(made: Any) -> Any:
     return on_device(made, CONVOLUTION)
 
 
+def decoding_on_device(made: Any) -> Any:
+    """The same for attention to caches."""
+    return on_device(made, DECODING)
+
+
 def _run(spec: Spec, rules: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
     """Outputs of the caller's kind, and a pullback that takes and returns such arrays."""
     if hook.CURRENT.get() is not None:
         raise TypeError(f"{spec.name}: a hook sees arrays in main memory alone, but this call has arrays on a device")
     arrays, options = _accepted(spec, spec.bind(args, kwargs))
-    told = {"differentiate": differentiate} if rules == CONVOLUTION else {}
+    told = {} if rules == ATTENTION else {"differentiate": differentiate}
     y, pullback = getattr(importlib.import_module(rules), spec.name)(**arrays, **options, **told)
     named = {f"d_{name}": array for name, array in zip(spec.output_names, _each(y), strict=True)}
     wanted = spec.facts.differentiable(arrays).keys()

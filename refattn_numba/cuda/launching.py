@@ -11,7 +11,7 @@ from refattn._core import Pullback
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba.cuda import configurations, driver, hopper
 from refattn_numba.cuda.arrays import ITEM_BYTES, DeviceArray, Placed, placed
-from refattn_numba.cuda.tensor_map import MAP_NAMES, layouts_of
+from refattn_numba.cuda.tensor_map import layouts_of
 
 if TYPE_CHECKING:
     from refattn_numba.cuda.kernel import Kernel
@@ -129,9 +129,9 @@ class Launcher:
         self.facts = driver.current().facts(self.device)
         self.architecture = self.facts.architecture  # an error where the device is too old
 
-    def kernel(self, face: str) -> Kernel:
-        """The kernel of a face for these operands on this device."""
-        if face == "forward" and (found := self._hopper()) is not None:
+    def kernel(self, face: str, places: Mapping[str, Placed] | None = None) -> Kernel:
+        """The kernel of a face for these operands, and for others at some places, on this device."""
+        if face in hopper.FACES and (found := self._hopper(face, places or {})) is not None:
             return found
         sizes = self.fields["head_dim"], self.fields["value_dim"]
         # scores are compared before they are scaled, but where the order could change
@@ -139,15 +139,16 @@ class Launcher:
             face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=self.facts.shared_bytes
         )
 
-    def _hopper(self) -> Kernel | None:
+    def _hopper(self, face: hopper.Face, places: Mapping[str, Placed]) -> Kernel | None:
         """The kernel of compute capability 9.0, where the device and the operands are such that it can be used."""
-        fields = self.fields
+        fields = dict(self.fields)
+        for name, x in places.items():
+            fields |= x.fields(name)
         if self.facts.capability != hopper.CAPABILITY or self.options or not fields["scale"] > 0:
             return None
         has_limits = fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT
-        found = hopper.fitting(
-            self.dtype, int(fields["head_dim"]), int(fields["value_dim"]), has_limits=has_limits, shared_limit=self.facts.shared_bytes
-        )
+        sizes = int(fields["head_dim"]), int(fields["value_dim"])
+        found = hopper.fitting(self.dtype, *sizes, has_limits=has_limits, shared_limit=self.facts.shared_bytes, face=face)
         return None if found is None or layouts_of(found, fields, self._batch_of_kernels) is None else found
 
     @property
@@ -155,12 +156,22 @@ class Launcher:
         """What kernels know of the batch."""
         return self.batch if self.sequences is None else 1
 
-    def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
-        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
+    def run(
+        self,
+        bias: DeviceArray | None,
+        *,
+        not_a_number: bool,
+        forward: Callable[[Launcher, DeviceArray, DeviceArray, float], None] | None = None,
+    ) -> tuple[AttendedWithLse, Pullback]:
+        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero. `forward` may make the first two in another way."""
         rows = self.query.shape[:-1]
         output, lse = self.query.made((*rows, self.value.shape[-1]), self.dtype), self.query.packed(rows, "float32")
         made = {"output": placed(output, self.dtype)}
-        self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
+        empty = math.nan if not_a_number else 0.0
+        if forward is None:
+            self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=empty)
+        else:
+            forward(self, output, lse, empty)
         self._finish()
         check = watching({"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse})
 
@@ -232,7 +243,7 @@ class Launcher:
 
     def _attention(self, face: str, places: Mapping[str, Placed], length: int, heads: int, **more: int | float) -> None:
         """Launch a kernel with a block for each tile of rows of each head."""
-        kernel = self.kernel(face)
+        kernel = self.kernel(face, places)
         if self.sequences is None:
             tiles = -(-length // kernel.tile)
             self._launch(kernel, lambda _: tiles * heads * self.batch, places, **more, tiles=tiles)
@@ -251,10 +262,10 @@ class Launcher:
         fields = {**self.fields, **more}
         for name, x in places.items():
             fields |= x.fields(name)
-        if (MAP_NAMES[0], "pointer") in kernel.parameters:
+        if ("query_map", "pointer") in kernel.parameters:
             layouts = layouts_of(kernel, fields, self._batch_of_kernels)
             assert layouts is not None  # or another kernel would have been chosen
-            fields |= {name: driver.current().tensor_map(self.device, x) for name, x in zip(MAP_NAMES, layouts, strict=True)}
+            fields |= {name: driver.current().tensor_map(self.device, x) for name, x in layouts.items()}
         launch(kernel, self.device, self.stream, blocks, fields)
 
     def _finish(self) -> None:

@@ -207,6 +207,17 @@ class Machine(HopperInstructions):
         """Two numbers of 16 bits."""
         return self.ptx(f"cvt.rn.{_SHORT[dtype]}x2.f32 $0, $2, $1;", INT, low, high)
 
+    def bytes_chosen(self, a: Any, b: Any, which: int) -> Value:
+        """Four bytes, of which each digit of `which` (the last is the lowest byte's) names one of the eight of `a` and `b`."""
+        return self.ptx(f"prmt.b32 $0, $1, $2, {which:#06x};", INT, *self._bits(a, b))
+
+    def multiply_add_pairs(self, a: Any, b: Any, c: Any, dtype: str) -> Value:
+        """``a * b + c`` of two numbers of 16 bits each, with one rounding."""
+        return self.ptx(f"fma.rn.{_SHORT[dtype]}x2 $0, $1, $2, $3;", INT, *self._bits(a, b, c))
+
+    def _bits(self, *given: Any) -> list[Value]:
+        return [x if isinstance(x, Value) else self.integer(x) for x in given]
+
     def narrowed(self, x: Value) -> Value:
         """Bits of the nearest TF32, ties away from zero."""
         return self.ptx("cvt.rna.tf32.f32 $0, $1;", INT, x)
@@ -250,6 +261,18 @@ class Machine(HopperInstructions):
         """Whether the condition holds in a lane of the warp."""
         text = f"{{ .reg .pred p, q; setp.ne.b32 p, $1, 0; vote.sync.any.pred q, p, {ALL_LANES}; selp.b32 $0, 1, 0, q; }}"
         return self.ptx(text, INT, condition, changes=True)
+
+    def warp_barrier(self) -> None:
+        """The lanes of the warp wait for each other, and see what the others have stored."""
+        self.ptx(f"bar.warp.sync {ALL_LANES};", NOTHING, changes=True)
+
+    def from_lane(self, x: Value, lane: Value) -> Value:
+        """What another lane of the warp holds, whose number each lane gives."""
+        kind, shuffle = x.register.type, "shfl.sync.idx.b32"
+        if kind != LONG:
+            return self.ptx(f"{shuffle} $0, $1, $2, 31, {ALL_LANES};", kind, x, lane, changes=True)
+        halves = "".join(f"{shuffle} {half}, {half}, $2, 31, {ALL_LANES}; " for half in ("l", "h"))
+        return self.ptx(f"{{ .reg .b32 l, h; mov.b64 {{l, h}}, $1; {halves}mov.b64 $0, {{l, h}}; }}", LONG, x, lane, changes=True)
 
     def first_lane(self, x: Value) -> Value:
         """The integer of the warp's first lane."""
@@ -303,14 +326,17 @@ class Machine(HopperInstructions):
         self.ptx(f"cp.async.wait_group {running};", NOTHING, changes=True)
 
     def load_shared(self, address: Value, count: int = 1) -> Any:
-        """One or four registers of bits."""
+        """One, two or four registers of bits."""
         if count == 1:
             return self.ptx("ld.shared.b32 $0, [$1];", INT, address, changes=True)
-        return self.ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", INT, address, changes=True, count=4)
+        results = ", ".join(f"${i}" for i in range(count))
+        return self.ptx(f"ld.shared.v{count}.b32 {{{results}}}, [${count}];", INT, address, changes=True, count=count)
 
     def store_shared(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
-        """Four registers, where valid."""
-        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.shared.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        """One, two or four registers, where valid."""
+        count, how = len(bits), "" if len(bits) == 1 else f".v{len(bits)}"
+        given = ", ".join(f"${i + 1}" for i in range(count))
+        text = f"{{ .reg .pred p; setp.ne.b32 p, ${count + 1}, 0; @p st.shared{how}.b32 [$0], {{{given}}}; }}"
         self.ptx(text, NOTHING, address, *bits, valid, changes=True)
 
     def load_matrices(self, address: Value, *, transposed: bool) -> tuple[Value, ...]:

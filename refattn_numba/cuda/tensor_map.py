@@ -16,9 +16,6 @@ from refattn_numba.cuda.fragments import Element, bytes_of
 from refattn_numba.cuda.warpgroups import BLOCK_COLUMNS
 
 MAP_BYTES, IN_SLAB = 128, 4096
-MAP_NAMES = "query_map", "key_map", "value_map"
-"""Parameters of kernels."""
-
 _SMALLEST, _STRIDES_BELOW, _LARGEST_BOX = 16, 1 << 40, 256
 
 
@@ -84,19 +81,19 @@ def layout_of(element: Element, address: int, shape: tuple[int, int, int, int], 
     return Layout(element, address, tuple(sizes), tuple(steps), rows)  # pyright: ignore[reportArgumentType]
 
 
-def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> tuple[Layout, ...] | None:
-    """Those of query, key and value, from a kernel's parameters by name; None where the hardware does not know one."""
-    config, heads = kernel.config, fields["heads"]
-    sizes = {
-        "query": (heads, fields["query_len"], fields["head_dim"], 64),
-        "key": (heads // fields["group"], fields["key_len"], fields["head_dim"], config.keys),
-        "value": (heads // fields["group"], fields["key_len"], fields["value_dim"], config.keys),
-    }
-    made = []
-    for name, (*shape, rows) in sizes.items():
+def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> dict[str, Layout] | None:
+    """Those of a kernel's operands, from its parameters and by the parameters for them; None where the hardware does not know one."""
+    queries, keys = (fields["heads"], fields["query_len"]), (fields["heads"] // fields["group"], fields["key_len"])
+    head_dim, value_dim = fields["head_dim"], fields["value_dim"]
+    shapes = {"query": (*queries, head_dim), "key": (*keys, head_dim), "value": (*keys, value_dim), "d_output": (*queries, value_dim)}
+    made = {}
+    for name, rows in kernel.config.boxes.items():
         strides = tuple(fields[f"{name}_{axis}"] for axis in ("batch", "head", "row"))
-        made.append(layout_of(config.element, fields[name], (batch, *shape), strides, rows))  # pyright: ignore[reportArgumentType]
-    return None if None in made else tuple(made)
+        found = layout_of(kernel.config.element, fields[name], (batch, *shapes[name]), strides, rows)  # pyright: ignore[reportArgumentType]
+        if found is None:
+            return None
+        made[f"{name}_map"] = found
+    return made
 
 
 class TensorMaps:

@@ -205,6 +205,18 @@ def made_before(kind: Many) -> Operation:
     return Operation(run, (kind,), None)
 
 
+def all_made_before(kind: Many) -> Operation:
+    """The same of weights that nobody sums."""
+
+    def run(e: Any, weights: Any) -> None:
+        whole = e.bits_of(weights[0])
+        for x in weights[1:]:
+            whole = whole | e.bits_of(x)
+        e.made_before(e.float_of(whole))
+
+    return Operation(run, (kind,), None)
+
+
 # What is not finite
 
 

@@ -74,6 +74,7 @@ class Block:
         self.source: list[tuple[int, int] | Written | None] = [None] * (kernel.shared_bytes // 16)
         self.is_arriving = np.zeros(kernel.shared_bytes // 16, bool)
         self.read = np.full((self.warps, kernel.shared_bytes // 16), -1)
+        self.writer, self.written = np.full(kernel.shared_bytes // 16, -1), np.full(kernel.shared_bytes // 16, -1)
         self.barriers: dict[int, Barrier] = {}
         self.loads: list[Load] = []
         self.numbered: dict[int, list[int]] = {}

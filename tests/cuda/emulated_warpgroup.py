@@ -141,6 +141,35 @@ class HopperWarp(Warp):
     def warp_barrier(self) -> None:
         """Lanes are together already."""
 
+    # Numbers that threads store
+    def _chunks(self, address: Any, width: int, lanes: Any) -> np.ndarray:
+        """Places of bytes, a row for each lane."""
+        places = np.broadcast_to(address, 32).astype(np.int64)[lanes] - SHARED_START
+        if (places % width).any() or (places < 0).any() or (places + width > self.block_of.content.size).any():
+            raise Fault(f"an access of {width} bytes to shared memory that is not aligned, or outside")
+        return places[:, None] + np.arange(width)
+
+    def store_shared(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
+        block, lanes = self.block_of, np.broadcast_to(valid, 32)
+        at = self._chunks(address, 4 * len(bits), lanes)
+        chunks = np.unique(at // 16)
+        self._claim(chunks)
+        stored = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32)[lanes]
+        block.content[at] = stored.view(np.uint8).reshape(len(at), -1)
+        block.source[chunks[0] : chunks[-1] + 1] = [None] * (chunks[-1] + 1 - chunks[0])
+        block.writer[chunks], block.written[chunks] = self.place, self.clock[self.place] + 1
+        self.tick()
+
+    def load_shared(self, address: Any, count: int = 1) -> Any:
+        block, at = self.block_of, self._chunks(address, 4 * count, np.ones(32, bool))
+        chunks = np.unique(at // 16)
+        if (block.written[chunks] < 0).any() or (self.clock[block.writer[chunks]] < block.written[chunks]).any():
+            raise Fault("shared memory is read that no thread has written, or of which this warp has not been told")
+        block.read[self.place, chunks] = self.clock[self.place] + 1
+        self.tick()
+        found = np.ascontiguousarray(block.content[at]).view(np.int32)
+        return found[:, 0] if count == 1 else tuple(found.T)
+
     # Boxes
     def map_acquire(self, tensor_map: Any) -> None:
         self.maps.add(int(tensor_map))
@@ -167,7 +196,11 @@ class HopperWarp(Warp):
         steps = itemsize, 128, 128 * box[1], 0
         within = np.add.reduce([(i - int(p)) * s for i, p, s in zip(index, places, steps, strict=True)]).reshape(-1)
         at = swizzled(within[:, None] + np.arange(itemsize) + to + SHARED_START) - SHARED_START
-        self._claim(np.unique(at // 16))
+        self._claim(chunks := np.unique(at // 16))
+        if (self.block_of.written[chunks] >= 0).any():
+            raise Fault("a box overwrites what threads have stored, with no fence between")
+        self.block_of.is_arriving[chunks] = True
+        self.block_of.content.reshape(-1, 16)[chunks] = 0xFF
         self.block_of.barrier(barrier, self)
         self.block_of.loads.append(Load(at.reshape(-1), content.reshape(-1), int(barrier)))
         if not self.block_of.late:
@@ -175,17 +208,15 @@ class HopperWarp(Warp):
         self.pause(lambda: True, "")
 
     def _claim(self, chunks: np.ndarray) -> None:
-        """Nobody may still read what a box overwrites, and nobody may do so unknown to this warp."""
+        """Nobody may still read what is overwritten, and nobody may have done so unknown to this warp."""
         block = self.block_of
         for other in block.running:
             if any(np.isin(chunks, group.read).any() for group in other.groups_of_products):
-                raise Fault("a box overwrites what products read that are under way")
+                raise Fault("what products read that are under way is overwritten")
         if (block.read[:, chunks] > self.clock[:, None]).any():
-            raise Fault("a box overwrites what this warp has not been told is free")
+            raise Fault("what this warp has not been told is free is overwritten")
         if block.is_arriving[chunks].any():
-            raise Fault("two boxes on their way to one place")
-        block.is_arriving[chunks] = True
-        block.content.reshape(-1, 16)[chunks] = 0xFF
+            raise Fault("a box is on its way to what is overwritten")
 
     # Copies of 16 bytes by single threads
     def copy_async(self, to: Any, address: Any, size: Any, wanted: Any = True, width: int = 16) -> None:

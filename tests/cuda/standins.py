@@ -283,7 +283,7 @@ def capsule_of(a, kind, device, *, lanes=1, with_strides=True):
 
 def _fake_torch():
     current = SimpleNamespace(cuda_stream=7)
-    names = ("float32", "float16", "bfloat16", "float64", "bool", "int32", "int64")
+    names = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "int32", "int64")
     return SimpleNamespace(
         strided="torch.strided",
         is_grad_enabled=lambda: True,

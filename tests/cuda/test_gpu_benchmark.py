@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_rows, gpu_timing
+from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_decode, gpu_rows, gpu_timing
 from refattn_numba.cuda import CudaError, cache, configurations, conv_configurations, conv_small_configurations, driver, hopper
 from refattn_numba.cuda.kernel import Cubin
 from tests.cuda import standins
@@ -19,6 +20,12 @@ FOUND = {
     "battery bfloat16": {"ok": True, "compared": 400, "failed": 0, "skipped": 9, "worst": 0.61, "failures": [], "seconds": 41.0},
     "battery float16": {"ok": False, "compared": 400, "failed": 1, "skipped": 9, "worst": 3.0, "failures": ["f, causal, d_key: 3.0"], "seconds": 40.0},
     "limits": {"ok": True, "copy_tb_per_s": 4.25, "matmul_tflops": 770.0, "seconds": 9.0},
+    "decode": {
+        "ok": True, "seconds": 9.0,
+        "shapes": {"bfloat16 16 x 32/8 x 8192 x 128": {
+            "times": {"ours": {**TIMES, "tb_per_s": 4.0}, "copy": {**TIMES, "tb_per_s": 4.25}}, "share_of_copy": {"ours": 0.94}, "host_us": 90.0, "ok": True,
+        }},
+    },
     "attention bfloat16 4 x 16 x 4096 x 128": {
         "ok": True, "forward": {"ours": TIMES, "flash": {**TIMES, "ms": 3.0, "tflops": 200.0}}, "backward": {"ours": TIMES, "flash": TIMES}, "seconds": 20.0,
     },
@@ -74,6 +81,7 @@ def test_the_tables():
     lines = [line.split() for line in text.splitlines()]
     assert ["battery", "bfloat16", "400", "0", "9", "0.61", "41"] in lines
     assert "limits: a copy moves 4.25 TB/s, a product of matrices makes 770 TFLOP/s (bfloat16)" in text
+    assert ["bfloat16", "16", "x", "32/8", "x", "8192", "x", "128", "4.00", "4.25", "94", "90", "yes"] in lines
     assert ["bfloat16", "4", "x", "16", "x", "4096", "x", "128", "300", "200", "1.50", "yes"] in lines
     assert "attention bfloat16 1 x 16 x 16384 x 128: hung: not done after 60 seconds" in text
     assert "    f, causal, d_key: 3.0" in text.splitlines()
@@ -210,6 +218,39 @@ def test_what_pytorch_is_asked_for(heads):
     assert set(errors) == {"output", "query", "key", "value"}
     assert gpu_timing._is_right(errors, "float32")
     assert all(hasattr(torch.nn.attention.SDPBackend, name) for name in gpu_timing.BACK_ENDS.values())
+
+
+def anywhere(make):
+    def made(*given, device, **more):
+        return make(*given, **more)
+
+    return made
+
+
+def test_decoding_beside_pytorch():
+    """Its own names and results, in main memory; graphs are of a device alone."""
+    torch = pytest.importorskip("torch")
+    shape = gpu_decode.CacheShape("float32", 2, 4, 2, 48, 8)
+    made = {n: torch.randn(2, h, m, 8) for n, h, m in (("query", 4, 1), ("key", 2, 48), ("value", 2, 48))}
+    on_host = SimpleNamespace(full=anywhere(torch.full), randperm=anywhere(torch.randperm), int32=torch.int32)
+    calls = {**gpu_decode._ours(on_host, made), "math": gpu_decode._peer(torch, "MATH", made)}
+    errors = gpu_decode._errors(calls)
+    assert set(errors) == {"ours", "ours, pages"}
+    assert all(x < 1e-5 for x in errors.values())
+    assert shape.bytes == 2 * 2 * 2 * 48 * 8 * 4
+    assert str(shape) == "float32 2 x 4/2 x 48 x 8"
+
+
+def test_calls_that_no_graph_holds_are_left_out(capsys):
+    class Graph:
+        replay = "replayed"
+
+    def refuses():
+        raise RuntimeError("No available kernel.")
+
+    torch = SimpleNamespace(cuda=SimpleNamespace(CUDAGraph=Graph, graph=lambda graph: nullcontext(), synchronize=lambda: None))
+    assert gpu_decode._captured(torch, {"ours": lambda: None, "theirs": refuses}) == {"ours": "replayed"}
+    assert "theirs: No available kernel." in capsys.readouterr().out
 
 
 def test_the_batterys_summary():

@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is not installed")
 
 from refattn_numba.cuda import cache, hopper, toolchain
-from refattn_numba.cuda.kernel import Cubin
-from refattn_numba.cuda.kernels.hopper_forward import PARAMETERS, Config, forward
+from refattn_numba.cuda.kernel import Cubin, Kernel
+from refattn_numba.cuda.kernels import hopper_backward, hopper_forward
+from refattn_numba.cuda.kernels.hopper_forward import Config
 from refattn_numba.cuda.warpgroups import DEPTH
 from tests.cuda import sass
 from tests.cuda.hopper_calls import hopper_kernel
@@ -24,6 +25,7 @@ from tests.cuda.test_sass import STATIC_LIMIT
 REGISTERS_OF_PROCESSOR, GROUP = 65_536, 128
 KERNELS = {kernel.name: kernel for kernel in hopper.shipped()}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if "float16_" in name and "bfloat16" not in name else []) for name in KERNELS]
+FORWARD, BACKWARD = ([x for x in NAMES if str(x.values[0]).startswith(face)] for face in ("forward", "backward"))
 
 
 class Compiled(NamedTuple):
@@ -53,6 +55,14 @@ def pool(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Compiled]]
         workers.shutdown(cancel_futures=True)
 
 
+def products_of(kernel: Kernel) -> int:
+    """Of the forward pass in the first or last tile and in those between, of the backward pass in the one loop."""
+    c = kernel.config
+    if kernel.builder is hopper_forward.forward:
+        return 2 * (c.size // DEPTH + c.keys // DEPTH)
+    return 2 * (c.size // DEPTH) + (2 if c.of_keys else 1) * (c.others // DEPTH)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], record_property) -> None:
     kernel, (cubin, notes, order, registers) = KERNELS[name], pool[name].result()
@@ -69,21 +79,37 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     assert GROUP * (c.few + c.groups * c.many) <= REGISTERS_OF_PROCESSOR
     assert cubin.shared_bytes <= STATIC_LIMIT
     assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT
-    assert count["HGMMA"] == 2 * (c.size // DEPTH + c.keys // DEPTH), "the first or last tile, and those between"
-    assert count["UTMALDG"] >= (c.groups + 2) * c.size // 64
+    assert count["HGMMA"] == products_of(kernel)
+    assert count["UTMALDG"] >= len(c.boxes) * c.size // 64
     assert found["SYNCS"] > c.barriers
     assert (count["USETMAXREG"], count["HMMA"], count["CALL"]) == (2, 0, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def products_and_waits(order: list[str]) -> str:
+    """A letter for each product, wait and exponential, in the order of the code."""
+    signs = {"HGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
+    return "".join(sign for x in order for what, sign in signs.items() if x.startswith(what))
+
+
+@pytest.mark.parametrize("name", FORWARD)
 def test_exponentials_overlap_with_products(name: str, pool: dict[str, Future[Compiled]]) -> None:
     """In the loop they stand before the wait for the products that they need not wait for."""
-    signs = {"HGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
-    text = "".join(sign for x in pool[name].result().order for what, sign in signs.items() if x.startswith(what))
+    text = products_and_waits(pool[name].result().order)
     runs = re.findall(r"(H+)([^H]*)", text)
     c = KERNELS[name].config
     (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // DEPTH]
     assert re.match(rf"we{{{c.keys // 2 + 2}}}w", after), after
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_products_overlap(name: str, pool: dict[str, Future[Compiled]]) -> None:
+    """In the loop, exponentials while the weights' cotangents are made; the last sums are not waited for before the next scores."""
+    c = KERNELS[name].config
+    of_scores, of_sums, exponentials = 2 * c.size // DEPTH, c.others // DEPTH, c.others // 2
+    values = rf"H{{{of_sums}}}" if c.of_keys else ""
+    loop = rf"H{{{of_scores}}}we{{{exponentials}}}{values}wH{{{of_sums}}}{'w' if c.of_keys else ''}w"
+    found = products_and_waits(pool[name].result().order)
+    assert re.search(loop, found), found
 
 
 def test_the_gate_sees_products_made_one_after_the_other() -> None:
@@ -105,4 +131,8 @@ def test_hosts_find_their_kernel() -> None:
     assert hopper.fitting("float16", 32, 32, has_limits=False) is None
     assert hopper.fitting("float16", 257, 32, has_limits=False) is None
     assert hopper.fitting("float16", 128, 128, has_limits=False, shared_limit=101_376) is None
-    assert all(kernel.builder is forward and kernel.parameters == PARAMETERS for kernel in hopper.shipped())
+    builders = {hopper_forward.forward: hopper_forward.PARAMETERS, hopper_backward.backward: hopper_backward.PARAMETERS}
+    assert all(kernel.parameters == builders[kernel.builder] for kernel in hopper.shipped())
+    keys, queries = (hopper.fitting("bfloat16", 100, 128, has_limits=True, face=face) for face in ("backward_keys", "backward_queries"))
+    assert (keys.name, queries.name) == ("backward_keys_hopper_bfloat16_128", "backward_queries_hopper_bfloat16_128")  # type: ignore[union-attr]
+    assert hopper.fitting("float32", 128, 128, has_limits=False, face="backward_keys") is None
