@@ -4,79 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from refattn_numba.cpu.conv.activation import CODES
-from refattn_numba.cpu.conv.problem import Activation, Axes
+from refattn_numba.cpu.conv.problem import Activation
 from refattn_numba.cuda import conv_configurations, conv_small_configurations, hopper
 from refattn_numba.cuda.arrays import ROW_BYTES, DeviceArray, read
 from refattn_numba.cuda.conv_layout import AXES, Five, Queue, Style, five
+from refattn_numba.cuda.conv_sizes import Sizes
+from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.library import c_strides
 
 FUSED: frozenset[Activation | None] = frozenset({None, "relu", "silu"})
 """Activations that the kernels of products make as the reference does; GELU there is another formula."""
 
-MOST_POSITIONS, FARTHEST, MOST_CHANNELS = 1 << 30, 1 << 29, 1 << 30
-"""Below which numbers of positions of x and of the output, coordinates beside them, and channels stay."""
-
 THREADS_OF_SUM, MOST_SPLITS = 1 << 17, 1024
 """Threads that make the parts of a sum of single channels, as long as the parts are not too many."""
 
 Optional: TypeAlias = DeviceArray | None
-
-
-class Sizes(NamedTuple):
-    """Of one convolution: x is (batch, groups * c, *size), the weight (groups * o, c, *kernel), y (batch, groups * o, *out).
-
-    Tap t of output position p reads position ``stride * p + dilation * t - before`` of x, which is 0 outside ``range(size)``.
-    """
-
-    batch: int
-    groups: int
-    c: int
-    o: int
-    size: Axes
-    kernel: Axes
-    out: Axes
-    stride: Axes
-    dilation: Axes
-    before: Axes
-
-    @property
-    def of_x(self) -> tuple[int, ...]:
-        """Its shape, channels last."""
-        return (self.batch, *self.size, self.groups * self.c)
-
-    @property
-    def of_y(self) -> tuple[int, ...]:
-        """Its shape, channels last."""
-        return (self.batch, *self.out, self.groups * self.o)
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether each output channel reads one channel of x."""
-        return self.c == 1
-
-    def refuse_large(self) -> None:
-        """ValueError where a kernel's numbers would not hold it."""
-        for name, shape in (("x", self.of_x), ("the output", self.of_y)):
-            if (found := math.prod(shape[:-1])) >= MOST_POSITIONS:
-                raise ValueError(f"{name} has {found} positions, but on a device must have fewer than {MOST_POSITIONS}: cut the batch")
-            if shape[-1] >= MOST_CHANNELS:
-                raise ValueError(f"{name} has {shape[-1]} channels, but on a device must have fewer than {MOST_CHANNELS}")
-        reach = [n + abs(b) + d * k for n, b, d, k in zip(self.size, self.before, self.dilation, self.kernel, strict=True)]
-        reach += [s * n for s, n in zip(self.stride, self.out, strict=True)]
-        if max(reach) >= FARTHEST:
-            found = f"stride, padding and dilation reach over {max(reach)} positions"
-            raise ValueError(f"{found}, but on a device must reach over fewer than {FARTHEST}")
-
-    def fields(self) -> dict[str, int]:
-        """Parameters of kernels; channels are those of one group."""
-        named = {
-            "in": self.size, "out": self.out, "kernel": self.kernel, "stride": self.stride, "dilation": self.dilation, "pad": self.before,
-        }  # fmt: skip
-        numbers = {f"{name}_{axis}": n for name, axes in named.items() for axis, n in zip(AXES, axes, strict=True)}
-        return {"batch": self.batch, "groups": self.groups, "c_in": self.c, "c_out": self.o, **numbers}
 
 
 class Linear:
@@ -126,18 +71,16 @@ class Linear:
 
     def _product(self, face: Any, x: Five, y: Five, **more: int) -> None:
         """Launch a kernel that multiplies matrices."""
-        is_odd = not (x.is_aligned and y.is_aligned and self.weight.is_aligned)
-        kernel = conv_configurations.choose(
-            face,
-            self.dtype,  # pyright: ignore[reportArgumentType]
-            self.sizes.o,
-            self.sizes.c,
-            is_odd=is_odd,
-            on_hopper=hopper.may_take(self.queue.facts),
-        )
+        kernel = self._kernel(face, x, y, self.weight)
         fields = {**self.sizes.fields(), **x.fields("x"), **y.fields("y"), "weight": self.weight.address, **more}
         blocks, tiles = conv_configurations.launched(kernel, fields)
         self.queue.start(kernel, blocks, {**fields, **tiles})
+
+    def _kernel(self, face: Any, *read: Five) -> Kernel:
+        """One that multiplies matrices."""
+        is_odd, on_hopper = not all(x.is_aligned for x in read), hopper.may_take(self.queue.facts)
+        dtype: Any = self.dtype
+        return conv_configurations.choose(face, dtype, self.sizes.o, self.sizes.c, is_odd=is_odd, on_hopper=on_hopper)
 
     def _depthwise(self, face: str, source: Five, target: Five, bias: Optional, activation: Activation | None) -> None:
         """Launch a kernel for channels on their own."""
@@ -185,8 +128,7 @@ class Linear:
             made = self.queue.empty(self.weight.shape)
             self._summed(workspace, made, splits)
             return self.queue.delivered(_by_channel(made), style)
-        is_odd = not (x.is_aligned and y.is_aligned)
-        kernel = conv_configurations.choose("conv_weight", self.dtype, self.sizes.o, self.sizes.c, is_odd=is_odd)  # pyright: ignore[reportArgumentType]
+        kernel = self._kernel("conv_weight", x, y)
         fields = {**self.sizes.fields(), **x.fields("x"), **y.fields("y")}
         splits = conv_configurations.splits_for(kernel, fields, self.queue.facts.processors)
         workspace = self.queue.x.packed((splits, *found.shape), "float32")

@@ -17,7 +17,8 @@ from refattn_numba.cpu.conv.choice import Name
 from refattn_numba.cpu.conv.problem import Accuracy, Activation, Axes, Layout
 from refattn_numba.cuda.arrays import DeviceArray
 from refattn_numba.cuda.conv_layout import Five, Queue, five, style_of
-from refattn_numba.cuda.conv_linear import Linear, Optional, Sizes
+from refattn_numba.cuda.conv_linear import Linear, Optional
+from refattn_numba.cuda.conv_sizes import Sizes
 from refattn_numba.cuda.launching import check_types, watching
 
 Grads: TypeAlias = dict[str, DeviceArray | None]

@@ -19,6 +19,7 @@ CALLS = {
     "3x3, 16 channels": ("conv2d", (2, 16, 5, 6), (24, 16, 3, 3), {"padding": 1, "stride": (2, 1)}),
     "odd channels, in groups": ("conv2d", (1, 6, 5, 4), (10, 3, 3, 2), {"padding": ((0, 2), (1, 0)), "groups": 2, "dilation": (1, 2)}),
     "a border of copies": ("conv2d", (1, 5, 4, 5), (3, 5, 3, 3), {"padding": ((2, 0), (1, 3)), "padding_mode": "replicate"}),
+    "1x1, more than 64 channels": ("pointwise_conv2d", (1, 72, 2, 9), (80, 72, 1, 1), {}),
     "transposed": ("conv_transpose2d", (1, 8, 3, 4), (8, 16, 3, 3), {"stride": 2, "padding": 1, "output_padding": (1, 0)}),
     "three dimensions": ("conv3d", (1, 8, 3, 4, 3), (8, 8, 2, 2, 3), {"padding": 1}),
     "positions first": ("separable_conv2d", (1, 8, 5, 4), (8, 1, 3, 3), {"padding": "same", "padding_mode": "circular"}),
@@ -52,6 +53,7 @@ def test_public_calls(monkeypatch, record_property, name, dtype, capability):
     has_rows = name not in {"odd channels, in groups", "a border of copies", "positions first"}
     assert {"conv_forward", "conv_forward_hopper"} & taken
     assert ("conv_input_hopper" in taken) == (capability == (9, 0) and dtype == "bfloat16" and has_rows)
+    assert ("conv_weight_hopper" in taken) == (name.startswith("1x1") and dtype == "bfloat16")
     record_property("emulated", name)
 
 
