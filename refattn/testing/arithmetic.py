@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,8 @@ ADDITIONS = {np.add, np.subtract}
 SUMS = {"sum", "mean", "cumsum"}
 TRANSFORMS = {"rfft2", "irfft2"}
 DRAWS = 4096
-FIRST = 2**16
-"""Random numbers that are kept for the next call: more than most of them use."""
+FIRST, MOST = 2**16, 2**19
+"""Random numbers that are kept for the next call: what most of them use, and as many as one has used, up to 4 MB for each seed."""
 
 
 class Inexact(np.ndarray):
@@ -315,34 +316,45 @@ def _even(random: Random, count: int) -> Array:
 
 def _noise(seed: int, draw: Callable[[Random, int], Array], scale: float) -> Callable[[int], Array]:
     """As many numbers as asked for, times a power of 2: a call of NumPy costs as much as hundreds of them."""
-    table, used = _drawn(seed, draw, scale), 0
-    kept = table.numbers
+    kept, used = _drawn(seed, draw, scale), 0
+    drawn = kept.numbers
+    random: Random | None = None
 
     def following(count: int) -> Array:
-        nonlocal kept, used
+        nonlocal random, drawn, used
+        if used + count > drawn.size:
+            if random is None and used + count <= MOST:
+                drawn = kept.first(used + count)
+            else:
+                if random is None:
+                    random = Random(seed)
+                    draw(random, drawn.size)
+                drawn, used = np.concatenate([drawn[used:], scale * draw(random, max(count, DRAWS))]), 0
         used += count
-        if used > kept.size:
-            kept = table.first(used)
-        return kept[used - count : used]
+        return drawn[used - count : used]
 
     return following
 
 
 class _Drawn:
-    """The numbers of one seed, as many as the longest call has asked for: each begins with the first."""
+    """The numbers with which each call begins."""
 
     def __init__(self, seed: int, draw: Callable[[Random, int], Array], scale: float) -> None:
-        self.random, self.draw, self.scale = Random(seed), draw, scale
+        self._random, self._draw, self._scale, self._lock = Random(seed), draw, scale, threading.Lock()
         self.numbers = self._more(FIRST)
 
     def first(self, count: int) -> Array:
         """At least so many."""
-        if count > self.numbers.size:
-            self.numbers = np.concatenate([self.numbers, self._more(max(count - self.numbers.size, self.numbers.size // 2))])
-        return self.numbers
+        with self._lock:
+            if (lacking := count - self.numbers.size) > 0:
+                self.numbers = np.concatenate([self.numbers, self._more(max(lacking, self.numbers.size // 2))])
+                self.numbers.flags.writeable = False
+            return self.numbers
 
     def _more(self, count: int) -> Array:
-        return self.draw(self.random, count) * self.scale
+        made = self._scale * self._draw(self._random, count)
+        made.flags.writeable = False
+        return made
 
 
 _drawn = functools.lru_cache(maxsize=64)(_Drawn)

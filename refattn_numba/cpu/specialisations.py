@@ -38,7 +38,7 @@ Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
 
 LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight"})
-"""Modules whose kernels are chosen for large arrays alone."""
+"""Modules whose kernels are chosen for large arrays alone: by no quick check, which a test holds."""
 
 
 class Specialisation(NamedTuple):
