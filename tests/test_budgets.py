@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 import refattn
 from refattn import testing
 from refattn._core.mechanism import outputs
-from refattn.testing import faulty
+from refattn._core.random import Random
+from refattn.testing import arithmetic, faulty
 from refattn.testing.arithmetic import disturbed
 from refattn.testing.battery import cases
 from refattn.testing.budget import SOFTMAX, Allowances, forward_budgets, gradient_budgets
@@ -465,3 +468,20 @@ def test_scores_that_are_called_exact_are_exact_in_float32(level):
             keys = np.repeat(key, query.shape[-3] // max(key.shape[-3], 1), axis=-3).swapaxes(-1, -2)
             for q, k in ((query, keys), (np.abs(query), np.abs(keys))):  # no sum of magnitudes is rounded, so none in any order is
                 np.testing.assert_array_equal(q.astype(np.float32) @ k.astype(np.float32), q @ k, case.name)
+
+
+def test_draws_do_not_depend_on_who_drew_before(monkeypatch):
+    """The first numbers of a seed are kept, as far as one call has come, up to a limit; threads share them."""
+    monkeypatch.setattr(arithmetic, "FIRST", 8)
+    monkeypatch.setattr(arithmetic, "MOST", 4096)
+    arithmetic._drawn.cache_clear()
+    expected = Random(3).normal(60_000) / 2
+
+    def drawn(sizes):
+        following = arithmetic._noise(3, Random.normal, 0.5)
+        return all(np.array_equal(following(n), expected[end - n : end]) for n, end in zip(sizes, np.cumsum(sizes), strict=True))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(drawn, [[5, 3, 4], [1] * 3000, [7, 2000, 3000, 4500, 1], [10_000, 2], *[[n] * 300 for n in range(1, 14)]]))
+    assert arithmetic._drawn(3, Random.normal, 0.5).numbers.size <= 1.5 * 4096
+    arithmetic._drawn.cache_clear()

@@ -148,12 +148,15 @@ def test_all_of_a_peer_that_has_to_be_prepared_is_checked_on_all_cores(arguments
     assert check_command._jobs(args.target, args) == jobs
 
 
-def test_a_peer_is_prepared_before_several_processes_check_all_of_it(monkeypatch, capsys):
-    calls = []
+def test_a_peer_is_prepared_by_the_processes_that_check_all_of_it(monkeypatch, capsys):
+    calls, makers = [], []
     monkeypatch.setitem(adapters.PREPARED, "onnx", lambda *given: calls.append(given))
-    monkeypatch.setattr(check_command.sweep_command, "swept", lambda job, work, *rest: iter(()))
+    monkeypatch.setattr(check_command.sweep_command, "swept", lambda job, work, make, ledger: makers.append(make) or iter(()))
     monkeypatch.setattr(adapters, "resolve", lambda *given, **named: [])
     main(["check", "onnx", "--jobs", "2"])
     main(["check", "onnx", "softmax", "--jobs", "2"])
-    assert calls == [([], "quick", 2)]
+    ((formats, level, processes),) = calls
+    assert (formats, level, processes._max_workers) == ([], "quick", 2)
+    assert makers[0]() is processes
+    assert makers[0]() is not processes  # after a kernel has ended one of them
     capsys.readouterr()

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -287,13 +288,13 @@ KERNELS = {"float32", "float64", "bfloat16", "float16"}
 """Formats that the twin has kernels for."""
 
 
-def _compile_twin(dtypes: Sequence[str], level: str, jobs: int) -> None:
+def _compile_twin(dtypes: Sequence[str], level: str, executor: Executor) -> None:
     """What is left out here is compiled where it is called."""
     quick = level == "quick"
     groups = ("attention", "options", "linear", "convolution") if quick else ()  # of caches, quick cases have none of a smaller type
-    importlib.import_module("refattn_numba").warm_up(*groups, dtypes=[d for d in dtypes if d in KERNELS], jobs=jobs, large=not quick)
+    warm_up = importlib.import_module("refattn_numba").warm_up
+    warm_up(*groups, dtypes=[d for d in dtypes if d in KERNELS], large=not quick, executor=executor)
 
 
-PREPARED: dict[str, Callable[[Sequence[str], str, int], None]] = {"refattn_numba": _compile_twin}
-"""What is done before several processes check all of a known peer, each of which would do it again: given formats, level, and how many
-they are."""
+PREPARED: dict[str, Callable[[Sequence[str], str, Executor], None]] = {"refattn_numba": _compile_twin}
+"""What is done before several processes check all of a known peer, each of which would do it again: given formats, level, and them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,8 @@ ADDITIONS = {np.add, np.subtract}
 SUMS = {"sum", "mean", "cumsum"}
 TRANSFORMS = {"rfft2", "irfft2"}
 DRAWS = 4096
-FIRST = 2**16
-"""Random numbers that are kept for the next call: more than most of them use."""
+FIRST, MOST = 2**16, 2**19
+"""Random numbers that are kept for the next call: what most of them use, and as many as one has used, up to 4 MB for each seed."""
 
 
 class Inexact(np.ndarray):
@@ -42,9 +43,11 @@ class Inexact(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         """Views and copies keep the arithmetic."""
         if isinstance(source, Inexact):
-            self.after, self.given, self.backward = source.after, source.given, source.backward
+            self.__dict__.update(source.__dict__)
 
     def _made(self, result: Any, magnitude: Any, given: bool = False) -> Any:
+        if type(result) is np.ndarray and result.dtype.kind == "f":  # as most are
+            return wrapped(result if magnitude is None else self.after(result, magnitude), self.after, given=given)
         if isinstance(result, (tuple, list)):
             parts = [None] * len(result) if magnitude is None else magnitude
             return type(result)(self._made(r, m, given) for r, m in zip(result, parts, strict=True))
@@ -61,17 +64,18 @@ class Inexact(np.ndarray):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] | None = None, **kwargs: Any) -> Any:
         """Compute on plain arrays, then round."""
+        after = self.after
         plain = [x.view(np.ndarray) if isinstance(x, Inexact) else x for x in inputs]
         if method == "at":
-            return self.after.scatter(ufunc, *plain)
-        plain = self.after.operands(ufunc, inputs, plain)
+            return after.scatter(ufunc, *plain)
+        plain = after.operands(ufunc, inputs, plain)
         result = getattr(ufunc, method)(*plain, **_plain(kwargs)) if kwargs else getattr(ufunc, method)(*plain)
-        differs = ufunc in ADDITIONS and method == "__call__" and not self.after.backward
+        differs = ufunc in ADDITIONS and method == "__call__" and not after.backward
         given = method == "accumulate" or ((differs or ufunc in EXACT) and _all_given(inputs))
         made = self._made(result, _magnitude(ufunc, method, plain, kwargs, result), given)
         if out is None:
             return made
-        out[0][...] = self.after.stored(made) if ufunc in ADDITIONS else made
+        out[0][...] = after.stored(made) if ufunc in ADDITIONS else made
         return out[0]
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -115,16 +119,20 @@ class Arithmetic:
 
 def wrapped(x: Array, after: Arithmetic, *, given: bool = False) -> Inexact:
     """A view of the array in this arithmetic."""
-    view = np.asarray(x).view(Inexact)
+    view = (x if type(x) is np.ndarray else np.asarray(x)).view(Inexact)
     view.after, view.given, view.backward = after, given, after.backward
     return view
 
 
 def _all_given(inputs: Any) -> bool:
     """Whether no number among these was operated on."""
-    if isinstance(inputs, (tuple, list)):
-        return all(map(_all_given, inputs))
-    return not isinstance(inputs, Inexact) or inputs.given
+    for x in inputs:
+        if isinstance(x, Inexact):
+            if not x.given:
+                return False
+        elif isinstance(x, (tuple, list)) and not _all_given(x):
+            return False
+    return True
 
 
 def _plain(x: Any) -> Any:
@@ -136,8 +144,8 @@ def _plain(x: Any) -> Any:
 
 
 def _all_finite(x: Array) -> bool:
-    """Whether all are, or False where their sum overflows: one pass is half of what `isfinite` and `all` take."""
-    return math.isfinite(np.add.reduce(x, axis=None))
+    """Whether all are, or False where the sum of their squares overflows: a third of what `isfinite` and `all` take."""
+    return math.isfinite(np.vdot(x, x))
 
 
 def _growth(terms: Array, result: Any) -> float:
@@ -218,18 +226,24 @@ class Disturbance(Arithmetic):
     def __init__(self, target: Format, seed: int, choices: Iterable[Array] = ()) -> None:
         self.unit, self.floor, self.accumulator = target.unit, target.floor, target.accumulator
         self.choices = iter(choices)
-        self.noise, self.storage = _noise(seed, Random.normal), _noise(seed, _even)
+        self.noise, self.storage = _noise(seed, Random.normal, self.accumulator), _noise(seed, _even, self.unit)
+        self.least = self.floor / self.unit
 
     def __call__(self, x: Array, magnitude: Array) -> Array:
         """What is not finite stays as it is."""
         by = magnitude if _all_finite(magnitude) else np.where(np.isfinite(magnitude), magnitude, 0)
-        return x + self.accumulator * by * self.noise(x.size).reshape(x.shape)
+        error = by * self.noise(x.size).reshape(x.shape)
+        error += x
+        return error
 
     def stored(self, x: Any) -> Any:
         """As read back from memory: zero is stored as it is, so that what is divided by it, or not, stays so."""
         plain = np.asarray(x)
         size = np.abs(plain) if _all_finite(plain) else np.where(np.isfinite(plain), np.abs(plain), 0)
-        return plain + (self.unit * size + self.floor * (plain != 0)) * self.storage(plain.size).reshape(plain.shape)
+        size += self.least if np.count_nonzero(plain) == plain.size else self.least * (plain != 0)
+        size *= self.storage(plain.size).reshape(plain.shape)
+        size += plain
+        return size
 
     def scatter(self, ufunc: np.ufunc, total: Array, indices: Any, *values: Any) -> None:
         """Sums that are kept in place: what n numbers are added to has been stored n - 1 times."""
@@ -238,8 +252,8 @@ class Disturbance(Arithmetic):
         if ufunc is np.add and total.dtype.kind == "f":
             np.add.at(size, indices, np.abs(values[0]))
             np.add.at(terms, indices, np.ones_like(values[0], total.dtype))
-            again = self.unit * np.sqrt(np.maximum(terms - 1, 0)) * self.storage(total.size).reshape(total.shape)
-            total += size * (again + self.accumulator * (4 + np.sqrt(terms)) * self.noise(total.size).reshape(total.shape))
+            again = np.sqrt(np.maximum(terms - 1, 0)) * self.storage(total.size).reshape(total.shape)
+            total += size * (again + (4 + np.sqrt(terms)) * self.noise(total.size).reshape(total.shape))
 
     def kept(self, y: Any) -> Array:
         """An output that the pullback will read: inside of a call it was stored already, as it was passed on."""
@@ -259,11 +273,14 @@ class Disturbance(Arithmetic):
 
     def operands(self, ufunc: np.ufunc, inputs: tuple[Any, ...], plain: list[Any]) -> list[Any]:
         """Where an operand may have been stored, as read back."""
-        joins = ufunc in ADDITIONS and any(isinstance(x, Inexact) and x.given for x in inputs)
-        if not self.backward and not ((joins and (PATH.get() or ("",))[-1] not in POINTWISE) or ufunc is np.log):
-            return plain
-        computed = [isinstance(x, Inexact) and not x.given and x.dtype.kind == "f" for x in inputs]
-        return [self.stored(p) if c else p for p, c in zip(plain, computed, strict=True)]
+        if not self.backward and ufunc is not np.log:
+            joins = ufunc in ADDITIONS and any(isinstance(x, Inexact) and x.given for x in inputs)
+            if not joins or (PATH.get() or ("",))[-1] in POINTWISE:
+                return plain
+        return [
+            self.stored(p) if isinstance(x, Inexact) and not x.given and p.dtype.kind == "f" else p
+            for x, p in zip(inputs, plain, strict=True)
+        ]
 
     def passing(self, result: Result) -> Array:
         """The hook: what the outermost mechanism takes and returns is exact, or rounded once, which is no part of this."""
@@ -297,27 +314,47 @@ def _even(random: Random, count: int) -> Array:
     return random.uniform(-1, 1, count)
 
 
-def _noise(seed: int, draw: Callable[[Random, int], Array]) -> Callable[[int], Array]:
-    """As many numbers as asked for: drawn many at a time, since a call of NumPy costs as much as hundreds."""
-    drawn, used = _first(seed, draw), 0
+def _noise(seed: int, draw: Callable[[Random, int], Array], scale: float) -> Callable[[int], Array]:
+    """As many numbers as asked for, times a power of 2: a call of NumPy costs as much as hundreds of them."""
+    kept, used = _drawn(seed, draw, scale), 0
+    drawn = kept.numbers
     random: Random | None = None
 
     def following(count: int) -> Array:
         nonlocal random, drawn, used
         if used + count > drawn.size:
-            if random is None:
-                random = Random(seed)
-                draw(random, drawn.size)
-            drawn, used = np.concatenate([drawn[used:], draw(random, max(count, DRAWS))]), 0
+            if random is None and used + count <= MOST:
+                drawn = kept.first(used + count)
+            else:
+                if random is None:
+                    random = Random(seed)
+                    draw(random, drawn.size)
+                drawn, used = np.concatenate([drawn[used:], scale * draw(random, max(count, DRAWS))]), 0
         used += count
         return drawn[used - count : used]
 
     return following
 
 
-@functools.lru_cache(maxsize=32)
-def _first(seed: int, draw: Callable[[Random, int], Array]) -> Array:
+class _Drawn:
     """The numbers with which each call begins."""
-    drawn = draw(Random(seed), FIRST)
-    drawn.flags.writeable = False
-    return drawn
+
+    def __init__(self, seed: int, draw: Callable[[Random, int], Array], scale: float) -> None:
+        self._random, self._draw, self._scale, self._lock = Random(seed), draw, scale, threading.Lock()
+        self.numbers = self._more(FIRST)
+
+    def first(self, count: int) -> Array:
+        """At least so many."""
+        with self._lock:
+            if (lacking := count - self.numbers.size) > 0:
+                self.numbers = np.concatenate([self.numbers, self._more(max(lacking, self.numbers.size // 2))])
+                self.numbers.flags.writeable = False
+            return self.numbers
+
+    def _more(self, count: int) -> Array:
+        made = self._scale * self._draw(self._random, count)
+        made.flags.writeable = False
+        return made
+
+
+_drawn = functools.lru_cache(maxsize=64)(_Drawn)

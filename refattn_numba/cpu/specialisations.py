@@ -6,6 +6,8 @@ Left out are the kernels below `plain`, the readable form, which calls with a sc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numba
@@ -36,7 +38,7 @@ Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
 
 LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight"})
-"""Modules whose kernels are chosen for large arrays alone."""
+"""Modules whose kernels are chosen for large arrays alone: by no quick check, which a test holds."""
 
 
 class Specialisation(NamedTuple):
@@ -98,7 +100,13 @@ def _from_to(given: str, made: str) -> tuple[Any, ...]:
     return *arrays, types.int64, types.int64
 
 
-def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: int = 1, large: bool = True) -> list[Compiled]:
+def warm_up(
+    *groups: Group,
+    dtypes: Iterable[Precision] = ("float32",),
+    jobs: int = 1,
+    large: bool = True,
+    executor: Executor | None = None,
+) -> list[Compiled]:
     """Compile kernels now, so that no later call has to wait; what is on disk already is only read.
 
     ``python -m refattn_numba`` does so for all, and prints what it took.
@@ -115,6 +123,8 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: in
         How many processes compile. With more than one, kernels are on disk afterwards, and this process has read none of them.
     large : bool, optional
         Whether to compile kernels that are chosen for large arrays alone.
+    executor : concurrent.futures.Executor or None, optional
+        Whose processes compile, in place of `jobs` new ones: what they have compiled they need not read.
 
     Returns
     -------
@@ -131,13 +141,14 @@ def warm_up(*groups: Group, dtypes: Iterable[Precision] = ("float32",), jobs: in
     wanted |= {"float32"} if wanted & {"float16", "bfloat16"} else set()
     asked = frozenset(groups or get_args(Group)), frozenset(wanted), large
     places = range(len(_by_kernel(*asked)))
-    if jobs == 1:
+    if jobs == 1 and executor is None:
         made = [_compiled(*asked, place) for place in places]
     else:
         import multiprocessing  # noqa: PLC0415  # it renames __main__, which nobody who imports this has asked for
         from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
 
-        with ProcessPoolExecutor(max(1, min(jobs, len(places))), multiprocessing.get_context("spawn")) as processes:
+        new = ProcessPoolExecutor(max(1, min(jobs, len(places))), multiprocessing.get_context("spawn"))
+        with new if executor is None else nullcontext(executor) as processes:
             made = [task.result() for task in [processes.submit(_compiled, *asked, place) for place in places]]
     found = {(row.group, row.precision, name): row for rows in made for name, row in rows}
     return [found[s.group, s.precision, _full_name(s.kernel)] for s in _asked(*asked)]

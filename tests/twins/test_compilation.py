@@ -87,6 +87,37 @@ def test_every_kernel_is_on_the_list():
     assert made - {kernel for kernel, is_used in unused if not is_used} == listed
 
 
+def test_a_quick_check_prepares_the_kernels_that_it_reaches():
+    """A kernel that it reaches and has not prepared is compiled by each of its processes."""
+    code = (
+        "import collections, warnings, numpy as np, refattn_numba\n"
+        "from refattn.testing import adapters, battery, budget, checking, handling\n"
+        "from refattn.testing.precision import FORMATS\n"
+        "from refattn_numba.cpu import specialisations as listed\n"
+        "named = lambda kernel, types: ' '.join((listed._full_name(kernel), *map(str, types)))\n"
+        "note = lambda *groups, dtypes, large, executor: prepared.update(\n"
+        "    named(s.kernel, s.types) for s in listed._asked(frozenset(groups), frozenset(dtypes), large))\n"
+        "prepared, refattn_numba.warm_up = set(), note\n"
+        "adapters._compile_twin(['float32'], 'quick', None)\n"
+        "checking.latest = lambda *_: collections.defaultdict(lambda: budget.Allowance(np.array(np.inf)))\n"
+        "warnings.simplefilter('ignore')\n"
+        "compared = 0\n"
+        "for m, candidate in adapters.resolve('refattn_numba'):\n"
+        "    for run, case in handling.runs(candidate, m, battery.cases(m, 'quick')):\n"
+        "        for result in checking.compare_case(run, m, case, FORMATS['float32']):\n"
+        "            compared += result.status in {'pass', 'skipped'}\n"
+        "reached = {named(s.kernel, types) for s in listed.specialisations() for types in s.kernel.signatures}\n"
+        "print(__import__('json').dumps([compared, sorted(prepared), sorted(reached)]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    compared, prepared, reached = json.loads(done.stdout)
+    assert compared > 1000
+    assert not {*reached} - {*prepared}
+    unused = {name.partition(" ")[0].removeprefix("refattn_numba.cpu.conv.") for name in {*prepared} - {*reached}}
+    activations = {"epilogue.finish_rows", "epilogue.pull_back"}  # no mechanism has one
+    assert unused <= {*activations, "epilogue.sum_columns", "depthwise_planes.plane_gradients"}
+
+
 def test_warming_up_says_what_it_took(capsys, monkeypatch):
     """Compiled, read from disk or known already; by function and by command."""
     first = refattn_numba.warm_up("attention")
