@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from refattn.view.table import Table
 from refattn_numba.cuda import cache, driver
 from refattn_numba.cuda.arrays import is_on_device, read
+from refattn_numba.cuda.fragments import FLOAT8
 from refattn_numba.cuda.libraries import library_of
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90a": 232_448}
@@ -97,7 +98,7 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     ValueError
         Where no kernel takes such a call.
     """
-    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
+    from refattn_numba.cuda import configurations, float8, hopper  # noqa: PLC0415  # which brings the kernels along
 
     if architecture is None:
         if not is_on_device(query):
@@ -113,13 +114,19 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
-    found = []
-    for face in _faces(options):
-        sizes = query.shape[-1], value.shape[-1]
-        kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
-        if face == "forward" and architecture == hopper.ARCHITECTURE and not has_options:
+    sizes = query.shape[-1], value.shape[-1]
+    if dtype == FLOAT8:
+        names = [*(name for name in PAIRS if options.get(name) is not None), *([float8.NOT_POSITIVE] if has_options else [])]
+        kernels = float8.kernels(architecture, shared, *sizes, names)
+    else:
+        kernels = {
+            face: configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared) for face in _faces(options)
+        }
+        if architecture == hopper.ARCHITECTURE and not has_options:
             has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
-            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernel
+            kernels["forward"] = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernels["forward"]
+    found = []
+    for face, kernel in kernels.items():
         cubin = cache.cubin_of(kernel, architecture)
         shared_bytes = kernel.shared_bytes + cubin.shared_bytes
         found.append(

@@ -287,6 +287,15 @@ class Machine(HopperInstructions):
             return self.ptx("ld.shared.b32 $0, [$1];", INT, address, changes=True)
         return self.ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", INT, address, changes=True, count=4)
 
+    def store_chunk(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
+        """Four registers to global memory, where valid."""
+        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.global.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        self.ptx(text, NOTHING, address, *bits, valid, changes=True)
+
+    def permuted(self, a: Value, b: Value, selector: int) -> Value:
+        """Four of the eight bytes of `a` and `b`, each by four bits of the selector, the lowest first."""
+        return self.ptx(f"prmt.b32 $0, $1, $2, {selector:#x};", INT, a, b)
+
     def store_shared(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
         """Four registers, where valid."""
         text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.shared.v4.b32 [$0], {$1, $2, $3, $4}; }"
@@ -319,6 +328,7 @@ _LOADS: dict[str, tuple[str, Callable[[Machine, Value], Value]]] = {
     "int8": ("@p ld.global.u8 t, [$1];", lambda machine, bits: bits),
     "bfloat16": ("@p ld.global.u16 t, [$1];", partial(_of_half, "bfloat16")),
     "float16": ("@p ld.global.u16 t, [$1];", partial(_of_half, "float16")),
+    "float8_e4m3fn": ("@p ld.global.u8 t, [$1];", lambda machine, bits: machine.widened_eight(bits)),
 }
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda.fragments import Element, bytes_of
-from refattn_numba.cuda.warpgroups import BLOCK_COLUMNS
+from refattn_numba.cuda.fragments import FLOAT8, Stored, bytes_of
+from refattn_numba.cuda.warpgroups import BLOCK_BYTES
 
 MAP_BYTES, IN_SLAB = 128, 4096
 MAP_NAMES = "query_map", "key_map", "value_map"
@@ -36,10 +36,10 @@ class Layout(NamedTuple):
     strides : tuple of int
         In bytes, from the second axis on.
     rows : int
-        Of a box, which has `BLOCK_COLUMNS` columns of one head.
+        Of a box, which has 128 bytes of each, and is of one head.
     """
 
-    element: Element
+    element: Stored
     address: int
     sizes: tuple[int, int, int, int]
     strides: tuple[int, int, int]
@@ -48,15 +48,15 @@ class Layout(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Sizes of one."""
-        return BLOCK_COLUMNS, self.rows, 1, 1
+        return BLOCK_BYTES // bytes_of(self.element), self.rows, 1, 1
 
 
-def layout_of(element: Element, address: int, shape: tuple[int, int, int, int], strides: tuple[int, int, int], rows: int) -> Layout | None:
+def layout_of(element: Stored, address: int, shape: tuple[int, int, int, int], strides: tuple[int, int, int], rows: int) -> Layout | None:
     """The layout of an operand, if the hardware knows such.
 
     Parameters
     ----------
-    element : {"bfloat16", "float16"}
+    element : {"bfloat16", "float16", "float8_e4m3fn"}
         Of its numbers.
     address : int
         Of the first.
@@ -92,8 +92,13 @@ def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> tuple[Layo
         "key": (heads // fields["group"], fields["key_len"], fields["head_dim"], config.keys),
         "value": (heads // fields["group"], fields["key_len"], fields["value_dim"], config.keys),
     }
+    names: tuple[str, ...] = "query", "key", "value"
+    if config.element == FLOAT8:  # whose values are by columns, and of whose keys no box is copied where there are none
+        sizes["columns"] = (heads // fields["group"], fields["value_dim"], fields["columns_row"], config.size)
+        names = ("query", "key", "columns") if fields["key_len"] else ("query",) * 3
     made = []
-    for name, (*shape, rows) in sizes.items():
+    for name in names:
+        *shape, rows = sizes[name]
         strides = tuple(fields[f"{name}_{axis}"] for axis in ("batch", "head", "row"))
         made.append(layout_of(config.element, fields[name], (batch, *shape), strides, rows))  # pyright: ignore[reportArgumentType]
     return None if None in made else tuple(made)
@@ -126,7 +131,7 @@ class TensorMaps:
     def encoded(self, layout: Layout) -> Any:
         """The driver's description: boxes swizzled by 128 bytes, zeros outside."""
         cuda = self._cuda
-        kinds, names = cuda.CUtensorMapDataType, {"bfloat16": "BFLOAT16", "float16": "FLOAT16"}
+        kinds, names = cuda.CUtensorMapDataType, {"bfloat16": "BFLOAT16", "float16": "FLOAT16", FLOAT8: "UINT8"}
         return self._call(
             "cuTensorMapEncodeTiled",
             getattr(kinds, f"CU_TENSOR_MAP_DATA_TYPE_{names[layout.element]}"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refattn.testing.bits import Tensor
 from tests.cuda.emulated_block import (
     MAP_FORMAT,
     MAP_MAGIC,
@@ -28,7 +29,7 @@ from tests.cuda.emulated_block import (
     sum_rows,
     swizzled,
 )
-from tests.cuda.emulator import Buffers, Fault, Warp
+from tests.cuda.emulator import FLOAT8, Buffers, Fault, Warp
 
 
 class HopperWarp(Warp):
@@ -217,9 +218,14 @@ class HopperWarp(Warp):
     def _products(
         self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        lefts = [swizzled(by_columns(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
+        width = 1 if dtype == FLOAT8 else 2
+        if width == 1 and not steps.right_is_rows:
+            raise Fault("a product of 8 bits takes rows alone on its right")
+        lefts = [swizzled(by_columns(int(left) + step, 64, width))[16 * (self.place % 4) :][:16] for step in steps.left]
         rights = [
-            swizzled(by_columns(int(right) + step, steps.columns) if steps.right_is_rows else by_rows(int(right) + step, steps.columns))
+            swizzled(
+                by_columns(int(right) + step, steps.columns, width) if steps.right_is_rows else by_rows(int(right) + step, steps.columns)
+            )
             for step in steps.right
         ]
         touched = np.concatenate([(x - SHARED_START).reshape(-1) // 16 for x in (*lefts, *rights)])
@@ -241,6 +247,8 @@ class HopperWarp(Warp):
     def _numbers(self, addresses: np.ndarray, dtype: str) -> np.ndarray:
         content = self.block_of.content
         places = addresses - SHARED_START
+        if dtype == FLOAT8:
+            return Tensor(FLOAT8, content[places]).values().astype(np.float32)
         bits = content[places].astype(np.uint16) | content[places + 1].astype(np.uint16) << 8
         return bits.view(np.float16).astype(np.float32) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
 

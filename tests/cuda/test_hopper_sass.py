@@ -15,15 +15,18 @@ pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is no
 
 from refattn_numba.cuda import cache, hopper, toolchain
 from refattn_numba.cuda.kernel import Cubin
+from refattn_numba.cuda.kernels.by_columns import PARAMETERS as OF_COLUMNS
+from refattn_numba.cuda.kernels.by_columns import by_columns
 from refattn_numba.cuda.kernels.hopper_forward import PARAMETERS, Config, forward
-from refattn_numba.cuda.warpgroups import DEPTH
+from refattn_numba.cuda.warpgroups import BLOCK_BYTES
 from tests.cuda import sass
 from tests.cuda.hopper_calls import hopper_kernel
 from tests.cuda.test_sass import STATIC_LIMIT
 
 REGISTERS_OF_PROCESSOR, GROUP = 65_536, 128
-KERNELS = {kernel.name: kernel for kernel in hopper.shipped()}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if "float16_" in name and "bfloat16" not in name else []) for name in KERNELS]
+KERNELS = {kernel.name: kernel for kernel in hopper.shipped() if kernel.builder is forward}
+SLOW = re.compile(r"hopper_float16|float8_e4m3fn_(64|256)")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if SLOW.search(name) else []) for name in KERNELS]
 
 
 class Compiled(NamedTuple):
@@ -61,7 +64,7 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     assert "Performance Loss" not in notes, "products are made one after the other"
     assert "ignored" not in notes
     found = Counter(x.partition(".")[0] for x in order)
-    count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
+    count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "QGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
     assert (cubin.stack_bytes, count["STL"], count["LDL"]) == (0, 0, 0), "registers are spilled"
     assert cubin.registers * kernel.threads <= REGISTERS_OF_PROCESSOR
     assert 1 < registers[0] <= c.few
@@ -69,8 +72,12 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     assert GROUP * (c.few + c.groups * c.many) <= REGISTERS_OF_PROCESSOR
     assert cubin.shared_bytes <= STATIC_LIMIT
     assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT
-    assert count["HGMMA"] == 2 * (c.size // DEPTH + c.keys // DEPTH), "the first or last tile, and those between"
-    assert count["UTMALDG"] >= (c.groups + 2) * c.size // 64
+    products = 2 * (c.size + c.keys) // c.depth
+    assert (count["HGMMA"], count["QGMMA"]) == ((0, products) if c.is_narrow else (products, 0)), (
+        "the first or last tile, and those between"
+    )
+    boxes = (c.groups + 1) * c.row_bytes // BLOCK_BYTES + c.value_bytes // BLOCK_BYTES // (c.size if c.is_narrow else c.keys)
+    assert count["UTMALDG"] >= boxes
     assert found["SYNCS"] > c.barriers
     assert (count["USETMAXREG"], count["HMMA"], count["CALL"]) == (2, 0, 0)
 
@@ -78,11 +85,11 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
 @pytest.mark.parametrize("name", NAMES)
 def test_exponentials_overlap_with_products(name: str, pool: dict[str, Future[Compiled]]) -> None:
     """In the loop they stand before the wait for the products that they need not wait for."""
-    signs = {"HGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
+    signs = {"HGMMA": "H", "QGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
     text = "".join(sign for x in pool[name].result().order for what, sign in signs.items() if x.startswith(what))
     runs = re.findall(r"(H+)([^H]*)", text)
     c = KERNELS[name].config
-    (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // DEPTH]
+    (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // c.depth]
     assert re.match(rf"we{{{c.keys // 2 + 2}}}w", after), after
 
 
@@ -107,4 +114,15 @@ def test_hosts_find_their_kernel() -> None:
     assert hopper.fitting("float16", 32, 32, has_limits=False) is None
     assert hopper.fitting("float16", 257, 32, has_limits=False) is None
     assert hopper.fitting("float16", 128, 128, has_limits=False, shared_limit=101_376) is None
-    assert all(kernel.builder is forward and kernel.parameters == PARAMETERS for kernel in hopper.shipped())
+    assert hopper.fitting("float8_e4m3fn", 8, 200, has_limits=False).config.size == 256  # type: ignore[union-attr]
+    assert {kernel.builder: kernel.parameters for kernel in hopper.shipped()} == {forward: PARAMETERS, by_columns: OF_COLUMNS}
+
+
+def test_values_by_columns_are_stored_in_chunks() -> None:
+    """16 bytes at a time, without local memory."""
+    kernel = hopper.values_by_columns()
+    cubin, _ = toolchain.compile_with_notes(kernel, "sm_90a")
+    stored = Counter(name for name in sass.listing(cubin.code) if name.startswith(("STG", "LDL", "STL")))
+    assert stored == {"STG.E.128": 8}, "two chunks of each of four columns"
+    assert cubin.stack_bytes == 0
+    assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT

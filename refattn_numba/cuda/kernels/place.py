@@ -42,7 +42,19 @@ OPTIONS: Parameters = (
 
 
 def places(ops: Any, tile: int) -> Callable[..., Any]:
-    """The function that says what a block does: its tile of rows, its head and batch, and where its sequence starts and how long it is.
+    """The function that says what a block does: its tile of rows, its head and batch, and where its sequence starts and how long it is."""
+    place_in = places_in(ops, tile)
+
+    def place(
+        block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
+    ) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+        return place_in(block, tiles, heads, starts, other_starts, length, other_length, sequences)[:7]
+
+    return ops.function(place)
+
+
+def places_in(ops: Any, tile: int) -> Callable[..., Any]:
+    """The same function, which says at last which sequence that is.
 
     Rows of packed sequences are not tiled across their borders: sequence b has the places from ``start // tile + b`` on, of which there
     are enough for any lengths, so that their number is known without reading where they start. A place may then have no rows.
@@ -50,14 +62,14 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
     """
     load, quotient = ops(memory.load("int32")), ops(memory.quotient())
 
-    def place(
+    def place_in(
         block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
-    ) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
         rest = quotient(block, tiles)
         batch = quotient(rest, heads)
         head = rest - batch * heads
         index = tiles - 1 - (block - rest * tiles)
-        start, other_start = 0, 0
+        start, other_start, sequence = 0, 0, 0
         if starts != 0:
             low, high = 0, sequences - 1
             while low < high:
@@ -68,10 +80,11 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
                     high = middle - 1
             start, other_start = load(starts + 4 * low), load(other_starts + 4 * low)
             length, other_length = load(starts + 4 * low + 4) - start, load(other_starts + 4 * low + 4) - other_start
-            index = index - (start // tile + low)
-        return index * tile, head, batch, start, length, other_start, other_length
+            sequence = low
+            index = index - (start // tile + sequence)
+        return index * tile, head, batch, start, length, other_start, other_length, sequence
 
-    return ops.function(place)
+    return ops.function(place_in)
 
 
 def addresses_of_pairs(ops: Any, *, has_options: bool) -> Callable[..., Any]:
