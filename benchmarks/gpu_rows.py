@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
-from benchmarks.gpu_timing import Shape, attention, limits
+from benchmarks.gpu_battery import DTYPES, FLOAT8, OnCuda, results, summary
+from benchmarks.gpu_timing import Shape, attention, float8_forward, limits
 
 START_SECONDS = 20
 """To import PyTorch and make a context, which every child has to do."""
@@ -70,6 +70,8 @@ def rows() -> tuple[Row, ...]:
     batteries = [Row(f"battery {dtype}", 150, lambda torch, d=dtype: battery(torch, d), quick=True, alone=False) for dtype in DTYPES]
     batteries.append(Row("battery bfloat16 portable", 150, portable_battery, quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
+    eight = Shape(FLOAT8, 4, 16, 16, 4096, 128, False)
+    times.append(Row(f"attention {eight}", 20, lambda torch: float8_forward(torch, eight), quick=True))
     return (*batteries, Row("limits", 30, limits, quick=True), *times)
 
 

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from refattn_numba.cuda.fragments import FLOAT8, Stored, bytes_of
+from refattn_numba.cuda.kernels.by_columns import TILE, tiles_of
 from refattn_numba.cuda.warpgroups import BLOCK_BYTES
 
 MAP_BYTES, IN_SLAB = 128, 4096
@@ -94,7 +95,8 @@ def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> tuple[Layo
     }
     names: tuple[str, ...] = "query", "key", "value"
     if config.element == FLOAT8:  # whose values are by columns, and of whose keys no box is copied where there are none
-        sizes["columns"] = (heads // fields["group"], fields["value_dim"], fields["columns_row"], config.size)
+        keys = tiles_of(fields["key_len"], fields["sequences"]) * TILE
+        sizes["columns"] = (heads // fields["group"], fields["value_dim"], keys, config.size)
         names = ("query", "key", "columns") if fields["key_len"] else ("query",) * 3
     made = []
     for name in names:

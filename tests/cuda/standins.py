@@ -19,7 +19,7 @@ SPARE = 64
 
 
 def numpy_type(name):
-    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" or name.startswith("float8") else name)
+    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" or name.startswith("float8_") else name)
 
 
 def allocated(shape, dtype, device=0, offset=0):
@@ -269,7 +269,7 @@ KEPT = []
 def capsule_of(a, kind, device, *, lanes=1, with_strides=True):
     from refattn_numba.cuda.dlpack import _Tensor
 
-    code = CODES.get(a.dtype.kind, 4)
+    code = 10 if a.dtype.name == "float8_e4m3fn" else CODES.get(a.dtype.kind, 4)
     sizes, steps = (ctypes.c_int64 * a.ndim)(*a.shape), (ctypes.c_int64 * a.ndim)(*(s // a.itemsize for s in a.strides))
     tensor = _Tensor(a.ctypes.data, kind, device, a.ndim, code, 8 * a.itemsize, lanes, sizes, steps if with_strides else None, 0)
     KEPT.append((tensor, sizes, steps, a))
@@ -340,7 +340,7 @@ def _fake_jax():
 
 
 def _fake_standard():
-    names = ("float32", "float16", "float64", "bool", "int32", "int64")
+    names = ("float32", "float16", "bfloat16", "float64", "bool", "int32", "int64", "float8_e4m3fn")
     return SimpleNamespace(
         empty=lambda shape, dtype, device: StandardArray(allocated(shape, dtype, device), device),
         asarray=lambda x, device: StandardArray(_filled(x, device), device),

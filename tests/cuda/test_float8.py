@@ -13,13 +13,14 @@ pytest.importorskip("numba")
 
 import refattn
 import refattn_numba
-from benchmarks.gpu_battery import DENSE, VARLEN
+from benchmarks.gpu_battery import DENSE, VARLEN, results
 from refattn.testing import Candidate, Case
 from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
-from refattn_numba.cuda import hopper
+from refattn_numba.cuda import cache, explain, hopper
+from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.kernels.hopper_tiles import Config
-from tests.cuda import emulated_hopper, emulator, standins
+from tests.cuda import by_numpy, emulated_hopper, emulator, standins
 from tests.cuda.calls import Band, numbers, stored
 from tests.cuda.cases import PROBLEMS, Problem, problem
 from tests.cuda.emulator import FLOAT8
@@ -149,6 +150,23 @@ def test_errors_average() -> None:
     assert 0.015 < rms < 0.035
 
 
+def test_which_sum_of_weights_is_nearer(record_property: Any) -> None:
+    """That of rounded weights, where values have a mean; the kernel has the other, which the log-sum-exp needs anyway."""
+    case = drawn(heads=1, head_dim=64, query_len=64, key_len=128)
+    query, key, value = (numbers(x) for x in case.operands)
+    value = np.abs(value)
+    case = case._replace(operands=(*case.operands[:2], stored(value, FLOAT8)))
+    (expected, _), _ = case.reference()
+    scores = query @ key.swapaxes(-1, -2) / 8
+    weights = 2.0**8 * np.exp(scores - scores.max(axis=-1, keepdims=True))
+    rounded = named_format(FLOAT8).round(weights)
+    by_exact, by_rounded = (rounded @ value / x.sum(axis=-1, keepdims=True) for x in (weights, rounded))
+    assert np.square(by_rounded - expected).mean() < 0.6 * np.square(by_exact - expected).mean()
+    output, _ = hopper_forward_of(small(keys=128), *case.operands)
+    record_property("emulated", "hopper_forward in float8")
+    np.testing.assert_allclose(numbers(output), by_exact, rtol=2.0**-8)
+
+
 def run(kernel: Any, blocks: int, arguments: Any, buffers: Any) -> None:
     """By whichever emulator has what the kernel needs."""
     (emulated_hopper if "hopper" in kernel.name else emulator).launch(kernel, blocks, arguments, buffers)
@@ -213,3 +231,94 @@ def test_no_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     with standins.pretending(monkeypatch, run):
         output: Any = refattn_numba.scaled_dot_product_attention(*given((1, 2, 0, 64), (1, 2, 5, 64), (1, 2, 5, 64)))
     assert (output.shape, output.a.dtype.name) == ((1, 2, 0, 64), "bfloat16")
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax", "somebody"])
+def test_every_library_that_has_float8(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by DLPack, which numbers the type 10."""
+    arrays = given((1, 2, 5, 9), (1, 1, 7, 9), (1, 1, 7, 12), kind=kind)
+    with standins.pretending(monkeypatch, by_numpy.launch) as recorder:
+        output, lse = (standins.to_host(x) for x in refattn_numba.scaled_dot_product_attention_with_lse(*arrays))
+    expected = refattn.scaled_dot_product_attention_with_lse(*(standins.to_host(x) for x in arrays))
+    assert [x.kernel.name.partition("_float8")[0] for x in recorder.launches] == ["by_columns", "forward_hopper"]
+    np.testing.assert_allclose(output, expected.output, rtol=2.0**-8, atol=0)
+    np.testing.assert_allclose(lse, expected.lse, rtol=0, atol=SUMS)
+
+
+def test_rows_that_boxes_cannot_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that all places share, and rows backwards, are copied."""
+    query, key, value = given((1, 2, 5, 64), (1, 2, 1, 64), (1, 2, 6, 64))
+    key, value = key.expand((1, 2, 6, 64)), value[:, :, ::-1]
+    with standins.pretending(monkeypatch, by_numpy.launch) as recorder:
+        output = standins.to_host(refattn_numba.scaled_dot_product_attention(query, key, value))
+    assert recorder.launches[1].arguments["key"] != key.data_ptr()
+    expected = refattn.scaled_dot_product_attention(*(standins.to_host(x) for x in (query, key, value)))
+    np.testing.assert_allclose(output, expected, rtol=2.0**-8, atol=1e-6)
+
+
+PAIRS = np.ones((5, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mask": PAIRS > 0}, "mask is given, but is no option where query is float8_e4m3fn: pass operands in bfloat16, which holds"),
+        ({"bias": PAIRS}, "bias is given"),
+        ({"keep": PAIRS > 0, "dropout_rate": 0.5}, "keep is given"),
+        ({"softcap": 2.0}, "softcap is given"),
+        ({"scale": -1.0}, "a scale that is not positive is given"),
+        ({"scale": 0.0}, "a scale that is not positive is given"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = given((1, 2, 5, 64), (1, 2, 6, 64), (1, 2, 6, 64))
+    on_device = {n: standins.to_device(x) if isinstance(x, np.ndarray) else x for n, x in options.items()}
+    with standins.pretending(monkeypatch) as recorder, pytest.raises(ValueError, match=match):
+        refattn_numba.scaled_dot_product_attention(*arrays, **on_device)
+    assert not recorder.launches
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = (1, 2, 5, 64), (1, 2, 6, 64), (1, 2, 6, 64)
+    attend = refattn_numba.scaled_dot_product_attention
+    too_old = r"query is float8_e4m3fn, which needs compute capability 9.0 \(sm_90a\), but here is sm_80: pass operands in bfloat16"
+    with standins.pretending(monkeypatch, capability=(8, 0)), pytest.raises(TypeError, match=too_old):
+        attend(*given(*shapes))
+    with standins.pretending(monkeypatch, shared_bytes=1000), pytest.raises(ValueError, match="1000 bytes of shared memory are too few"):
+        attend(*given(*shapes))
+    with standins.pretending(monkeypatch) as recorder:
+        with pytest.raises(TypeError, match="key is bfloat16, but query is float8_e4m3fn: on a device both must be of one type"):
+            attend(given(shapes[0])[0], *given(*shapes[1:], dtype="bfloat16"))
+        with pytest.raises(ValueError, match="head_dim is 257, but must be 1 to 256"):
+            attend(*given((1, 1, 2, 257), (1, 1, 2, 257), (1, 1, 2, 8)))
+        with pytest.raises(TypeError, match="query is float8_e5m2, but on a device must be float32, float16, bfloat16 or float8_e4m3fn"):
+            attend(*given(*shapes, dtype="float8_e5m2"))
+        assert not recorder.launches
+        output, pullback = attend.vjp(*given(*shapes))
+        with pytest.raises(TypeError, match="query is float8_e4m3fn, of which there is no backward pass: pass operands in bfloat16"):
+            pullback(output)
+
+
+def test_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "cubin_of", lambda kernel, architecture: Cubin(b"", kernel.name, architecture, 168, 0, 0))
+    arrays = [np.zeros(shape, standins.numpy_type(FLOAT8)) for shape in ((1, 2, 5, 100), (1, 2, 6, 100), (1, 2, 6, 40))]
+    found = explain(*arrays, architecture="sm_90a", causal=True)
+    assert [(x.face, x.kernel) for x in found] == [
+        ("by_columns", "by_columns_float8_e4m3fn"),
+        ("forward", "forward_hopper_float8_e4m3fn_128_128"),
+    ]
+    with pytest.raises(ValueError, match="softcap is given"):
+        explain(*arrays, architecture="sm_90a", softcap=1.0)
+    with pytest.raises(ValueError, match="a scale that is not positive is given"):
+        explain(*arrays, architecture="sm_90a", scale=0.0)
+    with pytest.raises(TypeError, match="but here is sm_80"):
+        explain(*arrays, architecture="sm_80")
+
+
+def test_the_battery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the command that measures; launches are made by NumPy, from what they say of arrays."""
+    with standins.pretending(monkeypatch, by_numpy.launch):
+        found = list(results(StandIn("torch"), FLOAT8, level="quick"))
+    assert [(r.case, r.what, r.error_over_budget, r.reason) for r in found if r.status == "fail"] == []
+    assert sum(r.status == "pass" for r in found) > 30
+    assert {r.what for r in found if r.status == "pass"} == {"output"}

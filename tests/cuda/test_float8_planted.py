@@ -101,9 +101,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, module: ModuleType, old: str, new: st
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
-    *planted, on, how = FAULTS[name]
+    module, old, new, on, how = FAULTS[name]
     record_property("emulated", "fault")
-    plant(monkeypatch, *planted)
+    plant(monkeypatch, module, old, new)
     with pytest.raises((Fault, AssertionError)) as caught:
         for order in ("late", "at once"):
             PROBLEMS[on](**ORDERS[order])
