@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 import refattn
-from benchmarks.cases import Call, installed
+from benchmarks.cases import Call, installed, on_lines
 from benchmarks.conv_ours import CORNER
 from benchmarks.torch_peer import fastest
 
@@ -21,7 +21,7 @@ def causal(batch: int, channels: int, length: int, taps: int, direction: Literal
     import refattn_numba  # noqa: PLC0415  (needs Numba, but the list of cases does not)
 
     random = np.random.default_rng(0)
-    x, dy = random.standard_normal((2, batch, channels, length), np.float32)
+    x, dy = map(on_lines, random.standard_normal((2, batch, channels, length), np.float32))
     weight = random.standard_normal((channels, taps), np.float32)
     calls = {"refattn_numba": _ours(refattn_numba, x, weight, dy, direction)}
     if (torch := installed("torch")) is not None:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from benchmarks.cases import on_lines
+
 Face: TypeAlias = Literal["forward", "dX", "dW"]
 
 FACES: tuple[Face, ...] = ("forward", "dX", "dW")
@@ -61,12 +63,12 @@ class Layer:
         weight = random.standard_normal((self.filters, self.channels // self.groups, *(self.kernel,) * self.axes), np.float32)
         weight /= np.float32(math.sqrt(taps * self.channels / self.groups))
         dy = random.standard_normal((self.batch, self.filters, *self.out), np.float32)
-        return Given(self, *((_last(x), weight, _last(dy)) if self.channels_last else (x, weight, dy)))
+        return Given(self, *((_last(x), on_lines(weight), _last(dy)) if self.channels_last else map(on_lines, (x, weight, dy))))
 
 
 def _last(x: np.ndarray) -> np.ndarray:
     """The same numbers, channels next to one another."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    return np.moveaxis(on_lines(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 class Given(NamedTuple):

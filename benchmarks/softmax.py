@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import refattn
-from benchmarks.cases import installed
+from benchmarks.cases import installed, on_lines
 
 BLOCK, KEPT = 128, 6  # a block-sparse mask: each block of queries sees so many blocks of keys
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "int8": 1}
@@ -64,14 +64,14 @@ class Problem:
         random, kind = np.random.default_rng(0), np.dtype(self.dtype) if self.dtype != "bfloat16" else installed("ml_dtypes").bfloat16
         kv = (self.batch, self.kv_heads, self.key_len, self.head_dim)
         queries, pairs = (self.batch, self.heads, self.query_len, self.head_dim), (self.query_len, self.key_len)
-        query, key, value, d = (random.standard_normal(shape, np.float32).astype(kind) for shape in (queries, kv, kv, queries))
+        query, key, value, d = (on_lines(random.standard_normal(shape, np.float32).astype(kind)) for shape in (queries, kv, kv, queries))
         options: dict[str, Any] = {"causal": True} if self.causal else {}
         if self.option == "mask":
             options["mask"] = random.random(pairs) < 0.8
         if self.option == "blocks":
             options["mask"] = _blocks(random, *pairs)
         if self.option == "bias":
-            options["bias"] = random.standard_normal(pairs).astype(kind)
+            options["bias"] = on_lines(random.standard_normal(pairs).astype(kind))
         if self.window is not None:
             options["window"] = (self.window - 1, 0)
         return Given(self, query, key, value, d, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -12,12 +13,12 @@ ROOT = Path(__file__).parent
 IMPORTED = re.compile(rf"^[ \t]*(?:from ({PACKAGE}[\w.]*) import (\([^)]*\)|.*)|import ({PACKAGE}[\w.]*))", re.MULTILINE)
 
 
-def texts(module: str) -> dict[str, str]:
-    """Of each module its text, by name."""
+def texts(*modules: str, without: Container[str] = ()) -> dict[str, str]:
+    """Of each module its text, by name; `without` some, and what they alone import."""
     found: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
-        if (name := waiting.pop()) in found or (text := _text(name)) is None:
+        if (name := waiting.pop()) in found or name in without or (text := _text(name)) is None:
             continue
         found[name] = text
         waiting += _imported(name)
@@ -27,7 +28,12 @@ def texts(module: str) -> dict[str, str]:
 @cache
 def digest(module: str) -> str:
     """A hash of them."""
-    return _hash("\0".join(f"{name}\0{_hash(text)}" for name, text in sorted(texts(module).items())))
+    return joined(texts(module))
+
+
+def joined(found: dict[str, str]) -> str:
+    """One hash of several modules' texts."""
+    return _hash("\0".join(f"{name}\0{_hash(text)}" for name, text in sorted(found.items())))
 
 
 @cache

@@ -18,7 +18,7 @@ from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
 from refattn_numba.cpu.attention_forward import forward, forward_memory
 from refattn_numba.cpu.cached import FEW, attended_in_place
-from refattn_numba.cpu.call import Record, Spans
+from refattn_numba.cpu.call import Record, Spans, empty
 from refattn_numba.cpu.conversion import in_single, widened
 from refattn_numba.cpu.couples import couples_for_sums
 from refattn_numba.cpu.instructions import HOST
@@ -110,7 +110,7 @@ def attend_within(
     kv_heads, key_len, value_dim = value.shape[-3:]
     dtype, count = query.dtype.newbyteorder("="), math.prod(lead)
     wide = _of_sums(dtype)
-    output = np.empty((*lead, query_len, value_dim), dtype)
+    output = empty((*lead, query_len, value_dim), dtype)
     shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(2))
     tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
     call = Record(
@@ -156,10 +156,10 @@ def attend_within(
         run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
     lse = np.where(inverse == 0, -np.inf, shift - np.log(inverse))
     # the policy is that of weights, of which there are none without keys
-    empty = (inverse == 0)[..., None] if masked_rows != "zero" and key_len else None
-    if empty is not None and empty.any():
+    nowhere = (inverse == 0)[..., None] if masked_rows != "zero" and key_len else None
+    if nowhere is not None and nowhere.any():
         np.copyto(
-            output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=empty
+            output, np.nan if masked_rows == "nan" else _of_group(value.sum(axis=-2, keepdims=True), group) / max(key_len, 1), where=nowhere
         )
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
@@ -169,8 +169,8 @@ def attend_within(
             made.add(d_lse=packed(d_lse, wide))
         grads = _gradients(made, query, key, value, d, bias, spans, has_options=has_options, cost=2 * cost)
         centre = grads.pop("centre")
-        if empty is not None and masked_rows == "uniform":
-            d_mean = np.where(empty, d, 0).sum(axis=-2, keepdims=True) / max(key_len, 1)
+        if nowhere is not None and masked_rows == "uniform":
+            d_mean = np.where(nowhere, d, 0).sum(axis=-2, keepdims=True) / max(key_len, 1)
             grads["value"] += d_mean.reshape(*lead[:-1], kv_heads, group, 1, value_dim).sum(axis=-3)
         return {**grads, "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre)}
 
@@ -209,8 +209,8 @@ def _gradients(
     room = MOST_BYTES // max(kv * key_len * (head_dim + value_dim) * wide.itemsize, 1)
     chunks = max(1, min(-(-TASKS // max(parts, 1)), group * -(-query_len // tile) // UNITS, room))
     panel, size = backward_sizes(head_dim, value_dim, key_len, tile, lanes, wide.itemsize)
-    d_query, centre = np.empty(query.shape, wide), np.empty((*lead, query_len), wide)
-    d_key, d_value = (np.empty((kv, chunks, key_len, n), wide) for n in (head_dim, value_dim))
+    d_query, centre = empty(query.shape, wide), np.empty((*lead, query_len), wide)
+    d_key, d_value = (empty((kv, chunks, key_len, n), wide) for n in (head_dim, value_dim))
     made = call.more(memory_size=size, panel=panel, chunks=chunks)
     made.add(d_query=d_query, d_key=d_key, d_value=d_value, centre=centre)
     if dtype == np.uint16:

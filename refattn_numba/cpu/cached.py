@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.call import Record, address_of
+from refattn_numba.cpu.call import Record, address_of, empty
 from refattn_numba.cpu.decode import BLOCK, STEP, Decoding, decode, decode_memory
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import cap_of, packed
@@ -78,7 +78,7 @@ def attended(
     np.multiply(by_head, dtype.type(factor), out=inner, dtype=dtype)
     tasks = _tasks(reach, kv_heads) if tasks is None else tasks
     parts = tasks.sequence.size
-    sums, largest, total = (np.empty((parts, padded, *size), dtype) for size in ((value_width,), (), ()))
+    sums, largest, total = (empty((parts, padded, *size), dtype) for size in ((value_width,), (), ()))
     call = Record(
         {
             "softcap": cap_of(softcap, dtype),

@@ -149,3 +149,8 @@ def aligned(size: int, dtype: Any) -> Array:
     whole = np.empty(size + spare, dtype)
     first = -address_of(whole) % CACHE_LINE // whole.itemsize
     return whole[first : first + size]
+
+
+def empty(shape: Sequence[int], dtype: Any) -> Array:
+    """An array in such memory: NumPy's own begins 16 bytes after a line more often than not, which costs up to half of a kernel's speed."""
+    return aligned(math.prod(shape), dtype).reshape(shape)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from refattn._core import Array
+from refattn_numba.cpu.call import empty
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.sizes import smaller
 from refattn_numba.cpu.threads import run
@@ -95,7 +96,7 @@ STORED = {"uint16": Storage(widen_bfloat16, narrow_bfloat16), "float16": Storage
 def widened(x: np.ndarray[Any, Any]) -> Array:
     """Numbers of 16 bits as float32."""
     given = np.require(x, requirements=("C", "A"))
-    made = np.empty(x.shape, np.float32)
+    made = empty(x.shape, np.float32)
     _convert(STORED[x.dtype.name].widen, given.view(np.uint16), made.view(np.uint32))
     return made
 
@@ -103,7 +104,7 @@ def widened(x: np.ndarray[Any, Any]) -> Array:
 def narrowed(x: Array, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """float32 as numbers of 16 bits."""
     given = np.require(x, np.float32, ("C", "A"))
-    made = np.empty(x.shape, dtype)
+    made = empty(x.shape, dtype)
     _convert(STORED[dtype.name].narrow, given.view(np.uint32), made.view(np.uint16))
     return made
 

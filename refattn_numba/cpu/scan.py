@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn._core import Array, Grads, Pullback
 from refattn.attention.linear.rule import Recalled
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.call import Record, empty
 from refattn_numba.cpu.packing import packed
 from refattn_numba.cpu.scan_backward import backward
 from refattn_numba.cpu.scan_call import SPAN, ScanCall, memory_of
@@ -46,9 +46,9 @@ def scan(
     call.add(**{name: packed(x, dtype) for name, x in (("query", query), ("key", key), ("value", value))})
     call.add(**{name: packed(x, dtype) for name, x in (("log_decay", log_decay), ("beta", beta)) if x is not None})
     call.add(state=np.zeros((count, head_dim, value_dim), dtype) if state is None else packed(state, dtype))
-    output = np.empty((count, group, length, value_dim), dtype)
-    end = np.empty((count, head_dim, value_dim), dtype)
-    call.add(output=output, end=end, states=np.empty((count, -(-length // SPAN), head_dim, value_dim), dtype))
+    output = empty((count, group, length, value_dim), dtype)
+    end = empty((count, head_dim, value_dim), dtype)
+    call.add(output=output, end=end, states=empty((count, -(-length // SPAN), head_dim, value_dim), dtype))
     cost = count * length * head_dim * value_dim * (1 + group + (beta is not None))
 
     def run(kernel: Any, call: Record, chunk: int, cost: int) -> None:
@@ -65,8 +65,8 @@ def scan(
     def pullback(d_output: Array, d_state: Array) -> Grads:
         shared = {"query": query.shape, "key": key.shape}
         shared |= {name: x.shape for name, x in (("log_decay", log_decay), ("beta", beta)) if x is not None}
-        grads = {name: np.empty((parts, *shape), dtype) for name, shape in shared.items()}
-        grads |= {"value": np.empty(value.shape, dtype), "state": np.empty((*batch, kv_heads, head_dim, value_dim), dtype)}
+        grads = {name: empty((parts, *shape), dtype) for name, shape in shared.items()}
+        grads |= {"value": empty(value.shape, dtype), "state": empty((*batch, kv_heads, head_dim, value_dim), dtype)}
         made = call.more()
         made.add(d_output=packed(d_output, dtype), d_end=packed(d_state, dtype), **{f"d_{name}": g for name, g in grads.items()})
         run(backward, made, chunk, 3 * cost)

@@ -80,8 +80,8 @@ def varlen_attention_with_lse(
 ) -> tuple[AttendedWithLse, Pullback]:
     """`refattn.varlen_attention_with_lse` and its pullback.
 
-    Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, unchecked: to look at
-    them would be a copy to main memory.
+    Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, which stay inside the
+    arrays, but cannot say that lengths are wrong: to look at them would be a copy to main memory.
     """
     check_types(query, key, value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone

@@ -1,6 +1,6 @@
 """Compiled kernels in files, so that each is compiled once on a machine, or on another one.
 
-A file is one line of JSON, with a hash of what follows, and the object itself. Its name holds what the code depends on: the text of all
+A file is one line of JSON, with a hash of what follows, and the object itself. Its name holds what the code depends on: the text of the
 modules that make it, its constants, the architecture, and the versions of the compiler. Files are looked for in two folders. One is only
 read: what was compiled elsewhere, by whatever compiler, so that a machine without one runs too. The other belongs to the user.
 
@@ -23,17 +23,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refattn_numba import _sources
+
 if TYPE_CHECKING:
     from refattn_numba.cuda.kernel import Cubin, Kernel
 
 LAYOUT = "refattn cubin 1"
 FACTS = ("entry", "architecture", "registers", "shared_bytes", "stack_bytes")
 DIGITS = 24
-HOST_MODULES = frozenset({
-    "__init__.py", "arrays.py", "attention.py", "cache.py", "configurations.py", "dlpack.py", "driver.py", "explaining.py", "faces.py",
-    "hopper.py", "launching.py", "libraries.py", "library.py", "tensor_map.py",
-})  # fmt: skip
-"""Of this package, which decide nothing of a kernel's code."""
+COMPILER = f"{__package__}.toolchain"
 
 
 def folder() -> Path:
@@ -99,17 +97,19 @@ def build(kernels: Iterable[Kernel], architectures: Iterable[str], into: Path) -
 
 
 @functools.cache
-def _text_of_modules() -> str:
-    """All modules of this package that may decide what a kernel's code is: too many rather than too few."""
-    here = Path(__file__).parent
-    files = sorted(path for path in here.rglob("*.py") if path.name not in HOST_MODULES)
-    return "\0".join(f"{path.relative_to(here).as_posix()}\0{path.read_text('utf-8')}" for path in files)
+def digest_of(module: str) -> str:
+    """A hash of the text of a kernel's module, of the compiler's, and of all that these import.
+
+    The package itself is left out: it imports the host side for its users, and no kernel asks it for more than a module.
+    """
+    return _sources.joined(_sources.texts(module, COMPILER, without=(__package__,)))
 
 
 def source_of(kernel: Kernel) -> str:
-    """What decides a kernel's code besides the compiler, read as text, so that no compiler is needed to find a file."""
-    facts = kernel.builder.__module__, kernel.builder.__qualname__, kernel.config, kernel.parameters, kernel.blocks_per_processor
-    return f"{_text_of_modules()}\0{facts!r}"
+    """What decides a kernel's code besides the compiler; read as text, so that no compiler is needed to find a file."""
+    module = kernel.builder.__module__
+    facts = module, kernel.builder.__qualname__, kernel.config, kernel.parameters, kernel.blocks_per_processor
+    return f"{digest_of(module)} {facts!r}"
 
 
 def file_name(kernel: Kernel, architecture: str, source: str, versions: Iterable[str] = ()) -> str:

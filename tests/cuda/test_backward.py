@@ -94,6 +94,27 @@ def test_packed_sequences() -> None:
     compare(element, {name: x[0] for name, x in got.items()}, expected)
 
 
+WRONG_LENGTHS = [[0, 9, 5, 20], [0, 5, 9, 50], [-7, 5, 9, 20], [3, -5, 90, -2], [0, 2**31 - 1, 0, 20], [20, 20, 0, 0]]
+
+
+@pytest.mark.parametrize("wrong", WRONG_LENGTHS, ids=str)
+@pytest.mark.parametrize("of_keys", [False, True])
+def test_wrong_lengths_on_the_device_touch_nothing_outside(wrong: list[int], *, of_keys: bool, record_property: Any) -> None:
+    """The emulator ends at an access outside of the arrays; what is in the results is not said."""
+    right = np.array([0, 5, 9, 20], np.int32)
+    cu = (right, np.array(wrong, np.int32)) if of_keys else (np.array(wrong, np.int32), right)
+    rng, element = np.random.default_rng(1), "bfloat16"
+    query, key, value = (stored(rng.standard_normal((1, 1, 20, 32)), element) for _ in range(3))
+    options: dict[str, Any] = {"band": Band(-12, 3, 1), "cu": cu}
+    kernel = small(element, 32, has_options=False)
+    record_property("emulated", kernel.name)
+    output, _ = forward(kernel, query, key, value, **options)
+    assert output.shape == query.shape
+    whole, ones = forward(kernel, query, key, value), stored(np.ones(query.shape), element)
+    made = backward(small_backward(element, 32, has_options=False), query, key, value, *whole, ones, **options)
+    assert {x.shape for x in made.values()} == {query.shape}
+
+
 @pytest.mark.parametrize("element", ["bfloat16", "float32"])
 @pytest.mark.parametrize("option", ["causal", "mask"])
 def test_what_is_masked_reaches_nothing(element: str, option: str) -> None:

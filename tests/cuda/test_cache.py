@@ -5,13 +5,13 @@ import os
 import sys
 import threading
 import types
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 pytest.importorskip("numba")
 
+from refattn_numba import _sources
 from refattn_numba.cuda import cache
 from refattn_numba.cuda.kernel import Cubin, Kernel
 
@@ -122,19 +122,42 @@ def test_another_compiler_compiles_anew(compiler):
 
 def test_another_text_of_a_module_compiles_anew(compiler, monkeypatch):
     cache.cubin_of(kernel(), "sm_80")
-    text = cache._text_of_modules()
-    monkeypatch.setattr(cache, "_text_of_modules", lambda: f"{text} ")
+    monkeypatch.setattr(cache, "digest_of", lambda module: f"another than that of {module}")
     cache.cubin_of(kernel(), "sm_80")
     assert len(compiler.calls) == 2
 
 
-def test_the_text_is_that_of_all_modules_but_the_hosts():
-    text, here = cache._text_of_modules(), Path(cache.__file__).parent
-    assert (here / "kernel.py").read_text() in text
-    for path in here.rglob("*.py"):
-        if path.name not in cache.HOST_MODULES:
-            assert path.read_text() in text
-    assert "CudaDriver" not in text
+MAKERS = [
+    "fragments",
+    "kernel",
+    "kernels.place",
+    "kernels.exact_rows",
+    "kernels.hopper_forward",
+    "warpgroups",
+    "hopper_ptx",
+    "ptx",
+    "toolchain",
+]
+
+
+@pytest.mark.parametrize("changed", MAKERS)
+def test_each_module_that_makes_a_kernel_is_in_its_digest(monkeypatch, changed):
+    kernel = "refattn_numba.cuda.kernels.hopper_forward"
+    cache.digest_of.cache_clear()
+    before = cache.digest_of(kernel)
+    read = _sources._text
+    name = f"refattn_numba.cuda.{changed}"
+    assert read(name)
+    monkeypatch.setattr(_sources, "_text", lambda module: f"{read(module)} " if module == name else read(module))
+    cache.digest_of.cache_clear()
+    assert cache.digest_of(kernel) != before
+    cache.digest_of.cache_clear()
+
+
+def test_the_host_side_and_other_kernels_are_in_no_digest():
+    found = _sources.texts("refattn_numba.cuda.kernels.forward", cache.COMPILER, without=("refattn_numba.cuda",))
+    others = {f"refattn_numba.cuda.{name}" for name in ("driver", "launching", "configurations", "kernels.backward_keys")}
+    assert not others & found.keys()
 
 
 def test_a_broken_file_is_made_anew(compiler):

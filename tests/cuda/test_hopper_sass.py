@@ -101,10 +101,8 @@ def test_the_gate_sees_products_made_one_after_the_other() -> None:
     assert cubin.stack_bytes > 0
 
 
-def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
-    text = cache.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
-    for part in ("def product_of_weights", "class HopperInstructions", "def exact_rows", "groups=2, keys=128"):
-        assert part in text
+def test_source_of_a_kernel_has_its_constants() -> None:
+    assert "groups=2, keys=128" in cache.source_of(KERNELS["forward_hopper_bfloat16_128_128"])
 
 
 def test_hosts_find_their_kernel() -> None:

@@ -107,8 +107,7 @@ def test_architecture_is_checked() -> None:
         toolchain.compile(choose("sinks", "float32", 1, 1), "hopper")
 
 
-def test_source_of_a_kernel_names_all_that_decides_its_code() -> None:
+def test_source_of_a_kernel_has_its_constants() -> None:
     text = cache.source_of(choose("forward", "bfloat16", 128, 128))
-    for part in ("def product_of_rows", "def copy_rows", "class Machine", "def places", "Config(element='bfloat16', size=128"):
-        assert part in text
+    assert "Config(element='bfloat16', size=128" in text
     assert text != cache.source_of(choose("forward", "float16", 128, 128))

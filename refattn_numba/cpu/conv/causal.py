@@ -13,7 +13,7 @@ import numpy as np
 
 from refattn._core import Array, Grads, Integers, Pullback
 from refattn.convolution.causal import CausalConvolved
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.call import Record, empty
 from refattn_numba.cpu.conv import depthwise
 from refattn_numba.cpu.conv.causal_lines import LinesCall, line_gradients, lines
 from refattn_numba.cpu.conv.depthwise_axes import split
@@ -118,7 +118,7 @@ def _record(x: Array, weight: Array, state: Array | None, **arrays: Any) -> Reco
 
 
 def _lines(x: Array, weight: Array, bias: Array | None, state: Array | None) -> Array:
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     tasks = x.shape[0] * x.shape[1]
     record = _record(x, weight, state, bias=bias, y=y).more(tasks=tasks)
     run_tasks(lines, record, has_options=False, tasks=tasks, cost=y.size * weight.shape[1], dtype=x.dtype)
@@ -126,7 +126,7 @@ def _lines(x: Array, weight: Array, bias: Array | None, state: Array | None) -> 
 
 
 def _line_gradients(x: Array, dy: Array, weight: Array, state: Array | None) -> tuple[Array, Array]:
-    dx, (batch, channels, _), taps = np.empty(x.shape, x.dtype), x.shape, weight.shape[1]
+    dx, (batch, channels, _), taps = empty(x.shape, x.dtype), x.shape, weight.shape[1]
     parts = max(1, min(batch, depthwise.PARTS // channels))
     sums = np.zeros((parts, channels, taps + 1), x.dtype)
     arrays = {"y": np.ascontiguousarray(dy), "dx": dx, "turned": np.ascontiguousarray(weight[:, ::-1]), "sums": sums}

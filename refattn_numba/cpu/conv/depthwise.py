@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.call import Record, empty
 from refattn_numba.cpu.conv.depthwise_axes import Axis, Planes, axes_of, planes_of
 from refattn_numba.cpu.conv.depthwise_pixels import PixelsCall, pixel_gradients, pixels
 from refattn_numba.cpu.conv.depthwise_planes import LONG, PlanesCall, plane_gradients, planes
@@ -187,7 +187,7 @@ def _linear(problem: Problem, face: Linear, given: Array, weight: Array, epilogu
         run_tasks(pixels, record.more(tasks=tasks), has_options=False, tasks=tasks, cost=cost, dtype=problem.dtype)
     else:
         tables, fields = _planes(problem, face)
-        out = np.empty(made.shape, problem.dtype) if problem.channels_last else made
+        out = empty(made.shape, problem.dtype) if problem.channels_last else made
         record = _record(PlanesCall, tables, fields, np.ascontiguousarray(given), out, weight, epilogue.bias)
         count = problem.batch * problem.groups
         together = max(1, min(TOGETHER, count // (2 * TOGETHER)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array, Integers
-from refattn_numba.cpu.call import aligned
+from refattn_numba.cpu.call import aligned, empty
 from refattn_numba.cpu.conv.direct_call import blocks_of, described, load_taps, record, width_of
 from refattn_numba.cpu.conv.direct_pack import unpack
 from refattn_numba.cpu.conv.direct_tables import tables
@@ -57,7 +57,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     memory = {"memory_size": -(-int(places[-1]) // 64) * 64 // problem.dtype.itemsize}
     call = record({**fields, **memory}, source=x, d_output=gathered, output=sums, classes=found.classes, taps=found.taps)
     run_tasks(correlate_weight, call, False, tasks * parts, int(problem.operations), problem.dtype)
-    made = np.empty((problem.groups * problem.o, problem.c, *problem.kernel), problem.dtype)
+    made = empty((problem.groups * problem.o, problem.c, *problem.kernel), problem.dtype)
     call = record({**fields, "memory_size": width * width}, source=sums, output=made)
     run_tasks(unpack, call, False, tasks, 4 * sums.size, problem.dtype)
     return made

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.call import Record, aligned
+from refattn_numba.cpu.call import Record, aligned, empty
 from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.pointwise_call import (
@@ -71,7 +71,8 @@ def pack(problem: Problem, face: Face, weight: Array) -> Any:
     matrices = matrices.swapaxes(1, 2) if face == "correlate" else matrices
     width = tile(problem.dtype)
     strips = -(-matrices.shape[2] // width)
-    made = np.zeros((problem.groups, strips, matrices.shape[1], width), problem.dtype)
+    made = empty((problem.groups, strips, matrices.shape[1], width), problem.dtype)
+    made[:, -1:] = 0
     for strip in range(strips):
         part = matrices[:, :, strip * width : (strip + 1) * width]
         made[:, strip, :, : part.shape[2]] = part
@@ -111,7 +112,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     blocks = problem.groups * -(-lane_count // lane_block) * -(-line_count // line_block)
     share = whole(-(-total // min(-(-SHARES // blocks), -(-total // part))), part)
     shares = -(-total // share)
-    made = np.empty((shares, *shape), problem.dtype)
+    made = empty((shares, *shape), problem.dtype)
     step, sums = lane_block + lanes(problem.dtype), whole(room(line_block), lanes(problem.dtype))
     at_lanes = lane_block * max(part, 0 if of_x else sums)
     at_lines = at_lanes + part * step

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from refattn._core import Array
+from refattn_numba.cpu.call import empty
 
 Axes: TypeAlias = tuple[int, int, int]
 Linear: TypeAlias = Literal["correlate", "spread"]
@@ -60,8 +61,8 @@ class Problem(NamedTuple):
     def empty(self, channels: int, size: Axes) -> Array:
         """An array for x or y."""
         if not self.channels_last:
-            return np.empty((self.batch, channels, *size), self.dtype)
-        return np.moveaxis(np.empty((self.batch, *size, channels), self.dtype), -1, 1)
+            return empty((self.batch, channels, *size), self.dtype)
+        return np.moveaxis(empty((self.batch, *size, channels), self.dtype), -1, 1)
 
 
 class Epilogue(NamedTuple):

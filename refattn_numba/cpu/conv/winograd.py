@@ -28,7 +28,7 @@ import numba
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.call import Record
+from refattn_numba.cpu.call import Record, aligned, empty
 from refattn_numba.cpu.conv import winograd_kernels as kernels
 from refattn_numba.cpu.conv import winograd_weight
 from refattn_numba.cpu.conv.epilogue import finish
@@ -143,7 +143,7 @@ def many_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: di
     """Blocks of tiles, from transformed weights."""
     dtype, points = problem.dtype, fields["points"]
     most = block * cut.rows * cut.columns
-    u = np.empty(problem.groups * fields["panels"] * points * problem.c * fields["panel"], dtype)
+    u = aligned(problem.groups * fields["panels"] * points * problem.c * fields["panel"], dtype)
     fields |= of_points(fields, most, dtype)
     given = {**fields, "block": block, **memory_of(problem, cut, v=points * fields["v_point"], m=points * fields["m_point"])}
     small = {**fields, **memory_of(problem, cut, dense=of_weights(problem))}
@@ -160,7 +160,7 @@ def few_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dic
     chunk = min(chunk, problem.c)
     fields |= of_points(fields, fields["tiles"], dtype)
     of_m = points * fields["m_point"]
-    v = np.empty(problem.groups * points * fields["v_point"], dtype)
+    v = aligned(problem.groups * points * fields["v_point"], dtype)
     registers = -(-problem.c // lanes(dtype))
     of_inputs = {**fields, **memory_of(problem, cut)}
     run(kernels.transform_inputs, of_inputs, problem.groups * fields["slabs"] * registers, 8 * v.size, dtype, x=arrays["x"], v=v)
@@ -171,7 +171,7 @@ def few_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dic
 def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     """Its transform, summed over blocks of tiles, and over slices of these that are as many whatever the threads."""
     dtype = problem.dtype
-    dw = np.empty((problem.groups * problem.o, problem.c, *problem.kernel), dtype)
+    dw = empty((problem.groups * problem.o, problem.c, *problem.kernel), dtype)
     if not x.size or not dy.size:
         dw[...] = 0
         return dw
@@ -195,7 +195,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
         problem, cut, dense=dense, v=points * fields["v_point"], m=points * max(fields["m_point"], width),
         sums=points * s_point if slices == 1 else 0,
     )  # fmt: skip
-    sums = np.empty(slices * tasks * points * s_point, dtype) if slices > 1 else None
+    sums = aligned(slices * tasks * points * s_point, dtype) if slices > 1 else None
     cost = 2 * fields["tiles"] * points * problem.groups * problem.c * problem.o
     run(winograd_weight.add_tiles, {**fields, **memory}, slices * tasks, cost, dtype, x=x, y=dy, weight=dw, sums=sums)
     if sums is not None:

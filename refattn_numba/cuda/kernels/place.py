@@ -62,6 +62,13 @@ def places_in(ops: Any, tile: int) -> Callable[..., Any]:
     """
     load, quotient = ops(memory.load("int32")), ops(memory.quotient())
 
+    def sequence(at: Any, total: Any) -> tuple[Any, Any]:
+        """Where it starts, and its length; inside what there is, also where the numbers, which nobody checked, are wrong."""
+        start = min(max(load(at), 0), total)
+        return start, min(max(load(at + 4), start), total) - start
+
+    sequence = ops.function(sequence)
+
     def place_in(
         block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
     ) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
@@ -69,7 +76,7 @@ def places_in(ops: Any, tile: int) -> Callable[..., Any]:
         batch = quotient(rest, heads)
         head = rest - batch * heads
         index = tiles - 1 - (block - rest * tiles)
-        start, other_start, sequence = 0, 0, 0
+        start, other_start, which = 0, 0, 0
         if starts != 0:
             low, high = 0, sequences - 1
             while low < high:
@@ -78,11 +85,11 @@ def places_in(ops: Any, tile: int) -> Callable[..., Any]:
                     low = middle
                 else:
                     high = middle - 1
-            start, other_start = load(starts + 4 * low), load(other_starts + 4 * low)
-            length, other_length = load(starts + 4 * low + 4) - start, load(other_starts + 4 * low + 4) - other_start
-            sequence = low
-            index = index - (start // tile + sequence)
-        return index * tile, head, batch, start, length, other_start, other_length, sequence
+            which = low
+            index = max(index - (load(starts + 4 * which) // tile + which), 0)
+            start, length = sequence(starts + 4 * which, length)
+            other_start, other_length = sequence(other_starts + 4 * which, other_length)
+        return index * tile, head, batch, start, length, other_start, other_length, which
 
     return ops.function(place_in)
 
