@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INT, FLOAT, LONG, NOTHING = ir.IntType(32), ir.FloatType(), ir.IntType(64), ir.VoidType()
 SHORT = {"bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "e4m3"}
 DEEP = {"e4m3": 32}
+"""How many numbers a product sums over, where these are not 16."""
 
 
 def elected(text: str) -> str:

@@ -1,8 +1,9 @@
 """Operations of compute capability 9.0: four warps multiply together what one warp copies for them, while they do something else.
 
-Operands lie in shared memory in blocks of 128 bytes, which are 64 columns, or 128 of 8 bits: row after row, and within each 8 rows the 16 bytes at place c of
-row r stand at place ``c ^ r``, so that 8 rows of one column lie in different banks (the swizzle of 128 bytes; PTX ISA, "Asynchronous
-warpgroup level matrix shared memory layout"). Copies write this layout by themselves, where a block begins at a multiple of 1024 bytes.
+Operands lie in shared memory in blocks of 128 bytes, which are 64 columns, or 128 of 8 bits: row after row, and within each 8 rows the 16
+bytes at place c of row r stand at place ``c ^ r``, so that 8 rows of one column lie in different banks (the swizzle of 128 bytes; PTX ISA,
+"Asynchronous warpgroup level matrix shared memory layout"). Copies write this layout by themselves, where a block begins at a multiple of
+1024 bytes.
 Sums of 64 rows are four `Tile`s of 16, one for each warp, and so are what a product takes on its left from registers.
 """
 

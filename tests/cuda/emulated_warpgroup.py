@@ -134,6 +134,9 @@ class HopperWarp(Warp):
 
     waits_at: int | None = None
 
+    kept_bits: int | None = None
+    """That sums of products of 8 bits keep; all of float32 by default."""
+
     def announce(self, number: Any, threads: int) -> None:
         self._come(number, threads)
 
@@ -240,6 +243,9 @@ class HopperWarp(Warp):
                 a = self._numbers(lefts[k], dtype) if lefts else left_of(left[4 * k : 4 * k + 4], dtype)
                 b = self._numbers(of_right, dtype)
                 total = total + a @ (b.T if steps.right_is_rows else b)
+                if dtype == FLOAT8 and self.kept_bits is not None:
+                    fraction, exponent = np.frexp(total)
+                    total = np.ldexp(np.trunc(np.ldexp(fraction, self.kept_bits)), exponent - self.kept_bits)
             return total[sum_rows(steps.columns), sum_columns(steps.columns)]
 
         return touched, run

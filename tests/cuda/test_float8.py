@@ -19,10 +19,12 @@ from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
 from refattn_numba.cuda import cache, explain, hopper
 from refattn_numba.cuda.kernel import Cubin
+from refattn_numba.cuda.kernels import hopper_tiles
 from refattn_numba.cuda.kernels.hopper_tiles import Config
 from tests.cuda import by_numpy, emulated_hopper, emulator, standins
 from tests.cuda.calls import Band, numbers, stored
 from tests.cuda.cases import PROBLEMS, Problem, problem
+from tests.cuda.emulated_warpgroup import HopperWarp
 from tests.cuda.emulator import FLOAT8
 from tests.cuda.hopper_calls import hopper_forward_of, hopper_kernel
 from tests.cuda.test_hopper import FITTING, ORDERS
@@ -165,6 +167,22 @@ def test_which_sum_of_weights_is_nearer(record_property: Any) -> None:
     output, _ = hopper_forward_of(small(keys=128), *case.operands)
     record_property("emulated", "hopper_forward in float8")
     np.testing.assert_allclose(numbers(output), by_exact, rtol=2.0**-8)
+
+
+@pytest.mark.parametrize("largest_apart", [128, 0])
+def test_sums_that_keep_14_bits(largest_apart: int, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
+    """As tensor cores are said to: in one tile of 128 keys they are cut four times, by less than 2**-13; over all keys, that adds up."""
+    case = drawn(heads=1, head_dim=32, query_len=1, key_len=2048)
+    query, key, value = case.operands
+    case = case._replace(operands=(stored(np.zeros(query.shape), FLOAT8), key, stored(np.abs(numbers(value)), FLOAT8)))
+    monkeypatch.setattr(HopperWarp, "kept_bits", 14)
+    monkeypatch.setattr(hopper_tiles, "LARGEST_APART", largest_apart)
+    output, _ = hopper_forward_of(small(keys=128), *case.operands)
+    (expected, _), _ = case.reference()
+    record_property("emulated", "hopper_forward in float8")
+    error = np.abs(numbers(output) / expected - 1).max()
+    is_within = error < 4 * 2.0**-13 + OUTPUT
+    assert is_within == (largest_apart > 0)
 
 
 def run(kernel: Any, blocks: int, arguments: Any, buffers: Any) -> None:
