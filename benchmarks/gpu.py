@@ -1,4 +1,4 @@
-"""Attention on an NVIDIA GPU, held to the reference and timed beside PyTorch: ``python -m benchmarks.gpu [--quick] [--carry FOLDER]``.
+"""Attention and convolution on an NVIDIA GPU, held to the reference and timed beside PyTorch: ``python -m benchmarks.gpu [--quick] [--carry FOLDER]``.
 
 One call does all, in less than ten minutes: a table of the machine, the battery of cases that are compared with the reference in main
 memory, then times of PyTorch's back ends and ours, which take turns. Each row runs in a process of its own with a limit of time, so that
@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_conv_timing
 from benchmarks.gpu_rows import START_SECONDS, Row, rows, run
 from benchmarks.machine import versions
 from benchmarks.tables import Rows, aligned
@@ -102,7 +103,11 @@ def measured(chosen: Sequence[Row], minutes: float) -> dict[str, dict[str, Any]]
 
 def tables(found: Mapping[str, Mapping[str, Any]]) -> str:
     """What was found, in a few lines each."""
-    parts = [_battery_table(found), _limits_line(found), _times_table(found, "forward"), _times_table(found, "backward"), _failures(found)]
+    times = [_times_table(found, which) for which in ("forward", "backward")]
+    layers, limits = found.get("convolutions", {}), found.get("limits", {})
+    of_layers = [gpu_conv_timing.table(layers, limits, which) for which in ("forward", "backward")]
+    of_decoding = _decode_table(found.get("decode", {}))
+    parts = [_battery_table(found), _limits_line(found), of_decoding, *times, *of_layers, _failures(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -121,6 +126,17 @@ def _limits_line(found: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"limits: a copy moves {row['copy_tb_per_s']:.2f} TB/s, a product of matrices makes {row['matmul_tflops']:.0f} TFLOP/s (bfloat16)"
     )
+
+
+def _decode_table(row: Mapping[str, Any]) -> str:
+    shapes = row.get("shapes", {})
+    names = list(dict.fromkeys(name for shape in shapes.values() for name in shape["times"]))
+    body: list[list[str]] = []
+    for title, shape in shapes.items():
+        rates = [f"{shape['times'][name]['tb_per_s']:.2f}" if name in shape["times"] else "-" for name in names]
+        share = f"{100 * shape['share_of_copy']['ours']:.0f}" if "ours" in shape["share_of_copy"] else "-"
+        body.append([title, *rates, share, f"{shape['host_us']:.0f}", "yes" if shape["ok"] else "NO"])
+    return aligned([["decode, TB/s", *names, "ours, % of a copy", "host us", "right"], *body]) if body else ""
 
 
 def _times_table(found: Mapping[str, Mapping[str, Any]], which: str) -> str:
@@ -160,12 +176,13 @@ def write(about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], into
 
 def build(into: Path, architectures: Sequence[str]) -> str:
     """Compile all kernels, which needs no GPU."""
-    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
+    from refattn_numba.cuda import configurations, conv_configurations, conv_small_configurations, hopper  # noqa: PLC0415  # the kernels
 
     start = time.monotonic()
-    made = cache.build(configurations.shipped(), architectures, into)
+    portable = (*configurations.shipped(), *conv_configurations.shipped(), *conv_small_configurations.shipped())
+    made = cache.build(portable, architectures, into)
     if hopper.ARCHITECTURE in architectures:
-        made += cache.build(hopper.shipped(), [hopper.ARCHITECTURE], into)
+        made += cache.build((*hopper.shipped(), *conv_configurations.shipped_for_hopper()), [hopper.ARCHITECTURE], into)
     size = sum(path.stat().st_size for path, _ in made) / 2**20
     return f"{len(made)} kernels for {' and '.join(architectures)}, {size:.1f} MiB, in {into}: {time.monotonic() - start:.0f} seconds"
 

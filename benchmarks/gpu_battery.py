@@ -17,7 +17,9 @@ from refattn.testing.precision import Format, named_format
 FLOAT8 = "float8_e4m3fn"
 DTYPES = ("bfloat16", "float16", "float32", FLOAT8)
 DENSE, VARLEN = "scaled_dot_product_attention_with_lse", "varlen_attention_with_lse"
-MECHANISMS = (DENSE, VARLEN)
+DECODE, PAGED = "decode_attention_with_lse", "paged_attention_with_lse"
+MECHANISMS = (DENSE, VARLEN, DECODE, PAGED)
+SCALES = ("key_scale", "value_scale")
 NOT_IN_FLOAT8 = ("mask", "bias", "keep", "softcap")
 
 
@@ -51,11 +53,14 @@ def candidate(name: str, framework: NumPy, dtype: str = "") -> Candidate:
                 raise Unsupported("a scale that is an array is for main memory")
             if dtype == FLOAT8 and (any(given.get(n) is not None for n in NOT_IN_FLOAT8) or (given.get("scale") or 1) <= 0):
                 raise Unsupported(f"no such option in {FLOAT8}")
+            if any(getattr(given.get(n), "shape", ()) and given[n].shape[-1] != 1 for n in SCALES):
+                raise Unsupported("scales of channels are for main memory")
             return call(**given)
 
         return with_what_is_offered
 
-    return Candidate(offered(function), framework, vjp=None if dtype == FLOAT8 else offered(function.vjp))
+    has_vjp = dtype != FLOAT8 and name not in {DECODE, PAGED}
+    return Candidate(offered(function), framework, vjp=offered(function.vjp) if has_vjp else None)
 
 
 class Sizes(NamedTuple):
@@ -111,6 +116,40 @@ def own_cases() -> Iterator[tuple[str, Case]]:
     yield VARLEN, Case("packed, causal window", {**packed, **LOWER, "window": (40, None)})
 
 
+def decode_cases() -> Iterator[tuple[str, Case]]:
+    """The same of attention to caches: several splits, a group of one tile and of more, pages of odd sizes, and what is not to be read."""
+    yield DENSE, Case("few queries of many keys", {**_operands(Sizes(query_len=4, key_len=2100), 290), **LOWER})
+    shapes = {
+        "one query": ((3, 4, 1, 64), (3, 2, 1400, 64), {}),
+        "heads in groups of 20": ((2, 20, 2, 128), (2, 1, 700, 128), {"causal": True}),
+        "a few queries in a window": ((2, 4, 5, 40), (2, 4, 900, 40), {"causal": True, "window": (300, None), "softcap": 2.0}),
+        "head_dim 256": ((2, 8, 1, 256), (2, 1, 600, 256), {}),
+    }
+    for index, (name, (of_query, of_key, options)) in enumerate(shapes.items()):
+        random, (count, kv_heads, room, _) = np.random.default_rng(300 + index), of_key
+        query, key, value = (random.normal(size=shape) for shape in (of_query, of_key, of_key))
+        lengths = np.array([room, 3, room // 2])[:count]
+        key[1, :, 3:], value[1, :, 3:] = np.nan, np.inf
+        given = {"query": query, "lengths": lengths, "sinks": random.normal(size=of_query[1]), **options}
+        yield DECODE, Case(name, {**given, "key": key, "value": value})
+        for page_size in (16, 7):
+            pages = -(-room // page_size)
+            order = random.permutation(count * pages).reshape(count, pages)
+            pools = []
+            for cache in (key, value):
+                padded = np.pad(cache, ((0, 0), (0, 0), (0, pages * page_size - room), (0, 0)))
+                pool = np.empty((count * pages, kv_heads, page_size, cache.shape[-1]))
+                pool[order] = padded.reshape(count, kv_heads, pages, page_size, -1).swapaxes(1, 2)
+                pools.append(pool)
+            order[1, -(-3 // page_size) :] = -1
+            scales = {
+                "key_scale": random.uniform(0.5, 1, (kv_heads, 1, 1)),
+                "value_scale": random.normal(size=(len(pools[0]), 1, page_size, 1)),
+            }
+            pages_of = {"key_pages": pools[0], "value_pages": pools[1], "block_table": order}
+            yield PAGED, Case(f"{name}, pages of {page_size}", {**given, **pages_of, **scales})
+
+
 def _operands(sizes: Sizes, seed: int) -> dict[str, Any]:
     random, s = np.random.default_rng(seed), sizes
     return {
@@ -139,12 +178,13 @@ def _with_arrays(name: str, random: np.random.Generator) -> dict[str, Any]:
 def results(framework: NumPy, dtype: str, *, level: Any = "full") -> Iterator[Result]:
     """The oracle's cases, and our own. In float8 of the output alone, as that format has no infinity for a log-sum-exp."""
     target = named_format(dtype)
-    names = {name: name.removesuffix("_with_lse") if dtype == FLOAT8 else name for name in MECHANISMS}
+    of_type = (DENSE, VARLEN) if dtype == FLOAT8 else MECHANISMS
+    names = {name: name.removesuffix("_with_lse") if dtype == FLOAT8 else name for name in of_type}
     made = {name: candidate(name, framework, dtype) for name in names.values()}
     for name in names.values():
         for case in cases(getattr(refattn, name), level=level):
             yield from compare_case(made[name], getattr(refattn, name), case, target)
-    for own, case in own_cases():
+    for own, case in own_cases() if dtype == FLOAT8 else (*own_cases(), *decode_cases()):
         name = names[own]
         yield from compare_case(made[name], getattr(refattn, name), case, target)
 

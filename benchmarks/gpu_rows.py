@@ -7,7 +7,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks import gpu_conv_battery
 from benchmarks.gpu_battery import DTYPES, FLOAT8, OnCuda, results, summary
+from benchmarks.gpu_conv_timing import convolutions
+from benchmarks.gpu_decode import decode
 from benchmarks.gpu_timing import Shape, attention, float8_forward, limits
 
 START_SECONDS = 20
@@ -44,10 +47,22 @@ def battery(torch: Any, dtype: str) -> Mapping[str, Any]:
     return {**made, "ok": not made["failed"] and made["compared"] > 0}
 
 
-def portable_battery(torch: Any) -> Mapping[str, Any]:
+def convolution_battery(torch: Any, dtype: str) -> Mapping[str, Any]:
+    """The same of convolutions, with channels first and, of what has two or three axes of positions, last in memory."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+    def lying_last(x: Any) -> Any:
+        return x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x
+
+    found = list(gpu_conv_battery.results(OnCuda(torch), dtype))
+    made = summary([*found, *gpu_conv_battery.results(OnCuda(torch), dtype, lying_last)])
+    return {**made, "ok": not made["failed"] and made["compared"] > 0}
+
+
+def portable_battery(torch: Any, of: Callable[[Any, str], Mapping[str, Any]] | None = None) -> Mapping[str, Any]:
     """The same by the kernels that other devices take, in a process that then takes no others."""
     os.environ["REFATTN_CUDA_PORTABLE"] = "1"
-    return battery(torch, "bfloat16")
+    return (of or battery)(torch, "bfloat16")
 
 
 def _shapes() -> Sequence[tuple[Shape, bool]]:
@@ -69,10 +84,22 @@ def rows() -> tuple[Row, ...]:
     """In the order in which they run: whether results are right comes first, then how fast they are."""
     batteries = [Row(f"battery {dtype}", 150, lambda torch, d=dtype: battery(torch, d), quick=True, alone=False) for dtype in DTYPES]
     batteries.append(Row("battery bfloat16 portable", 150, portable_battery, quick=True, alone=False))
+    batteries += [
+        Row(f"battery of convolutions {dtype}", 150, lambda torch, d=dtype: convolution_battery(torch, d), quick=True, alone=False)
+        for dtype in DTYPES
+        if dtype != FLOAT8
+    ]
+    portable = "battery of convolutions bfloat16 portable"
+    batteries.append(Row(portable, 150, lambda torch: portable_battery(torch, convolution_battery), quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
     eight = Shape(FLOAT8, 4, 16, 16, 4096, 128, False)
     times.append(Row(f"attention {eight}", 20, lambda torch: float8_forward(torch, eight), quick=True))
-    return (*batteries, Row("limits", 30, limits, quick=True), *times)
+    others = (
+        Row("limits", 30, limits, quick=True),
+        Row("decode", 40, decode, quick=True),
+        Row("convolutions", 60, convolutions, quick=True),
+    )
+    return (*batteries, *others, *times)
 
 
 def run(name: str) -> Mapping[str, Any]:

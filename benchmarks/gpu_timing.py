@@ -113,7 +113,7 @@ def attention(torch: Any, shape: Shape) -> dict[str, Any]:
     return {
         "shape": shape._asdict(),
         **made,
-        "host_us": _host_microseconds(torch, forward["ours"]),
+        "host_us": host_microseconds(torch, forward["ours"]),
         "errors": errors,
         "ok": _is_right(errors, shape.dtype),
     }
@@ -134,7 +134,7 @@ def float8_forward(torch: Any, shape: Shape) -> dict[str, Any]:
     return {
         "shape": shape._asdict(),
         "forward": _with_rates(medians(torch, calls), shape.operations),
-        "host_us": _host_microseconds(torch, calls["ours"]),
+        "host_us": host_microseconds(torch, calls["ours"]),
         "errors": errors,
         "ok": _is_right(errors, shape.dtype),
     }
@@ -184,7 +184,7 @@ def _with_rates(times: dict[str, dict[str, float]], operations: float) -> dict[s
     return {name: {**t, "tflops": operations / t["ms"] / 1e9} for name, t in times.items()}
 
 
-def _host_microseconds(torch: Any, call: Call, calls: int = 20) -> float:
+def host_microseconds(torch: Any, call: Call, calls: int = 20) -> float:
     """What a call takes of the host before it returns, while the device still works."""
     torch.cuda.synchronize()
     start = time.perf_counter()

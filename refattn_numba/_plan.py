@@ -10,6 +10,7 @@ import numpy as np
 from refattn._core import Pullback
 from refattn_numba._tensors import is_tensor
 from refattn_numba.cpu.conv.run import keeping
+from refattn_numba.cuda.arrays import is_on_device
 
 
 class Plan:
@@ -20,6 +21,10 @@ class Plan:
     """
 
     def __init__(self, convolution: Any, weight: Any, bias: Any, options: Mapping[str, Any]) -> None:
+        for name, x in (("weight", weight), ("bias", bias)):
+            if is_on_device(x):
+                where = f"{convolution.__name__}.plan: {name} lies on a device"
+                raise TypeError(f"{where}, but must be in main memory: call the function instead")
         copied = [x if x is None else x.detach().clone() if is_tensor(x) else np.array(x) for x in (weight, bias)]
         self._call, self._given = convolution, {"weight": copied[0], "bias": copied[1], **options}
         self._kept: dict[Any, Any] = {}

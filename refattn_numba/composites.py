@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import refattn
 from refattn import Mechanism
 from refattn._core import Pullback
 from refattn_numba._twin import twin_of, using
+from refattn_numba.cuda.faces import convolution_on_device
 
 P = ParamSpec("P")
 Y = TypeVar("Y")
 
 
-def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
+def composite(reference: Mechanism[P, Y], finished: Callable[[Any], Any] = lambda made: made) -> Mechanism[P, Y]:
     """The reference's own rule, whose parts are looked up among the fast ones; each of these compiles on its first call."""
     rule = cast("Any", reference).spec.rule
 
@@ -24,10 +26,10 @@ def composite(reference: Mechanism[P, Y]) -> Mechanism[P, Y]:
             return rule(*args, **kwargs)
 
     fast.__module__ = __name__
-    return twin_of(reference, like=reference, makes_new=False)(fast)
+    return twin_of(reference, like=reference, makes_new=False, finished=finished)(fast)
 
 
-separable_conv2d = composite(refattn.separable_conv2d)
+separable_conv2d = composite(refattn.separable_conv2d, convolution_on_device)
 squeeze_excitation = composite(refattn.squeeze_excitation)
 cbam = composite(refattn.cbam)
 non_local = composite(refattn.non_local)

@@ -17,6 +17,7 @@ from refattn_numba._twin import twin_of
 from refattn_numba.cpu.conv import run
 from refattn_numba.cpu.conv.choice import Name
 from refattn_numba.cpu.conv.problem import Accuracy, Activation, Layout
+from refattn_numba.cuda.faces import convolution_on_device
 
 P = ParamSpec("P")
 
@@ -43,7 +44,7 @@ def how(
     ----------
     algorithm : {"auto", "direct", "winograd", "fft", "pointwise", "depthwise"}, optional
         How to compute it; "auto" takes what should be the fastest, for the output and for each gradient. ValueError where the one that
-        is named does not apply.
+        is named does not apply. Arrays on a device take "auto" alone.
     accuracy : {"fast", "strict"}, optional
         Whether "auto" may take algorithms with errors above those of a sum of products (within their stated bounds), or not.
     activation : {"relu", "silu", "gelu"} or None, optional
@@ -81,8 +82,13 @@ def _twin(reference: Any, rule: Callable[P, tuple[Array, Pullback]]) -> Convolut
         return cast("Any", rule)(*args, **kwargs)
 
     fast.__module__ = __name__
-    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=lambda f: planned(accepting_layouts(f)))(fast)
+    made = twin_of(reference, like=reference, narrow=True, extras=how, finished=_finished)(fast)
     return cast("Convolution[P]", made)
+
+
+def _finished(made: Any) -> Any:
+    """With layouts, arrays on a device, and plans."""
+    return planned(convolution_on_device(accepting_layouts(made)))
 
 
 def _depthwise(

@@ -15,6 +15,7 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba._twin import precision, twin_of
 from refattn_numba.cpu.cached import Reach, attended
 from refattn_numba.cpu.packing import packed
+from refattn_numba.cuda.faces import decoding_on_device
 
 
 def decode(
@@ -81,26 +82,26 @@ def paged(
     return attended, _pullback_of(refattn.paged_attention_with_lse, {**arrays, "sinks": sinks, **scales, **options}, output.dtype)
 
 
-@twin_of(refattn.decode_attention_with_lse, like=decode, stored=True)
+@twin_of(refattn.decode_attention_with_lse, like=decode, stored=True, finished=decoding_on_device)
 def decode_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
     return decode(*args, **kwargs)
 
 
-@twin_of(refattn.decode_attention, like=decode, stored=True)
+@twin_of(refattn.decode_attention, like=decode, stored=True, finished=decoding_on_device)
 def decode_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = decode(*args, **kwargs)
     return attended.output, lambda d_output: pullback(d_output, None)
 
 
-@twin_of(refattn.paged_attention_with_lse, like=paged, stored=True)
+@twin_of(refattn.paged_attention_with_lse, like=paged, stored=True, finished=decoding_on_device)
 def paged_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
     return paged(*args, **kwargs)
 
 
-@twin_of(refattn.paged_attention, like=paged, stored=True)
+@twin_of(refattn.paged_attention, like=paged, stored=True, finished=decoding_on_device)
 def paged_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pullback]:
     """The docstring is the reference's."""
     attended, pullback = paged(*args, **kwargs)

@@ -19,6 +19,7 @@ from refattn_numba.cuda.library import Library, Memory, c_strides
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
+    "int8": 1,
     "float8_e4m3fn": 1,
     "float16": 2,
     "bfloat16": 2,
@@ -186,7 +187,7 @@ def _where_it_lies(array: DeviceArray, dtype: str) -> Placed | None:
     shape, strides = array.shape, array.memory.strides
     if not math.prod(shape):
         return Placed(array)
-    batch = _merged(shape[:-3], strides[:-3])
+    batch = merged(shape[:-3], strides[:-3])
     if batch is None or array.dtype != dtype or (shape[-1] > 1 and strides[-1] != 1):
         return None
     head, row = (step if size > 1 else 0 for size, step in zip(shape[-3:-1], strides[-3:-1], strict=True))
@@ -200,14 +201,14 @@ def placed_pairs(array: DeviceArray, shape: tuple[int, ...], dtype: str) -> Plac
     absent = len(shape) - len(array.shape)
     sizes, strides = (1,) * absent + array.shape, (0,) * absent + array.memory.strides
     steps = [0 if size == 1 else step for size, step in zip(sizes, strides, strict=True)]
-    batch = _merged(shape[:-3], tuple(steps[:-3]))
+    batch = merged(shape[:-3], tuple(steps[:-3]))
     if batch is None:
         whole = array.library.broadcast(array.owner, (*shape[:-3], *sizes[-3:]))
         return placed_pairs(read("copy", array.library.copied(whole, dtype), array.library), shape, dtype)
     return Placed(array, array.memory.address, batch, *steps[-3:])
 
 
-def _merged(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+def merged(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
     """The one step with which several axes are walked in order; None where no step does it."""
     axes = [(size, step) for size, step in zip(shape, strides, strict=True) if size > 1]
     for (_, outer), (size, inner) in itertools.pairwise(axes):

@@ -13,6 +13,7 @@ from refattn.attention.cached.varlen import spans_of
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba.cpu.packing import cap_of
 from refattn_numba.cpu.plain.attention import band, check_shapes
+from refattn_numba.cuda import decoding
 from refattn_numba.cuda.arrays import DeviceArray, Placed, placed_pairs
 from refattn_numba.cuda.launching import NO_LIMIT, Launcher, Options, check_types
 
@@ -38,7 +39,7 @@ def scaled_dot_product_attention_with_lse(
     masked_rows: Literal["zero", "nan", "uniform"] = "zero",
 ) -> tuple[AttendedWithLse, Pullback]:
     """`refattn.scaled_dot_product_attention_with_lse` and its pullback; the log-sum-exp is float32."""
-    check_types(query, key, value)
+    check_types(query=query, key=key, value=value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone
     band(query.shape[-2], key.shape[-2], causal, align, window)
     if masked_rows == "uniform":
@@ -54,7 +55,8 @@ def scaled_dot_product_attention_with_lse(
     )
     positions = _positions(causal=causal, align=align, window=window)
     launcher = Launcher(query, key, value, sinks, scale=_factor(query, scale), **positions, options=options)
-    return launcher.run(bias, not_a_number=masked_rows == "nan" and key.shape[-2] > 0)
+    by_splits = decoding.of_whole_caches if decoding.takes(launcher) else None
+    return launcher.run(bias, not_a_number=masked_rows == "nan" and key.shape[-2] > 0, forward=by_splits)
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[DeviceArray, Pullback]:
@@ -83,7 +85,7 @@ def varlen_attention_with_lse(
     Lengths in main memory are checked and sent to the device. Those on the device are read by the kernels alone, which stay inside the
     arrays, but cannot say that lengths are wrong: to look at them would be a copy to main memory.
     """
-    check_types(query, key, value)
+    check_types(query=query, key=key, value=value)
     check_shapes(query, key, value, sinks)  # pyright: ignore[reportArgumentType]  # of which it sees the shapes alone
     starts = _starts(query, cu_seqlens_q, cu_seqlens_k, key.shape[-2], needs_align=(causal or window is not None) and align is None)
     if starts is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
+from refattn_numba.cuda import decode_configurations
 from refattn_numba.cuda.fragments import Element
 from refattn_numba.cuda.kernel import Kernel, Parameters
 from refattn_numba.cuda.kernels import backward_keys, backward_queries, forward, sums
@@ -120,3 +121,4 @@ def shipped() -> Iterator[Kernel]:
                     yield choose(face, dtype, size, size, has_options=has_options)
         for face in SUMS:
             yield choose(face, dtype, 1, 1)
+    yield from decode_configurations.shipped()

@@ -42,12 +42,12 @@ def store_by_columns(stride: int) -> Operation:
             rows = [e.load_shared(address + (half + key) * stride) for key in KEY_OF_PLACE]
             turned = [_turned(e, rows[i : i + 4]) for i in range(0, 16, 4)]
             for column in range(4):
-                e.store_chunk(e.stepped(to + half, step, column), [words[column] for words in turned], count > column)
+                e.store_vector(e.stepped(to + half, step, column), [words[column] for words in turned], count > column)
 
     return Operation(run, ("int32", "int64", "int64", "int32"), None)
 
 
 def _turned(e: Any, rows: Sequence[Any]) -> list[Any]:
     """Four registers of four bytes, of which byte j of register i comes to byte i of register j."""
-    first, second = ([e.permuted(rows[i], rows[i + 1], which) for which in (0x5140, 0x7362)] for i in (0, 2))
-    return [e.permuted(a, b, which) for a, b in zip(first, second, strict=True) for which in (0x5410, 0x7632)]
+    first, second = ([e.bytes_chosen(rows[i], rows[i + 1], which) for which in (0x5140, 0x7362)] for i in (0, 2))
+    return [e.bytes_chosen(a, b, which) for a, b in zip(first, second, strict=True) for which in (0x5410, 0x7632)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refattn.view.table import Table
 from refattn_numba.cuda import cache, driver
 from refattn_numba.cuda.arrays import is_on_device, read
 from refattn_numba.cuda.fragments import FLOAT8
 from refattn_numba.cuda.libraries import library_of
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.kernel import Kernel
 
 SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90a": 232_448}
 """Dynamic shared memory that a block may have, by architecture: CUDA C++ Programming Guide, "Technical Specifications per Compute
@@ -77,7 +80,8 @@ def is_available() -> bool:
 def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None, **options: Any) -> Explanations:
     """The kernels that `refattn_numba.scaled_dot_product_attention` takes for such a call, forward and backward.
 
-    They are compiled if no file holds them; nothing is launched.
+    With ``lengths=`` those of `decode_attention`, or of `paged_attention` if keys and values are pages: where a cache is not cut into
+    splits, the first alone. They are compiled if no file holds them; nothing is launched.
 
     Parameters
     ----------
@@ -100,41 +104,73 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     """
     from refattn_numba.cuda import configurations, float8, hopper  # noqa: PLC0415  # which brings the kernels along
 
-    if architecture is None:
-        if not is_on_device(query):
-            raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where query is in main memory")
-        library = library_of(type(query))
-        assert library is not None  # an array on a device is some library's
-        facts = driver.current().facts(read("query", query, library).memory.device)
-        architecture, shared = facts.architecture, facts.shared_bytes
-    elif architecture in SHARED_BYTES:
-        shared = SHARED_BYTES[architecture]
-    else:
-        raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
+    architecture, shared = target(query, "query", architecture)
+    if options.get("lengths") is not None:
+        return _of_caches(query, value, architecture)
     dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
-    sizes = query.shape[-1], value.shape[-1]
     if dtype == FLOAT8:
         names = [*(name for name in PAIRS if options.get(name) is not None), *([float8.NOT_POSITIVE] if has_options else [])]
-        kernels = float8.kernels(architecture, shared, *sizes, names)
-    else:
-        kernels = {
-            face: configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared) for face in _faces(options)
-        }
-        if architecture == hopper.ARCHITECTURE and not has_options:
-            has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
-            kernels["forward"] = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared) or kernels["forward"]
+        kernels = float8.kernels(architecture, shared, query.shape[-1], value.shape[-1], names)
+        return Explanations(explained(face, kernel, architecture) for face, kernel in kernels.items())
     found = []
-    for face, kernel in kernels.items():
-        cubin = cache.cubin_of(kernel, architecture)
-        shared_bytes = kernel.shared_bytes + cubin.shared_bytes
-        found.append(
-            Explanation(
-                face, kernel.name, architecture, kernel.tile, kernel.threads // 32, cubin.registers, shared_bytes, cubin.stack_bytes
-            )
-        )
+    for face in _faces(options):
+        if face == "forward" and _is_cut(query, key, options):
+            found += _of_caches(query, value, architecture)
+            continue
+        sizes = query.shape[-1], value.shape[-1]
+        kernel = configurations.choose(face, dtype, *sizes, has_options=has_options, shared_limit=shared)
+        if face in hopper.FACES and architecture == hopper.ARCHITECTURE and not has_options:
+            has_limits = bool(options.get("causal")) or options.get("window") not in {None, (None, None)}
+            kernel = hopper.fitting(dtype, *sizes, has_limits=has_limits, shared_limit=shared, face=face) or kernel
+        found.append(explained(face, kernel, architecture))
     return Explanations(found)
+
+
+def target(x: Any, name: str, architecture: str | None) -> tuple[str, int]:
+    """What kernels are compiled for, the device of an array or what is asked for, and the shared memory that a block may have there."""
+    if architecture is None:
+        if not is_on_device(x):
+            raise ValueError(f"architecture is None, but must be one of {', '.join(SHARED_BYTES)} where {name} is in main memory")
+        library = library_of(type(x))
+        assert library is not None  # an array on a device is some library's
+        facts = driver.current().facts(read(name, x, library).memory.device)
+        return facts.architecture, facts.shared_bytes
+    if architecture not in SHARED_BYTES:
+        raise ValueError(f"architecture is {architecture!r}, but must be one of {', '.join(SHARED_BYTES)}")
+    return architecture, SHARED_BYTES[architecture]
+
+
+def explained(face: str, kernel: Kernel, architecture: str) -> Explanation:
+    """A row of the table, for which the kernel is compiled if no file holds it."""
+    cubin, warps = cache.cubin_of(kernel, architecture), kernel.threads // 32
+    shared_bytes = kernel.shared_bytes + cubin.shared_bytes
+    return Explanation(face, kernel.name, architecture, kernel.tile, warps, cubin.registers, shared_bytes, cubin.stack_bytes)
+
+
+def _is_cut(query: Any, key: Any, options: Mapping[str, Any]) -> bool:
+    """Whether keys are cut into splits for the queries."""
+    from refattn_numba.cuda import decoding  # noqa: PLC0415  # which brings the kernels along
+
+    return decoding.is_cut(
+        group=query.shape[-3] // max(key.shape[-3], 1),
+        query_len=query.shape[-2],
+        key_len=key.shape[-2],
+        has_pairs=any(options.get(name) is not None for name in PAIRS if name != "softcap"),
+        has_limits=bool(options.get("causal")) or options.get("window") not in {None, (None, None)},
+        is_aligned_right=options.get("align") == "lower_right",
+    )
+
+
+def _of_caches(query: Any, value: Any, architecture: str) -> Explanations:
+    from refattn_numba.cuda import decode_configurations  # noqa: PLC0415  # which brings the kernels along
+
+    dtype: Any = str(query.dtype).rpartition(".")[2]
+    has_codes = str(value.dtype).endswith("int8")
+    decode = decode_configurations.choose(dtype, query.shape[-1], value.shape[-1], has_codes=has_codes)
+    kernels = {"decode": decode, "merge": decode_configurations.merging(dtype)}
+    return Explanations(explained(face, kernel, architecture) for face, kernel in kernels.items())
 
 
 def _faces(options: Mapping[str, Any]) -> list[Any]:

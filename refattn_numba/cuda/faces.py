@@ -11,10 +11,12 @@ import numpy as np
 
 from refattn._core import Grads, Pullback, hook
 from refattn._core.mechanism import Spec
+from refattn_numba._layout import channels_second
 from refattn_numba.cuda.arrays import DeviceArray, gathered, is_on_device, read
 
-RULES = "refattn_numba.cuda.attention"
-"""The module that has a function for each of these, by name; imported on the first call with an array on a device."""
+ATTENTION, DECODING = "refattn_numba.cuda.attention", "refattn_numba.cuda.decoding"
+CONVOLUTION = "refattn_numba.cuda.convolving"
+"""Modules that have a function for each of these, by name; imported on the first call with an array on a device."""
 
 IN_MAIN_MEMORY = frozenset({np.ndarray, type(None), bool, int, float, str, tuple})
 """Types that are not asked where they lie."""
@@ -23,21 +25,22 @@ KINDS: Mapping[str, str] = {"bfloat16": "float16", "float8_e4m3fn": "float16"}
 """What stands for a type that NumPy lacks where shapes and kinds are checked."""
 
 
-def on_device(made: Any) -> Any:
+def on_device(made: Any, rules: str = ATTENTION) -> Any:
     """The same function, which takes arrays on a device too and then returns such arrays, of the caller's library."""
     spec = made.spec
+    run = functools.partial(_run, spec, rules)
 
     @functools.wraps(made)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _any_on_device(args, kwargs):
             return made(*args, **kwargs)
-        return _run(spec, args, kwargs, differentiate=False)[0]
+        return run(args, kwargs, differentiate=False)[0]
 
     @functools.wraps(made.vjp)
     def vjp(*args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
         if not _any_on_device(args, kwargs):
             return made.vjp(*args, **kwargs)
-        return _run(spec, args, kwargs, differentiate=True)
+        return run(args, kwargs, differentiate=True)
 
     cast("Any", call).vjp = vjp
     return call
@@ -47,16 +50,27 @@ def _any_on_device(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return any(type(x) not in IN_MAIN_MEMORY and is_on_device(x) for x in (*args, *kwargs.values()))
 
 
-def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
+def convolution_on_device(made: Any) -> Any:
+    """The same for convolutions."""
+    return on_device(made, CONVOLUTION)
+
+
+def decoding_on_device(made: Any) -> Any:
+    """The same for attention to caches."""
+    return on_device(made, DECODING)
+
+
+def _run(spec: Spec, rules: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differentiate: bool) -> tuple[Any, Pullback]:
     """Outputs of the caller's kind, and a pullback that takes and returns such arrays."""
     if hook.CURRENT.get() is not None:
         raise TypeError(f"{spec.name}: a hook sees arrays in main memory alone, but this call has arrays on a device")
     arrays, options = _accepted(spec, spec.bind(args, kwargs))
-    y, pullback = getattr(importlib.import_module(RULES), spec.name)(**arrays, **options)
+    told = {} if rules == ATTENTION else {"differentiate": differentiate}
+    y, pullback = getattr(importlib.import_module(rules), spec.name)(**arrays, **options, **told)
     named = {f"d_{name}": array for name, array in zip(spec.output_names, _each(y), strict=True)}
     wanted = spec.facts.differentiable(arrays).keys()
 
-    def checked(*cotangents: Any, **by_name: Any) -> Grads:
+    def pull_back(*cotangents: Any, **by_name: Any) -> Grads:
         places = list(named)
         if len(cotangents) > len(named) or by_name.keys() - set(places[len(cotangents) :]):
             raise TypeError(f"{spec.name}: the pullback takes {', '.join(named)}; got {len(cotangents)} by position and {sorted(by_name)}")
@@ -64,8 +78,9 @@ def _run(spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, differ
         grads = pullback(*(_cotangent(spec.name, name, given.get(name), output) for name, output in named.items()))
         return {name: g.result() for name, g in grads.items() if name in wanted}
 
-    results = [x.result(copied=differentiate and not x.library.tells_changes) for x in _each(y)]
-    return results[0] if isinstance(y, DeviceArray) else type(y)(*results), checked
+    is_read = differentiate and getattr(pullback, "reads_outputs", True)
+    results = [x.result(copied=is_read and not x.library.tells_changes) for x in _each(y)]
+    return results[0] if isinstance(y, DeviceArray) else type(y)(*results), pull_back
 
 
 def _each(y: Any) -> tuple[DeviceArray, ...]:
@@ -77,8 +92,14 @@ def _accepted(spec: Spec, bound: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     """Arrays and options of a call that the docstring allows; its errors are those of a call in main memory."""
     facts = spec.facts.arguments
     indices = [name for name, leaf in facts.items() if getattr(leaf, "kind", "") == "int"]
-    arrays = gathered(spec.name, {name: bound[name] for name in facts if name in bound}, indices)
+    return checked(spec, bound, gathered(spec.name, {name: bound[name] for name in facts if name in bound}, indices))
+
+
+def checked(spec: Spec, bound: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of arguments that are gathered."""
     stand_ins = {name: _shape_alone(x.shape, x.dtype) if isinstance(x, DeviceArray) else x for name, x in arrays.items()}
+    if bound.get("layout") == "channels_last":
+        stand_ins["x"] = channels_second(f"{spec.name}: x", stand_ins["x"])
     accepted = spec.accept({**bound, **stand_ins}, precision=None)
     return {name: x if isinstance(x, DeviceArray) else accepted[name] for name, x in arrays.items()}, {
         name: x for name, x in accepted.items() if name not in arrays

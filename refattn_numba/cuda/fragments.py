@@ -161,10 +161,10 @@ def product_of_weights(element: Element, tile: Tile, depth: int, right_stride: i
 _EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00}
 
 
-def make_finite(element: Element, rows: int, size: int, threads: int) -> Operation:
+def make_finite(element: Element, rows: int, size: int, threads: int, *, of_warp: bool = False) -> Operation:
     """Zeros in place of what is not finite in a tile in shared memory, and whether there was any, for all threads alike.
 
-    They wait for each other. Before a tile is multiplied by weights of which some are of masked pairs: 0 times NaN is NaN.
+    They wait for each other, or those of a warp that has the tile for itself. Before a tile is multiplied by weights of which some are of masked pairs: 0 times NaN is NaN.
     """
     stride, in_row = stride_of(element, size), size * bytes_of(element) // 16
 
@@ -181,6 +181,9 @@ def make_finite(element: Element, rows: int, size: int, threads: int) -> Operati
                 changed = changed | (x != y)
             e.store_shared(place, finite, changed & is_mine)
             found = found | (changed & is_mine)
+        if of_warp:
+            e.warp_barrier()
+            return e.any_lane(found)
         return e.barrier_any(found)
 
     return Operation(run, ("int32", "int32"), "int32")

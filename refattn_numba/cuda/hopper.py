@@ -7,34 +7,60 @@ environment has REFATTN_CUDA_PORTABLE, no call gets one.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from refattn_numba.cuda.fragments import FLOAT8, Eight, Stored
 from refattn_numba.cuda.kernel import Kernel
-from refattn_numba.cuda.kernels import by_columns, hopper_forward
-from refattn_numba.cuda.kernels.hopper_forward import Config
+from refattn_numba.cuda.kernels import by_columns, hopper_backward, hopper_forward
+
+if TYPE_CHECKING:
+    from refattn_numba.cuda.driver import Facts
+    from refattn_numba.cuda.fragments import Element
 
 CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
 Short: TypeAlias = Literal["bfloat16", "float16"]
-SHARED_LIMIT = 232_448
+Face: TypeAlias = Literal["forward", "backward_keys", "backward_queries"]
+SHARED_LIMIT, SIZES = 232_448, (64, 128, 256)
 
 SMALLEST, LARGEST = 33, 256
 """Numbers in a row: with fewer, half of what these kernels multiply would be padding; of 8 bits, no other kernel takes them."""
 
 
-def _config(element: Stored, size: int, *, has_limits: bool) -> Config:
+FACES: tuple[Face, ...] = get_args(Face)
+
+
+def may_take(facts: Facts) -> bool:
+    """Whether a device takes these kernels, and the environment does not forbid it."""
+    return facts.capability == CAPABILITY and facts.shared_bytes >= SHARED_LIMIT and not os.environ.get("REFATTN_CUDA_PORTABLE")
+
+
+def _forward(element: Stored, size: int, *, has_limits: bool) -> hopper_forward.Config:
     if element == FLOAT8:
-        return Config(element, size, groups=2, keys=128, stages=2, few=24, many=240)
+        return hopper_forward.Config(element, size, groups=2, keys=128, stages=2, few=24, many=240)
     if size == 64:
-        return Config(element, size, groups=3, keys=128, stages=2, few=32, many=160)
+        return hopper_forward.Config(element, size, groups=3, keys=128, stages=2, few=32, many=160)
     keys = 80 if size == 256 else 128 if has_limits else 176
-    return Config(element, size, groups=2, keys=keys, stages=2, few=24, many=240)
+    return hopper_forward.Config(element, size, groups=2, keys=keys, stages=2, few=24, many=240)
 
 
-def fitting(dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shared_limit: int = SHARED_LIMIT) -> Kernel | None:
-    """The forward kernel for operands of these sizes, without options.
+def _backward_keys(element: Element, size: int) -> hopper_backward.Config:
+    others = 96 if size == 64 else 64
+    return hopper_backward.Config(element, size, True, groups=2, others=others, stages=2, few=32, many=240, shares_rows=size == 256)
+
+
+def _backward_queries(element: Element, size: int) -> hopper_backward.Config:
+    if size == 64:
+        return hopper_backward.Config(element, size, False, groups=3, others=80, stages=2, few=32, many=160)
+    return hopper_backward.Config(element, size, False, groups=2, others=96 if size == 128 else 48, stages=2, few=48, many=232)
+
+
+def fitting(
+    dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shared_limit: int = SHARED_LIMIT, face: Face = "forward"
+) -> Kernel | None:
+    """The kernel for operands of these sizes, without options.
 
     Parameters
     ----------
@@ -46,6 +72,8 @@ def fitting(dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shar
         Whether positions limit what is attended, so that smaller tiles leave out more.
     shared_limit : int, optional
         Bytes of shared memory that a block may have.
+    face : {"forward", "backward_keys", "backward_queries"}, optional
+        What to make.
 
     Returns
     -------
@@ -53,14 +81,23 @@ def fitting(dtype: str, head_dim: int, value_dim: int, *, has_limits: bool, shar
         One of `shipped`; None where none fits.
     """
     most = max(head_dim, value_dim)
-    size = next((size for size in (64, 128, 256) if size >= most), None)
-    if size is None or (dtype != FLOAT8 and (dtype not in get_args(Short) or most < SMALLEST or os.environ.get("REFATTN_CUDA_PORTABLE"))):
+    size = next((size for size in SIZES if size >= most), None)
+    if dtype == FLOAT8:
+        is_taken = face == "forward"
+    else:
+        is_taken = dtype in get_args(Short) and most >= SMALLEST and not os.environ.get("REFATTN_CUDA_PORTABLE")
+    if size is None or not is_taken:
         return None
-    config = _config(dtype, size, has_limits=has_limits)  # pyright: ignore[reportArgumentType]  # it is one of three
+    element: Any = dtype
+    if face == "forward":
+        config = _forward(element, size, has_limits=has_limits)
+        builder, parameters, name = hopper_forward.forward, hopper_forward.PARAMETERS, f"forward_hopper_{dtype}_{size}_{config.keys}"
+    else:
+        config = (_backward_keys if face == "backward_keys" else _backward_queries)(element, size)
+        builder, parameters, name = hopper_backward.backward, hopper_backward.PARAMETERS, f"{face}_hopper_{dtype}_{size}"
     if config.shared_bytes > shared_limit:
         return None
-    name = f"forward_hopper_{dtype}_{size}_{config.keys}"
-    return Kernel(name, hopper_forward.forward, config, hopper_forward.PARAMETERS, config.threads, config.shared_bytes, config.tile)
+    return Kernel(name, builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
 
 def values_by_columns(element: Eight = FLOAT8) -> Kernel:
@@ -73,11 +110,9 @@ def values_by_columns(element: Eight = FLOAT8) -> Kernel:
 def shipped() -> Iterator[Kernel]:
     """The whole list."""
     found: dict[str, Kernel] = {}
-    for dtype in (*get_args(Short), FLOAT8):
-        for size in (64, 128, 256):
-            for has_limits in (False, True):
-                kernel = fitting(dtype, size, size, has_limits=has_limits)
-                assert kernel is not None  # within the limits, as tests hold
-                found[kernel.name] = kernel
+    for face, dtype, size, has_limits in itertools.product(FACES, (*get_args(Short), FLOAT8), SIZES, (False, True)):
+        kernel = fitting(dtype, size, size, has_limits=has_limits, face=face)
+        if kernel is not None:  # as all are but the backward pass in float8
+            found[kernel.name] = kernel
     yield from found.values()
     yield values_by_columns()

@@ -53,6 +53,10 @@ class HopperInstructions:
         text = "{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; @p bra.uni DONE; bra.uni AGAIN; DONE: }"
         self.ptx(text, NOTHING, address, parity, changes=True)
 
+    def show_copies(self) -> None:
+        """What this thread has copied, and waited for, may be read by products after the next barrier."""
+        self.ptx("fence.proxy.async.shared::cta;", NOTHING, changes=True)
+
     def warp_barrier(self) -> None:
         """What lanes of a warp have stored is seen by its other lanes."""
         self.ptx("bar.warp.sync 0xffffffff;", NOTHING, changes=True)
@@ -111,7 +115,7 @@ class HopperInstructions:
                 lines.append(f"add.s64 l, {places[0]}, {steps.left[i]};")
                 a = "l"
             if kind not in DEEP:  # whether operands are transposed, which those of 8 bits cannot be
-                how += f"{', 0' if steps.left else ''}, {0 if steps.right_is_rows else 1}"
+                how += f"{f', {0 if steps.left_is_rows else 1}' if steps.left else ''}, {0 if steps.right_is_rows else 1}"
             lines.append(f"add.s64 r, {places[-1]}, {right_step};")
             adds = "no" if steps.is_new and i == 0 else "yes"
             name = f"wgmma.mma_async.sync.aligned.m64n{steps.columns}k{DEEP.get(kind, 16)}.f32.{kind}.{kind}"

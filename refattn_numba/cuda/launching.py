@@ -12,7 +12,7 @@ from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn_numba.cuda import configurations, driver, float8, hopper
 from refattn_numba.cuda.arrays import ITEM_BYTES, DeviceArray, Placed, placed
 from refattn_numba.cuda.fragments import FLOAT8
-from refattn_numba.cuda.tensor_map import MAP_NAMES, layouts_of
+from refattn_numba.cuda.tensor_map import layouts_of
 
 if TYPE_CHECKING:
     from refattn_numba.cuda.kernel import Kernel
@@ -27,13 +27,35 @@ TYPES = ("float32", "float16", "bfloat16", FLOAT8)
 choose = functools.lru_cache(maxsize=256)(configurations.choose)
 
 
-def check_types(query: DeviceArray, key: DeviceArray, value: DeviceArray) -> None:
+def check_types(**operands: DeviceArray) -> None:
     """Refuse operands of different types, or of one that no kernel multiplies."""
-    if query.dtype not in TYPES:
-        raise TypeError(f"query is {query.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
-    for name, x in (("key", key), ("value", value)):
-        if x.dtype != query.dtype:
-            raise TypeError(f"{name} is {x.dtype}, but query is {query.dtype}: on a device both must be of one type")
+    (first, given), *others = operands.items()
+    if given.dtype not in TYPES:
+        raise TypeError(f"{first} is {given.dtype}, but on a device must be {', '.join(TYPES[:-1])} or {TYPES[-1]}")
+    for name, x in others:
+        if x.dtype != given.dtype:
+            raise TypeError(f"{name} is {x.dtype}, but {first} is {given.dtype}: on a device both must be of one type")
+
+
+def launch(kernel: Kernel, device: int, stream: int, blocks: int, fields: Mapping[str, int | float]) -> None:
+    """Start a kernel, whose parameters are among the fields, if there is anything to do."""
+    if not blocks:
+        return
+    if blocks > MOST_BLOCKS:
+        raise ValueError(f"{kernel.name} needs {blocks} blocks, but a device starts at most {MOST_BLOCKS}: cut the batch")
+    driver.current().launch(kernel, device, blocks, {name: fields[name] for name, _ in kernel.parameters}, stream)
+
+
+def watching(read: Mapping[str, DeviceArray]) -> Callable[[], None]:
+    """A function that raises a ValueError where one of these was written to since, as far as its library tells."""
+    versions = {name: x.version() for name, x in read.items()}
+
+    def check() -> None:
+        for name, x in read.items():
+            if x.version() != versions[name]:
+                raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
+
+    return check
 
 
 class Options(NamedTuple):
@@ -120,11 +142,11 @@ class Launcher:
         for name, x in self.operands.items():
             self.fields |= x.fields(name)
 
-    def kernel(self, face: str) -> Kernel:
-        """The kernel of a face for these operands on this device."""
+    def kernel(self, face: str, places: Mapping[str, Placed] | None = None) -> Kernel:
+        """The kernel of a face for these operands, and for others at some places, on this device."""
         if face in self.narrow:
             return self.narrow[face]
-        if face == "forward" and (found := self._hopper()) is not None:
+        if face in hopper.FACES and (found := self._hopper(face, places or {})) is not None:
             return found
         sizes = self.fields["head_dim"], self.fields["value_dim"]
         # scores are compared before they are scaled, but where the order could change
@@ -132,15 +154,16 @@ class Launcher:
             face, self.dtype, *sizes, has_options=bool(self.options) or not self.fields["scale"] > 0, shared_limit=self.facts.shared_bytes
         )
 
-    def _hopper(self) -> Kernel | None:
+    def _hopper(self, face: hopper.Face, places: Mapping[str, Placed]) -> Kernel | None:
         """The kernel of compute capability 9.0, where the device and the operands are such that it can be used."""
-        fields = self.fields
+        fields = dict(self.fields)
+        for name, x in places.items():
+            fields |= x.fields(name)
         if self.facts.capability != hopper.CAPABILITY or self.options or not fields["scale"] > 0:
             return None
         has_limits = fields["low"] > -NO_LIMIT or fields["high"] < NO_LIMIT
-        found = hopper.fitting(
-            self.dtype, int(fields["head_dim"]), int(fields["value_dim"]), has_limits=has_limits, shared_limit=self.facts.shared_bytes
-        )
+        sizes = int(fields["head_dim"]), int(fields["value_dim"])
+        found = hopper.fitting(self.dtype, *sizes, has_limits=has_limits, shared_limit=self.facts.shared_bytes, face=face)
         return None if found is None or layouts_of(found, fields, self._batch_of_kernels) is None else found
 
     @property
@@ -148,25 +171,32 @@ class Launcher:
         """What kernels know of the batch."""
         return self.batch if self.sequences is None else 1
 
-    def run(self, bias: DeviceArray | None, *, not_a_number: bool) -> tuple[AttendedWithLse, Pullback]:
-        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero."""
+    def run(
+        self,
+        bias: DeviceArray | None,
+        *,
+        not_a_number: bool,
+        forward: Callable[[Launcher, DeviceArray, DeviceArray, float], None] | None = None,
+    ) -> tuple[AttendedWithLse, Pullback]:
+        """Output and log-sum-exp, and the pullback, where a cotangent of None is zero. `forward` may make the first two in another way."""
         rows = self.query.shape[:-1]
         output, lse = self.query.made((*rows, self.value.shape[-1]), self.result), self.query.packed(rows, "float32")
         made = {"output": placed(output, self.result)}
         if self.is_narrow:
             made["columns"] = float8.columns_of(self.value, self.batch, self.sequences)
             self._attention("by_columns", made, self.value.shape[-2], self.kv_heads)
-        self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=math.nan if not_a_number else 0.0)
+        empty = math.nan if not_a_number else 0.0
+        if forward is None:
+            self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=empty)
+        else:
+            forward(self, output, lse, empty)
         self._finish()
-        read = {"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse}
-        versions = {name: x.version() for name, x in read.items()}
+        check = watching({"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse})
 
         def pullback(d_output: DeviceArray | None, d_lse: DeviceArray | None) -> dict[str, DeviceArray | None]:
             if self.is_narrow:
                 raise TypeError(f"query is {FLOAT8}, of which there is no backward pass: {float8.INSTEAD}")
-            for name, x in read.items():
-                if x.version() != versions[name]:
-                    raise ValueError(f"{name} was written to after the call whose pullback reads it: pass a copy")
+            check()
             grads = self._gradients(output, lse, d_output, d_lse, bias)
             self._finish()
             return grads
@@ -233,7 +263,7 @@ class Launcher:
 
     def _attention(self, face: str, places: Mapping[str, Placed], length: int, heads: int, **more: int | float) -> None:
         """Launch a kernel with a block for each tile of rows of each head."""
-        kernel = self.kernel(face)
+        kernel = self.kernel(face, places)
         if self.sequences is None:
             tiles = -(-length // kernel.tile)
             self._launch(kernel, lambda _: tiles * heads * self.batch, places, **more, tiles=tiles)
@@ -249,17 +279,14 @@ class Launcher:
         blocks = blocks_of(kernel)
         if not blocks:
             return
-        if blocks > MOST_BLOCKS:
-            raise ValueError(f"{kernel.name} needs {blocks} blocks, but a device starts at most {MOST_BLOCKS}: cut the batch")
         fields = {**self.fields, **more}
         for name, x in places.items():
             fields |= x.fields(name)
-        if (MAP_NAMES[0], "pointer") in kernel.parameters:
+        if ("query_map", "pointer") in kernel.parameters:
             layouts = layouts_of(kernel, fields, self._batch_of_kernels)
             assert layouts is not None  # or another kernel would have been chosen
-            fields |= {name: driver.current().tensor_map(self.device, x) for name, x in zip(MAP_NAMES, layouts, strict=True)}
-        arguments = {name: fields[name] for name, _ in kernel.parameters}
-        driver.current().launch(kernel, self.device, blocks, arguments, self.stream)
+            fields |= {name: driver.current().tensor_map(self.device, x) for name, x in layouts.items()}
+        launch(kernel, self.device, self.stream, blocks, fields)
 
     def _finish(self) -> None:
         """Wait for the kernels where the caller's library would not."""

@@ -59,6 +59,9 @@ class Torch(Assigning):
     def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
         return x.expand(shape)
 
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return x.permute(axes)
+
     def version(self, x: Any) -> int | None:
         return None if x.is_inference() else x._version  # what autograd itself compares
 
@@ -123,6 +126,9 @@ class NumbaCuda(Assigning):
     def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
         raise TypeError(f"Numba does not broadcast an array of shape {tuple(x.shape)} to {shape}: pass it in the whole shape")
 
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return None
+
     def summed(self, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
         raise TypeError(f"Numba does not sum an array over its axes {axes}: pass a bias with the leading axes of the query, or with none")
 
@@ -176,6 +182,9 @@ class Jax:
     def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
         return module_of("jax").numpy.broadcast_to(x, shape)
 
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return None  # its arrays have one layout
+
     def summed(self, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
         return x.sum(axis=axes).reshape(shape)
 
@@ -211,6 +220,9 @@ class Others(Assigning):
 
     def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
         return self._library(x).broadcast_to(x, shape)
+
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return self._library(x).permute_dims(x, axes)
 
     def summed(self, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
         library = self._library(x)

@@ -87,6 +87,10 @@ class Library(Protocol):
         """An array of this shape with the same numbers."""
         ...
 
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        """A view with the axes in this order; None where the library makes none of arrays with more than two."""
+        ...
+
     def summed(self, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
         """The sum over some axes, in a shape of as many numbers."""
         ...
@@ -130,6 +134,9 @@ class Assigning:
     def trimmed(self, x: Any, width: int) -> Any:
         part = x[..., :width]
         return self.copied(part, str(x.dtype).rpartition(".")[2])
+
+    def turned(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return x.transpose(axes)
 
     def summed(self, x: Any, axes: tuple[int, ...], shape: tuple[int, ...]) -> Any:
         return x.sum(axis=axes).reshape(shape)

@@ -66,6 +66,11 @@ def quotient() -> Operation:
     return Operation(lambda e, a, b: e.quotient(a, b), ("int32", "int32"), "int32")
 
 
+def before() -> Operation:
+    """1 where an int64 is below another, else 0."""
+    return Operation(lambda e, a, b: e.select(a < b, e.integer(1), e.integer(0)), ("int64", "int64"), "int32")
+
+
 # Numbers that all threads read
 
 
@@ -78,12 +83,12 @@ def load(dtype: str) -> Operation:
 # Tiles of rows
 
 
-def copy_rows(element: Stored, rows: int, size: int, threads: int) -> Operation:
+def copy_rows(element: Stored, rows: int, size: int, threads: int, stride: int = 0) -> Operation:
     """Start copies of rows from global to shared memory: zeros in place of rows from `count` on and numbers from `width` on.
 
-    `address` is of the first row, `step` is in bytes.
+    `address` is of the first row, `step` is in bytes, and so is the stride in shared memory, of which 0 is the usual one.
     """
-    stride, per_chunk = stride_of(element, size), 16 // bytes_of(element)
+    stride, per_chunk = stride or stride_of(element, size), 16 // bytes_of(element)
     in_row = size // per_chunk
     bits, last = in_row.bit_length() - 1, in_row - 1
 

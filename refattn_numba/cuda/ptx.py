@@ -163,6 +163,10 @@ class Machine(HopperInstructions):
         """``a * b + c`` with one rounding."""
         return self.ptx("fma.rn.f32 $0, $1, $2, $3;", FLOAT, *map(self._float, (a, b, c)))
 
+    def below(self, a: Value, b: Value) -> Value:
+        """Whether ``0 <= a < b``, where b is not negative."""
+        return Value(self, self.builder.icmp_unsigned("<", a.register, b.register))
+
     def smallest(self, a: Any, b: Any) -> Value:
         """Of two integers."""
         a, b = self.alike(a, b)
@@ -175,6 +179,10 @@ class Machine(HopperInstructions):
     def multiply_add_wide(self, a: Value, b: Value, c: Value) -> Value:
         """``a * b + c`` of an int32 and two int64."""
         return self.ptx("mad.lo.s64 $0, $1, $2, $3;", LONG, self.wide(a), b, c)
+
+    def multiply_add_longer(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c`` of two int32 and an int64."""
+        return self.ptx("mad.wide.s32 $0, $1, $2, $3;", LONG, a, b, c)
 
     def largest(self, a: Any, b: Any) -> Value:
         """The other where one is NaN."""
@@ -198,6 +206,17 @@ class Machine(HopperInstructions):
     def packed(self, low: Value, high: Value, dtype: str) -> Value:
         """Two numbers of 16 bits."""
         return self.ptx(f"cvt.rn.{_SHORT[dtype]}x2.f32 $0, $2, $1;", INT, low, high)
+
+    def bytes_chosen(self, a: Any, b: Any, which: int) -> Value:
+        """Four bytes, of which each digit of `which` (the last is the lowest byte's) names one of the eight of `a` and `b`."""
+        return self.ptx(f"prmt.b32 $0, $1, $2, {which:#06x};", INT, *self._bits(a, b))
+
+    def multiply_add_pairs(self, a: Any, b: Any, c: Any, dtype: str) -> Value:
+        """``a * b + c`` of two numbers of 16 bits each, with one rounding."""
+        return self.ptx(f"fma.rn.{_SHORT[dtype]}x2 $0, $1, $2, $3;", INT, *self._bits(a, b, c))
+
+    def _bits(self, *given: Any) -> list[Value]:
+        return [x if isinstance(x, Value) else self.integer(x) for x in given]
 
     def narrowed(self, x: Value) -> Value:
         """Bits of the nearest TF32, ties away from zero."""
@@ -243,6 +262,18 @@ class Machine(HopperInstructions):
         text = f"{{ .reg .pred p, q; setp.ne.b32 p, $1, 0; vote.sync.any.pred q, p, {ALL_LANES}; selp.b32 $0, 1, 0, q; }}"
         return self.ptx(text, INT, condition, changes=True)
 
+    def warp_barrier(self) -> None:
+        """The lanes of the warp wait for each other, and see what the others have stored."""
+        self.ptx(f"bar.warp.sync {ALL_LANES};", NOTHING, changes=True)
+
+    def from_lane(self, x: Value, lane: Value) -> Value:
+        """What another lane of the warp holds, whose number each lane gives."""
+        kind, shuffle = x.register.type, "shfl.sync.idx.b32"
+        if kind != LONG:
+            return self.ptx(f"{shuffle} $0, $1, $2, 31, {ALL_LANES};", kind, x, lane, changes=True)
+        halves = "".join(f"{shuffle} {half}, {half}, $2, 31, {ALL_LANES}; " for half in ("l", "h"))
+        return self.ptx(f"{{ .reg .b32 l, h; mov.b64 {{l, h}}, $1; {halves}mov.b64 $0, {{l, h}}; }}", LONG, x, lane, changes=True)
+
     def first_lane(self, x: Value) -> Value:
         """The integer of the warp's first lane."""
         return self.ptx(f"shfl.sync.idx.b32 $0, $1, 0, 31, {ALL_LANES};", INT, x, changes=True)
@@ -264,6 +295,19 @@ class Machine(HopperInstructions):
         text = texts.get(width, "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.global.b32 [$0], $1; }")
         self.ptx(text, NOTHING, address, bits, valid, changes=True)
 
+    def load_vector(self, address: Value, valid: Value) -> tuple[Value, ...]:
+        """Four registers of bits from 16 bytes of global memory, 0 where not valid."""
+        text = (
+            "{ .reg .pred p; .reg .b32 a, b, c, d; setp.ne.b32 p, $5, 0; mov.b32 a, 0; mov.b32 b, 0; mov.b32 c, 0; mov.b32 d, 0; "
+            "@p ld.global.v4.b32 {a, b, c, d}, [$4]; mov.b32 $0, a; mov.b32 $1, b; mov.b32 $2, c; mov.b32 $3, d; }"
+        )
+        return self.ptx(text, INT, address, valid, changes=True, count=4)
+
+    def store_vector(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
+        """Four registers to 16 bytes of global memory, where valid."""
+        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.global.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        self.ptx(text, NOTHING, address, *bits, valid, changes=True)
+
     def copy_async(self, to: Value, address: Value, size: Value, wanted: Value | None = None, width: int = 16) -> None:
         """16 or 4 bytes from global to shared memory, the last of them zeros where `size` is smaller; nothing at all where not wanted."""
         copy = f"cp.async.{'cg' if width == 16 else 'ca'}.shared.global [$0], [$1], {width}, $2;"
@@ -282,23 +326,17 @@ class Machine(HopperInstructions):
         self.ptx(f"cp.async.wait_group {running};", NOTHING, changes=True)
 
     def load_shared(self, address: Value, count: int = 1) -> Any:
-        """One or four registers of bits."""
+        """One, two or four registers of bits."""
         if count == 1:
             return self.ptx("ld.shared.b32 $0, [$1];", INT, address, changes=True)
-        return self.ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", INT, address, changes=True, count=4)
-
-    def store_chunk(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
-        """Four registers to global memory, where valid."""
-        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.global.v4.b32 [$0], {$1, $2, $3, $4}; }"
-        self.ptx(text, NOTHING, address, *bits, valid, changes=True)
-
-    def permuted(self, a: Value, b: Value, selector: int) -> Value:
-        """Four of the eight bytes of `a` and `b`, each by four bits of the selector, the lowest first."""
-        return self.ptx(f"prmt.b32 $0, $1, $2, {selector:#x};", INT, a, b)
+        results = ", ".join(f"${i}" for i in range(count))
+        return self.ptx(f"ld.shared.v{count}.b32 {{{results}}}, [${count}];", INT, address, changes=True, count=count)
 
     def store_shared(self, address: Value, bits: Sequence[Value], valid: Value) -> None:
-        """Four registers, where valid."""
-        text = "{ .reg .pred p; setp.ne.b32 p, $5, 0; @p st.shared.v4.b32 [$0], {$1, $2, $3, $4}; }"
+        """One, two or four registers, where valid."""
+        count, how = len(bits), "" if len(bits) == 1 else f".v{len(bits)}"
+        given = ", ".join(f"${i + 1}" for i in range(count))
+        text = f"{{ .reg .pred p; setp.ne.b32 p, ${count + 1}, 0; @p st.shared{how}.b32 [$0], {{{given}}}; }}"
         self.ptx(text, NOTHING, address, *bits, valid, changes=True)
 
     def load_matrices(self, address: Value, *, transposed: bool) -> tuple[Value, ...]:

@@ -17,9 +17,6 @@ from refattn_numba.cuda.kernels.by_columns import TILE, tiles_of
 from refattn_numba.cuda.warpgroups import BLOCK_BYTES
 
 MAP_BYTES, IN_SLAB = 128, 4096
-MAP_NAMES = "query_map", "key_map", "value_map"
-"""Parameters of kernels."""
-
 _SMALLEST, _STRIDES_BELOW, _LARGEST_BOX = 16, 1 << 40, 256
 
 
@@ -85,25 +82,23 @@ def layout_of(element: Stored, address: int, shape: tuple[int, int, int, int], s
     return Layout(element, address, tuple(sizes), tuple(steps), rows)  # pyright: ignore[reportArgumentType]
 
 
-def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> tuple[Layout, ...] | None:
-    """Those of query, key and value, from a kernel's parameters by name; None where the hardware does not know one."""
-    config, heads = kernel.config, fields["heads"]
-    sizes = {
-        "query": (heads, fields["query_len"], fields["head_dim"], 64),
-        "key": (heads // fields["group"], fields["key_len"], fields["head_dim"], config.keys),
-        "value": (heads // fields["group"], fields["key_len"], fields["value_dim"], config.keys),
-    }
-    names: tuple[str, ...] = "query", "key", "value"
-    if config.element == FLOAT8:  # whose values are by columns, and of whose keys no box is copied where there are none
-        keys = tiles_of(fields["key_len"], fields["sequences"]) * TILE
-        sizes["columns"] = (heads // fields["group"], fields["value_dim"], keys, config.size)
-        names = ("query", "key", "columns") if fields["key_len"] else ("query",) * 3
-    made = []
-    for name in names:
-        *shape, rows = sizes[name]
-        strides = tuple(fields[f"{name}_{axis}"] for axis in ("batch", "head", "row"))
-        made.append(layout_of(config.element, fields[name], (batch, *shape), strides, rows))  # pyright: ignore[reportArgumentType]
-    return None if None in made else tuple(made)
+def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> dict[str, Layout] | None:
+    """Those of a kernel's operands, from its parameters and by the parameters for them; None where the hardware does not know one."""
+    queries, keys = (fields["heads"], fields["query_len"]), (fields["heads"] // fields["group"], fields["key_len"])
+    head_dim, value_dim = fields["head_dim"], fields["value_dim"]
+    shapes = {"query": (*queries, head_dim), "key": (*keys, head_dim), "value": (*keys, value_dim), "d_output": (*queries, value_dim)}
+    made, places = {}, {name: name for name in kernel.config.boxes}
+    if kernel.config.element == FLOAT8:  # whose values are by columns, and of whose keys no box is copied where there are none
+        shapes["columns"] = (keys[0], value_dim, tiles_of(fields["key_len"], fields["sequences"]) * TILE)
+        places |= {"value": "columns"} if fields["key_len"] else {"key": "query", "value": "query"}
+    for name, rows in kernel.config.boxes.items():
+        place = places[name]
+        strides = tuple(fields[f"{place}_{axis}"] for axis in ("batch", "head", "row"))
+        found = layout_of(kernel.config.element, fields[place], (batch, *shapes[place]), strides, rows)  # pyright: ignore[reportArgumentType]
+        if found is None:
+            return None
+        made[f"{name}_map"] = found
+    return made
 
 
 class TensorMaps:

@@ -35,6 +35,8 @@ class Steps(NamedTuple):
         Whether sums begin at 0.
     right_is_rows : bool
         Whether the numbers of one column of sums stand in one row of the right operand, or in one column of it.
+    left_is_rows : bool
+        The same of one row of sums and the left operand in shared memory.
     """
 
     columns: int
@@ -42,6 +44,7 @@ class Steps(NamedTuple):
     right: tuple[int, ...]
     is_new: bool
     right_is_rows: bool
+    left_is_rows: bool = True
 
     @property
     def registers(self) -> int:
@@ -228,6 +231,18 @@ def made_before(kind: Many) -> Operation:
         for x in totals[1:]:
             whole = whole + x
         e.made_before(whole)
+
+    return Operation(run, (kind,), None)
+
+
+def all_made_before(kind: Many) -> Operation:
+    """The same of weights that nobody sums."""
+
+    def run(e: Any, weights: Any) -> None:
+        whole = e.bits_of(weights[0])
+        for x in weights[1:]:
+            whole = whole | e.bits_of(x)
+        e.made_before(e.float_of(whole))
 
     return Operation(run, (kind,), None)
 

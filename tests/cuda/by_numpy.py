@@ -14,7 +14,7 @@ from tests.cuda.standins import numpy_type
 
 PAIR_AXES = ("batch", "head", "row", "key")
 FAR = 1 << 30
-ABSENT = {"mask": 0, "bias": 0, "keep": 0, "softcap": 0.0, "keep_scale": 1.0}
+ABSENT = {"mask": 0, "bias": 0, "keep": 0, "softcap": 0.0, "keep_scale": 1.0, "d_bias": 0}
 """What a kernel has that knows no options."""
 
 
@@ -170,18 +170,56 @@ def _forward(call):
     output = call.rows("output", batch, call.heads, call.query_len, call.value_dim, call.result)
     made = call.numbers("lse", batch)
     for queries, keys in spans:
-        of = Weights(call, batch, queries, keys)
-        scores = of.scores
-        if call.sinks:
-            sinks = call.memory.packed(call.sinks, (call.heads,), call.of_sinks).astype(np.float64)
-            scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))], axis=-1)
-        with np.errstate(all="ignore"):
-            largest = scores.max(axis=-1, initial=-np.inf)
-            shift = np.where(np.isneginf(largest), 0, largest)
-            lse = shift + np.log(np.exp(scores - shift[..., None]).sum(axis=-1))
-        of.finish(lse)
+        lse, found = _attended(call, batch, queries, keys)
         made[:, :, queries] = lse
-        output[:, :, queries] = np.where(np.isneginf(lse)[..., None], call.empty, _seen(of.weights * of.kept, of.v))
+        output[:, :, queries] = np.where(np.isneginf(lse)[..., None], call.empty, found)
+
+
+def _attended(call, batch, queries, keys):
+    """Log-sum-exp and output."""
+    of = Weights(call, batch, queries, keys)
+    scores = of.scores
+    if call.sinks:
+        sinks = call.memory.packed(call.sinks, (call.heads,), call.of_sinks).astype(np.float64)
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))], axis=-1)
+    lse = _log_sum_exp(scores)
+    of.finish(lse)
+    return lse, _seen(of.weights * of.kept, of.v)
+
+
+def _log_sum_exp(scores):
+    with np.errstate(all="ignore"):
+        largest = scores.max(axis=-1, initial=-np.inf)
+        shift = np.where(np.isneginf(largest), 0, largest)
+        return shift + np.log(np.exp(scores - shift[..., None]).sum(axis=-1))
+
+
+def _decode(call):
+    """Of full caches: the first split has all."""
+    assert not (call.table or call.lengths)
+    call.given |= {"heads": call.kv_heads * call.group, "align_right": 1}
+    assert call.blocks == call.pages * call.kv_heads * call.tiles * call.splits
+    lse, found = _attended(call, call.pages, slice(0, call.query_len), slice(0, call.key_len))
+    shape, dtype = (call.splits, lse.size, call.value_dim), "float32" if call.splits > 1 else call.dtype
+    output = call.memory.view(call.output, shape, (call.split_rows * call.output_row, call.output_row, 1), dtype)
+    made = call.memory.packed(call.lse, shape[:2], "float32")
+    output[1:], made[1:] = 0, -np.inf
+    made[0] = lse.reshape(-1)
+    empty = 0.0 if call.splits > 1 else call.empty
+    output[0] = np.where(np.isneginf(made[0])[:, None], empty, found.reshape(shape[1:]))
+
+
+def _merge(call):
+    assert call.blocks == -(-call.given["rows"] * -(-call.value_dim // 32) // call.kernel.tile)
+    shape = (call.splits, call.given["rows"], call.value_dim)
+    parts = call.memory.view(call.parts, shape, (call.given["rows"] * call.parts_row, call.parts_row, 1), "float32")
+    of_parts = call.memory.packed(call.parts_lse, shape[:2], "float32").astype(np.float64)
+    lse = _log_sum_exp(of_parts.T)
+    call.memory.packed(call.lse, shape[1:2], "float32")[...] = lse
+    with np.errstate(all="ignore"):
+        total = (np.exp(of_parts - lse)[..., None] * parts).sum(axis=0)
+    output = call.memory.view(call.output, shape[1:], (call.output_row, 1), call.dtype)
+    output[...] = np.where(np.isneginf(lse)[:, None], call.empty, total)
 
 
 def _backward(call, of_queries):
@@ -224,10 +262,12 @@ def _by_columns(call):
 FACES = {
     "columns": _by_columns,
     "total": _sum_bias,
+    "table": _decode,
+    "parts": _merge,
     "rows": _delta,
     "d_sinks": _sinks,
     "empty": _forward,
-    "d_query": lambda call: _backward(call, True),
+    "d_query": lambda call: _backward(call, not getattr(call.kernel.config, "of_keys", False)),
     "d_key": lambda call: _backward(call, False),
 }
-"""By a parameter that no other kernel has."""
+"""By a parameter that no other kernel has, but for those of compute capability 9.0 that make either cotangent."""

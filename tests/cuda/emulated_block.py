@@ -50,6 +50,13 @@ class Load(NamedTuple):
     barrier: int
 
 
+class Written(NamedTuple):
+    """By a warp's own copies: at which of its times they were shown to products."""
+
+    place: int
+    shown: int | None
+
+
 class Products(NamedTuple):
     """A group under way."""
 
@@ -64,9 +71,10 @@ class Block:
     def __init__(self, kernel: Any, *, late: bool) -> None:
         self.warps, self.late = kernel.threads // 32, late
         self.content = np.full(kernel.shared_bytes, 0xC1, np.uint8)
-        self.source: list[tuple[int, int] | None] = [None] * (kernel.shared_bytes // 16)
+        self.source: list[tuple[int, int] | Written | None] = [None] * (kernel.shared_bytes // 16)
         self.is_arriving = np.zeros(kernel.shared_bytes // 16, bool)
         self.read = np.full((self.warps, kernel.shared_bytes // 16), -1)
+        self.writer, self.written = np.full(kernel.shared_bytes // 16, -1), np.full(kernel.shared_bytes // 16, -1)
         self.barriers: dict[int, Barrier] = {}
         self.loads: list[Load] = []
         self.numbered: dict[int, list[int]] = {}

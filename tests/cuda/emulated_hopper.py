@@ -83,6 +83,8 @@ def _check_end(block: Block) -> None:
         raise Fault("a block ends while boxes are on their way")
     if any(warp.groups_of_products for warp in block.running):
         raise Fault("a warp ends while its products are under way")
+    if any(warp.copies or any(warp.groups) for warp in block.running):
+        raise Fault("a thread ends while its copies are under way")
     if block.numbered:
         raise Fault(f"a block ends while warps are awaited at its barriers {sorted(block.numbered)}")
     for first in range(0, block.warps, 4):

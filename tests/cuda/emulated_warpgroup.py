@@ -22,6 +22,7 @@ from tests.cuda.emulated_block import (
     Block,
     Load,
     Products,
+    Written,
     by_columns,
     by_rows,
     left_of,
@@ -42,6 +43,7 @@ class HopperWarp(Warp):
         self.maps: set[int] = set()
         self.made: set[int] = set()
         self.groups_of_products: list[Products] = []
+        self.copied: list[np.ndarray] = []
         self.together: list[tuple[Any, ...]] = []
         self.can_go: Callable[[], bool] = lambda: True
         self.error: BaseException | None = None
@@ -143,6 +145,35 @@ class HopperWarp(Warp):
     def warp_barrier(self) -> None:
         """Lanes are together already."""
 
+    # Numbers that threads store
+    def _chunks(self, address: Any, width: int, lanes: Any) -> np.ndarray:
+        """Places of bytes, a row for each lane."""
+        places = np.broadcast_to(address, 32).astype(np.int64)[lanes] - SHARED_START
+        if (places % width).any() or (places < 0).any() or (places + width > self.block_of.content.size).any():
+            raise Fault(f"an access of {width} bytes to shared memory that is not aligned, or outside")
+        return places[:, None] + np.arange(width)
+
+    def store_shared(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
+        block, lanes = self.block_of, np.broadcast_to(valid, 32)
+        at = self._chunks(address, 4 * len(bits), lanes)
+        chunks = np.unique(at // 16)
+        self._claim(chunks)
+        stored = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32)[lanes]
+        block.content[at] = stored.view(np.uint8).reshape(len(at), -1)
+        block.source[chunks[0] : chunks[-1] + 1] = [None] * (chunks[-1] + 1 - chunks[0])
+        block.writer[chunks], block.written[chunks] = self.place, self.clock[self.place] + 1
+        self.tick()
+
+    def load_shared(self, address: Any, count: int = 1) -> Any:
+        block, at = self.block_of, self._chunks(address, 4 * count, np.ones(32, bool))
+        chunks = np.unique(at // 16)
+        if (block.written[chunks] < 0).any() or (self.clock[block.writer[chunks]] < block.written[chunks]).any():
+            raise Fault("shared memory is read that no thread has written, or of which this warp has not been told")
+        block.read[self.place, chunks] = self.clock[self.place] + 1
+        self.tick()
+        found = np.ascontiguousarray(block.content[at]).view(np.int32)
+        return found[:, 0] if count == 1 else tuple(found.T)
+
     # Boxes
     def map_acquire(self, tensor_map: Any) -> None:
         self.maps.add(int(tensor_map))
@@ -169,7 +200,11 @@ class HopperWarp(Warp):
         steps = itemsize, 128, 128 * box[1], 0
         within = np.add.reduce([(i - int(p)) * s for i, p, s in zip(index, places, steps, strict=True)]).reshape(-1)
         at = swizzled(within[:, None] + np.arange(itemsize) + to + SHARED_START) - SHARED_START
-        self._claim(np.unique(at // 16))
+        self._claim(chunks := np.unique(at // 16))
+        if (self.block_of.written[chunks] >= 0).any():
+            raise Fault("a box overwrites what threads have stored, with no fence between")
+        self.block_of.is_arriving[chunks] = True
+        self.block_of.content.reshape(-1, 16)[chunks] = 0xFF
         self.block_of.barrier(barrier, self)
         self.block_of.loads.append(Load(at.reshape(-1), content.reshape(-1), int(barrier)))
         if not self.block_of.late:
@@ -177,17 +212,53 @@ class HopperWarp(Warp):
         self.pause(lambda: True, "")
 
     def _claim(self, chunks: np.ndarray) -> None:
-        """Nobody may still read what a box overwrites, and nobody may do so unknown to this warp."""
+        """Nobody may still read what is overwritten, and nobody may have done so unknown to this warp."""
         block = self.block_of
         for other in block.running:
             if any(np.isin(chunks, group.read).any() for group in other.groups_of_products):
-                raise Fault("a box overwrites what products read that are under way")
+                raise Fault("what products read that are under way is overwritten")
         if (block.read[:, chunks] > self.clock[:, None]).any():
-            raise Fault("a box overwrites what this warp has not been told is free")
+            raise Fault("what this warp has not been told is free is overwritten")
         if block.is_arriving[chunks].any():
-            raise Fault("two boxes on their way to one place")
-        block.is_arriving[chunks] = True
-        block.content.reshape(-1, 16)[chunks] = 0xFF
+            raise Fault("a box is on its way to what is overwritten")
+
+    # Copies of 16 bytes by single threads
+    def copy_async(self, to: Any, address: Any, size: Any, wanted: Any = True, width: int = 16) -> None:
+        to, address, size, wanted = (np.broadcast_to(x, 32) for x in (to, address, size, wanted))
+        places, content = to[wanted].astype(np.int64) - SHARED_START, np.zeros((32, 16), np.uint8)
+        if width != 16 or ((places + SHARED_START) % 16).any():
+            raise Fault("a copy that is not of 16 bytes at a multiple of them")
+        if (places < 0).any() or (places + 16 > self.block_of.content.size).any():
+            raise Fault("a copy leaves shared memory")
+        lanes = wanted & (size == 16)
+        if not np.isin(size, (0, 16)).all():
+            raise Fault("a copy of a part of 16 bytes")
+        if lanes.any():
+            content[lanes] = self.buffers.load(address[lanes], 16)
+        chunks = places // 16
+        if len(np.unique(chunks)) != len(chunks):
+            raise Fault("two lanes copy to one place")
+        self._claim(chunks)
+        self.block_of.is_arriving[chunks] = True
+        self.block_of.content.reshape(-1, 16)[chunks] = 0xFF
+        self.copies.append((chunks, content[wanted]))
+
+    def wait(self, running: int) -> None:
+        block = self.block_of
+        while len(self.groups) > running:
+            for chunks, content in self.groups.pop(0):
+                block.content.reshape(-1, 16)[chunks] = content
+                block.is_arriving[chunks] = False
+                for chunk in chunks:
+                    block.source[chunk] = Written(self.place, None)
+                self.copied.append(chunks)
+
+    def show_copies(self) -> None:
+        for chunks in self.copied:
+            for chunk in chunks:
+                self.block_of.source[chunk] = Written(self.place, self.clock[self.place] + 1)
+        self.copied = []
+        self.tick()
 
     # Registers
     def registers(self, count: int, *, more: bool) -> None:
@@ -222,9 +293,10 @@ class HopperWarp(Warp):
         self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         width = 1 if dtype == FLOAT8 else 2
-        if width == 1 and not steps.right_is_rows:
-            raise Fault("a product of 8 bits takes rows alone on its right")
-        lefts = [swizzled(by_columns(int(left) + step, 64, width))[16 * (self.place % 4) :][:16] for step in steps.left]
+        if width == 1 and not (steps.right_is_rows and steps.left_is_rows):
+            raise Fault("a product of 8 bits takes rows alone")
+        of_left = by_columns if steps.left_is_rows else lambda descriptor, rows, width: by_rows(descriptor, rows).T
+        lefts = [swizzled(of_left(int(left) + step, 64, width))[16 * (self.place % 4) :][:16] for step in steps.left]
         rights = [
             swizzled(
                 by_columns(int(right) + step, steps.columns, width) if steps.right_is_rows else by_rows(int(right) + step, steps.columns)
@@ -285,6 +357,12 @@ class HopperWarp(Warp):
             source = block.source[chunk]
             if source is None:
                 raise Fault("products read what was never written")
+            if isinstance(source, Written):
+                if source.shown is None:
+                    raise Fault("products read copies that were not shown to them")
+                if self.clock[source.place] < source.shown:
+                    raise Fault("products read copies of which this warp does not know")
+                continue
             if self.seen.get(source[0], 0) <= source[1]:
                 raise Fault("products read what this warp has not waited for")
 

@@ -83,6 +83,7 @@ class Shared:
         self.is_known, self.is_copying = np.zeros(words, bool), np.zeros(words, bool)
         self.writer, self.written = np.full(words, -1), np.full(words, -1)
         self.read = np.full((warps, words), -1)
+        self.copied, self.used, self.spread = (np.full((warps, words), -1) for _ in range(3))
         self.size = size
 
     def words(self, addresses: np.ndarray, width: int) -> np.ndarray:
@@ -94,16 +95,18 @@ class Shared:
             raise Fault("an access outside shared memory")
         return (places // 4)[:, None] + np.arange(width // 4)
 
-    def load(self, addresses: np.ndarray, width: int, warp: int, barriers: int) -> np.ndarray:
+    def load(self, addresses: np.ndarray, width: int, warp: int, barriers: int, meetings: int) -> np.ndarray:
         """Words, a row for each address."""
         at = self.words(addresses, width)
+        if (self.copied[warp, at] >= meetings).any():
+            raise Fault("a race: shared memory is read that another lane may have copied since the lanes last met")
         if self.is_copying[at].any():
             raise Fault("shared memory is read whose copy nobody has waited for")
         if not self.is_known[at].all():
             raise Fault("shared memory is read that was never written")
         if ((self.writer[at] != warp) & (self.written[at] >= barriers)).any():
             raise Fault("a race: shared memory is read that another warp has written since the last barrier")
-        self.read[warp, at] = barriers
+        self.read[warp, at], self.used[warp, at] = barriers, meetings
         return self.content[at]
 
     def claim(self, at: np.ndarray, warp: int, barriers: int) -> None:
@@ -125,7 +128,7 @@ class Warp:
 
     def __init__(self, place: int, block: int, shared: Shared, buffers: Buffers) -> None:
         self.place, self.index, self.memory, self.buffers = place, block, shared, buffers
-        self.barriers, self.posted, self.outcome = 0, False, False
+        self.barriers, self.meetings, self.posted, self.outcome = 0, 0, False, False
         self.copies: list[tuple[np.ndarray, np.ndarray]] = []
         self.groups: list[list[tuple[np.ndarray, np.ndarray]]] = []
         self.turn, self.handed_back = threading.Semaphore(0), threading.Semaphore(0)
@@ -152,6 +155,9 @@ class Warp:
     def quotient(self, a: Any, b: Any) -> Any:
         return a // b
 
+    def below(self, a: Any, b: Any) -> Any:
+        return (a >= 0) & (a < b)
+
     def smallest(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
@@ -160,6 +166,8 @@ class Warp:
 
     def multiply_add_wide(self, a: Any, b: Any, c: Any) -> Any:
         return self.wide(a) * b + c
+
+    multiply_add_longer = multiply_add_wide
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return np.float32(np.multiply(a, b, dtype=np.float64) + c)
@@ -183,14 +191,22 @@ class Warp:
     def packed_eights(self, numbers: Sequence[Any]) -> Any:
         return np.stack([np.broadcast_to(bits8(x), 32) for x in numbers], axis=1).copy().view(np.int32)[:, 0]
 
-    def permuted(self, a: Any, b: Any, selector: int) -> Any:
-        content = np.stack([np.broadcast_to(x, 32) for x in (a, b)], axis=1).astype(np.int32).view(np.uint8)
-        return content[:, [selector >> shift & 7 for shift in (0, 4, 8, 12)]].copy().view(np.int32)[:, 0]
+    def bytes_chosen(self, a: Any, b: Any, which: int) -> Any:
+        both = np.stack([np.broadcast_to(x, 32).astype(np.int32) for x in (a, b)], axis=1).view(np.uint8)
+        return np.ascontiguousarray(both[:, [which >> 4 * i & 7 for i in range(4)]]).view(np.int32)[:, 0]
+
+    def multiply_add_pairs(self, a: Any, b: Any, c: Any, dtype: str) -> Any:
+        x, y, z = (numbers_of([x], dtype)[0].astype(np.float64) for x in (a, b, c))
+        return self.packed(*np.float32(x * y + z).T, dtype)
 
     def narrowed(self, x: Any) -> Any:
         bits = np.broadcast_to(self.bits_of(x), 32).astype(np.int64)
         is_finite = (bits & 0x7F800000) != 0x7F800000
         return np.where(is_finite, (bits + 0x1000) & ~0x1FFF, bits).astype(np.int32)
+
+    def widened(self, x: Any, dtype: str) -> Any:
+        bits = np.broadcast_to(x, 32).astype(np.int32)
+        return (bits << 16).view(np.float32) if dtype == "bfloat16" else bits.view(np.float16)[::2].astype(np.float32)
 
     # Where a thread is
     def thread(self) -> Any:
@@ -212,10 +228,17 @@ class Warp:
         self.turn.acquire()
         if self.error is not None:
             raise self.error
+        self.meetings += 1
         return int(self.outcome)
 
     def any_lane(self, condition: Any) -> Any:
         return int(np.any(condition))
+
+    def warp_barrier(self) -> None:
+        self.meetings += 1
+
+    def from_lane(self, x: Any, lane: Any) -> Any:
+        return np.broadcast_to(x, 32)[np.broadcast_to(lane, 32)]
 
     def first_lane(self, x: Any) -> Any:
         return int(np.broadcast_to(x, 32)[0])
@@ -246,7 +269,14 @@ class Warp:
         if lanes.any():
             self.buffers.store(addresses[lanes], content[lanes])
 
-    def store_chunk(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
+    def load_vector(self, address: Any, valid: Any) -> tuple[Any, ...]:
+        addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
+        content = np.zeros((32, 16), np.uint8)
+        if lanes.any():
+            content[lanes] = self.buffers.load(addresses[lanes], 16)
+        return tuple(content.view(np.int32).T)
+
+    def store_vector(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
         addresses, lanes = np.broadcast_to(address, 32), np.broadcast_to(valid, 32)
         content = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32).view(np.uint8)
         if lanes.any():
@@ -260,6 +290,8 @@ class Warp:
             content[lanes, :part] = self.buffers.load(address[lanes], part, width)
         at = self.memory.words(to[wanted].astype(np.int64), width)
         self.memory.claim(at, self.place, self.barriers)
+        if (self.memory.used[self.place, at] >= self.meetings).any():
+            raise Fault("a race: a copy to shared memory that another lane may have read since the lanes last met")
         self.memory.is_copying[at] = True
         self.copies.append((at, content[wanted].view(np.uint32)))
 
@@ -272,21 +304,26 @@ class Warp:
             for at, content in self.groups.pop(0):
                 self.memory.is_copying[at] = False
                 self.memory.store(at, content, self.place, self.barriers)
+                self.memory.copied[self.place, at] = self.meetings
 
     def load_shared(self, address: Any, count: int = 1) -> Any:
         addresses = np.broadcast_to(address, 32).astype(np.int64)
-        found = self.memory.load(addresses, 4 * count, self.place, self.barriers).view(np.int32)
+        found = self.memory.load(addresses, 4 * count, self.place, self.barriers, self.meetings).view(np.int32)
         return found[:, 0] if count == 1 else tuple(found.T)
 
     def store_shared(self, address: Any, bits: Sequence[Any], valid: Any) -> None:
         lanes = np.broadcast_to(valid, 32)
         at = self.memory.words(np.broadcast_to(address, 32).astype(np.int64)[lanes], 4 * len(bits))
         self.memory.claim(at, self.place, self.barriers)
+        if (self.memory.spread[self.place, at] >= self.meetings).any():
+            raise Fault("a race: shared memory is written that other lanes may have read since the lanes last met")
         content = np.stack([np.broadcast_to(x, 32) for x in bits], axis=1).astype(np.int32).view(np.uint32)
         self.memory.store(at, content[lanes], self.place, self.barriers)
 
     def load_matrices(self, address: Any, *, transposed: bool) -> tuple[Any, ...]:
-        rows = self.memory.load(np.broadcast_to(address, 32).astype(np.int64), 16, self.place, self.barriers)
+        addresses = np.broadcast_to(address, 32).astype(np.int64)
+        rows = self.memory.load(addresses, 16, self.place, self.barriers, self.meetings)
+        self.memory.spread[self.place, self.memory.words(addresses, 16)] = self.meetings
         matrices = rows.view(np.uint16).reshape(4, 8, 8)
         matrices = matrices.transpose(0, 2, 1).copy() if transposed else matrices
         return tuple(matrices.reshape(4, 64).view(np.int32))

@@ -1,4 +1,4 @@
-"""Runs the forward kernel of compute capability 9.0 under the emulator, as the host side does on a device."""
+"""Runs the kernels of compute capability 9.0 under the emulator, as the host side does on a device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from refattn_numba.cuda import hopper
 from refattn_numba.cuda.fragments import bytes_of
 from refattn_numba.cuda.kernel import Kernel
-from refattn_numba.cuda.kernels import by_columns, hopper_forward
-from refattn_numba.cuda.tensor_map import MAP_NAMES, Layout, layouts_of
+from refattn_numba.cuda.kernels import by_columns, hopper_backward, hopper_forward
+from refattn_numba.cuda.tensor_map import Layout, layouts_of
 from tests.cuda.calls import address, operands, read_only, steps, stored, tiles
 from tests.cuda.emulated_block import encoded_map
 from tests.cuda.emulated_hopper import launch
@@ -22,6 +22,11 @@ from tests.cuda.emulator import launch as launch_plain
 def hopper_kernel(config: hopper_forward.Config) -> Kernel:
     c = config
     return Kernel("hopper_forward", hopper_forward.forward, c, hopper_forward.PARAMETERS, c.threads, c.shared_bytes, c.tile)
+
+
+def backward_kernel(config: hopper_backward.Config) -> Kernel:
+    c = config
+    return Kernel("hopper_backward", hopper_backward.backward, c, hopper_backward.PARAMETERS, c.threads, c.shared_bytes, c.tile)
 
 
 def map_of(layout: Layout) -> np.ndarray:
@@ -45,6 +50,22 @@ def columns_of(arguments: Mapping[str, Any], arrays: list[np.ndarray], value: np
     return made, places
 
 
+def maps_of(kernel: Kernel, arguments: dict[str, Any], batch: int) -> dict[str, np.ndarray]:
+    """Tensor maps by parameter."""
+    layouts = layouts_of(kernel, arguments, batch)
+    assert layouts is not None
+    return {name: map_of(x) for name, x in layouts.items()}
+
+
+def run(
+    kernel: Kernel, blocks: int, arguments: dict[str, Any], maps: dict[str, np.ndarray], arrays: list[np.ndarray], order: dict[str, bool]
+) -> None:
+    """Launch with the arguments that the kernel has."""
+    given = {**arguments, **{name: address(x) for name, x in maps.items()}}
+    given = {name: given[name] for name, _ in kernel.parameters}
+    launch(kernel, blocks, given, [*arrays, *map(read_only, maps.values())], **order)
+
+
 def hopper_forward_of(
     kernel: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, *, empty: float = 0.0, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +79,33 @@ def hopper_forward_of(
         columns, of_columns = columns_of(arguments, arrays, value)
         arrays.append(columns)
         arguments |= of_columns
-    layouts = layouts_of(kernel, arguments, batch)
-    assert layouts is not None
-    maps = [map_of(x) for x in layouts]
+    maps = maps_of(kernel, arguments, batch)
     count = tiles(kernel, query_len, options.get("cu"))
     arguments |= {"tiles": count, "output": address(output), **steps("output", output), "empty": empty}
-    arguments |= {name: address(x) for name, x in zip(MAP_NAMES, maps, strict=True)}
-    arguments = {name: arguments[name] for name, _ in kernel.parameters}
-    launch(kernel, count * heads * batch, arguments, [*map(read_only, (*arrays, *maps)), lse, output], **order)
+    run(kernel, count * heads * batch, arguments, maps, [*map(read_only, arrays), lse, output], order)
     return output, lse
+
+
+def hopper_backward_of(
+    queries: Kernel, keys: Kernel, query: np.ndarray, key: np.ndarray, value: np.ndarray, lse: np.ndarray, delta: np.ndarray,
+    d_output: np.ndarray, **options: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Cotangents of stored operands by both kernels."""
+    order = {name: options.pop(name) for name in ("late", "last_first") if name in options}
+    batch, heads, query_len, _ = query.shape
+    kv_heads, key_len, cu = key.shape[1], key.shape[2], options.get("cu")
+    operands_of = {"query": query, "key": key, "value": value}
+    made = {name: stored(np.full(x.shape, np.nan), keys.config.element) for name, x in operands_of.items()}
+    shared, arrays = operands(keys, query, key, value, lse, **options)
+    shared |= {"d_output": address(d_output), "delta": address(delta), **steps("d_output", d_output)}
+    for name, x in made.items():
+        shared |= {f"d_{name}": address(x), **steps(f"d_{name}", x)}
+    given = [*map(read_only, (*arrays, d_output, lse, delta))]
+    faces = (
+        (queries, heads, tiles(queries, query_len, cu), ["query"]),
+        (keys, kv_heads, tiles(keys, key_len, cu and cu[::-1]), ["key", "value"]),
+    )
+    for kernel, count, in_head, names in faces:
+        maps = maps_of(kernel, shared, batch)
+        run(kernel, in_head * count * batch, {**shared, "tiles": in_head}, maps, [*given, *(made[n] for n in names)], order)
+    return made

@@ -25,7 +25,12 @@ def folder() -> Path | None:
 
 def instructions(code: bytes) -> Counter[str]:
     """How often each instruction occurs, without its modifiers."""
-    return Counter(name.partition(".")[0] for name in listing(code))
+    return counted(text_of(code))
+
+
+def counted(text: str) -> Counter[str]:
+    """The same of what is printed."""
+    return Counter(name.partition(".")[0] for name in _INSTRUCTION.findall(text))
 
 
 def listing(code: bytes) -> list[str]:

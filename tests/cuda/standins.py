@@ -132,6 +132,9 @@ class Tensor(Host):
     def expand(self, shape):
         return self.like(np.broadcast_to(self.a, shape))
 
+    def permute(self, axes):
+        return self.like(self.a.transpose(axes))
+
 
 class CupyArray(Host):
     __module__ = "cupy"
@@ -143,6 +146,9 @@ class CupyArray(Host):
     @property
     def strides(self):
         return self.a.strides
+
+    def transpose(self, axes):
+        return self.like(self.a.transpose(axes))
 
     @property
     def data(self):
@@ -278,7 +284,7 @@ def capsule_of(a, kind, device, *, lanes=1, with_strides=True):
 
 def _fake_torch():
     current = SimpleNamespace(cuda_stream=7)
-    names = ("float32", "float16", "bfloat16", "float64", "bool", "int32", "int64", "float8_e4m3fn")
+    names = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "int32", "int64", "float8_e4m3fn")
     return SimpleNamespace(
         strided="torch.strided",
         is_grad_enabled=lambda: True,
@@ -345,6 +351,7 @@ def _fake_standard():
         empty=lambda shape, dtype, device: StandardArray(allocated(shape, dtype, device), device),
         asarray=lambda x, device: StandardArray(_filled(x, device), device),
         broadcast_to=lambda x, shape: x.like(np.broadcast_to(x.a, shape)),
+        permute_dims=lambda x, axes: x.like(x.a.transpose(axes)),
         reshape=lambda x, shape: x.reshape(shape),
         sum=lambda x, axis: x.sum(axis),
         **{name: name for name in names},

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from benchmarks import gpu, gpu_battery, gpu_rows, gpu_timing
-from refattn_numba.cuda import CudaError, cache, configurations, driver, hopper
+from benchmarks import gpu, gpu_battery, gpu_conv_timing, gpu_decode, gpu_rows, gpu_timing
+from refattn_numba.cuda import CudaError, cache, configurations, conv_configurations, conv_small_configurations, driver, hopper
 from refattn_numba.cuda.kernel import Cubin
 from tests.cuda import standins
 
@@ -19,6 +20,12 @@ FOUND = {
     "battery bfloat16": {"ok": True, "compared": 400, "failed": 0, "skipped": 9, "worst": 0.61, "failures": [], "seconds": 41.0},
     "battery float16": {"ok": False, "compared": 400, "failed": 1, "skipped": 9, "worst": 3.0, "failures": ["f, causal, d_key: 3.0"], "seconds": 40.0},
     "limits": {"ok": True, "copy_tb_per_s": 4.25, "matmul_tflops": 770.0, "seconds": 9.0},
+    "decode": {
+        "ok": True, "seconds": 9.0,
+        "shapes": {"bfloat16 16 x 32/8 x 8192 x 128": {
+            "times": {"ours": {**TIMES, "tb_per_s": 4.0}, "copy": {**TIMES, "tb_per_s": 4.25}}, "share_of_copy": {"ours": 0.94}, "host_us": 90.0, "ok": True,
+        }},
+    },
     "attention bfloat16 4 x 16 x 4096 x 128": {
         "ok": True, "forward": {"ours": TIMES, "flash": {**TIMES, "ms": 3.0, "tflops": 200.0}}, "backward": {"ours": TIMES, "flash": TIMES}, "seconds": 20.0,
     },
@@ -74,6 +81,7 @@ def test_the_tables():
     lines = [line.split() for line in text.splitlines()]
     assert ["battery", "bfloat16", "400", "0", "9", "0.61", "41"] in lines
     assert "limits: a copy moves 4.25 TB/s, a product of matrices makes 770 TFLOP/s (bfloat16)" in text
+    assert ["bfloat16", "16", "x", "32/8", "x", "8192", "x", "128", "4.00", "4.25", "94", "90", "yes"] in lines
     assert ["bfloat16", "4", "x", "16", "x", "4096", "x", "128", "300", "200", "1.50", "yes"] in lines
     assert "attention bfloat16 1 x 16 x 16384 x 128: hung: not done after 60 seconds" in text
     assert "    f, causal, d_key: 3.0" in text.splitlines()
@@ -137,7 +145,7 @@ def test_build_and_carry(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(toolchain, "compile", lambda kernel, architecture: Cubin(b"code", kernel.name, architecture, 100, 0, 0))
     assert gpu.main(["--build", str(tmp_path / "made"), "--architecture", "sm_80"]) == 0
-    count = len(list(configurations.shipped()))
+    count = sum(len(list(part.shipped())) for part in (configurations, conv_configurations, conv_small_configurations))
     assert capsys.readouterr().out.startswith(f"{count} kernels for sm_80, ")
     assert len(list((tmp_path / "made").iterdir())) == count
     no_gpu(monkeypatch)
@@ -226,12 +234,45 @@ def test_float8_is_timed_and_compared_with_bfloat16(monkeypatch, factor, right):
 
     monkeypatch.setattr(gpu_timing.refattn_numba, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(gpu_timing, "medians", lambda torch, calls: {name: dict(TIMES) for name in calls})
-    monkeypatch.setattr(gpu_timing, "_host_microseconds", lambda torch, call: 5.0)
+    monkeypatch.setattr(gpu_timing, "host_microseconds", lambda torch, call: 5.0)
     on_cpu = SimpleNamespace(randn=randn, **{name: getattr(torch, name) for name in names})
     found = gpu_timing.float8_forward(on_cpu, gpu_timing.Shape("float8_e4m3fn", 1, 2, 1, 16, 8, causal=True))
     assert list(found["forward"]) == ["ours", "ours, bfloat16"]
     assert found["ok"] is right
     assert "ours over ours, bfloat16" in gpu.tables({"attention x": found})
+
+
+def anywhere(make):
+    def made(*given, device, **more):
+        return make(*given, **more)
+
+    return made
+
+
+def test_decoding_beside_pytorch():
+    """Its own names and results, in main memory; graphs are of a device alone."""
+    torch = pytest.importorskip("torch")
+    shape = gpu_decode.CacheShape("float32", 2, 4, 2, 48, 8)
+    made = {n: torch.randn(2, h, m, 8) for n, h, m in (("query", 4, 1), ("key", 2, 48), ("value", 2, 48))}
+    on_host = SimpleNamespace(full=anywhere(torch.full), randperm=anywhere(torch.randperm), int32=torch.int32)
+    calls = {**gpu_decode._ours(on_host, made), "math": gpu_decode._peer(torch, "MATH", made)}
+    errors = gpu_decode._errors(calls)
+    assert set(errors) == {"ours", "ours, pages"}
+    assert all(x < 1e-5 for x in errors.values())
+    assert shape.bytes == 2 * 2 * 2 * 48 * 8 * 4
+    assert str(shape) == "float32 2 x 4/2 x 48 x 8"
+
+
+def test_calls_that_no_graph_holds_are_left_out(capsys):
+    class Graph:
+        replay = "replayed"
+
+    def refuses():
+        raise RuntimeError("No available kernel.")
+
+    torch = SimpleNamespace(cuda=SimpleNamespace(CUDAGraph=Graph, graph=lambda graph: nullcontext(), synchronize=lambda: None))
+    assert gpu_decode._captured(torch, {"ours": lambda: None, "theirs": refuses}) == {"ours": "replayed"}
+    assert "theirs: No available kernel." in capsys.readouterr().out
 
 
 def test_the_batterys_summary():
@@ -265,3 +306,50 @@ def test_the_portable_battery_has_portable_kernels_alone(monkeypatch):
     )
     gpu_rows.portable_battery(None)
     assert asked == [("bfloat16", None)]
+
+
+LAYER = {
+    "forward": {"ours": TIMES, "torch": {**TIMES, "ms": 1.0}},
+    "backward": {"ours": {**TIMES, "ms": 5.0}},
+    "operations": 4e11,
+    "bytes": 1e9,
+    "ok": True,
+}
+
+
+def test_the_table_of_convolutions():
+    """The limit is the product, which takes 0.52 ms; a copy would take 0.24."""
+    lines = [
+        line.split() for line in gpu.tables({"limits": FOUND["limits"], "convolutions": {"layers": {"a": LAYER}, "ok": True}}).splitlines()
+    ]
+    assert ["a", "2.000", "1.000", "0.50", "26", "%", "yes"] in lines
+    assert ["a", "5.000", "-", "-", "21", "%", "yes"] in lines
+    assert gpu_conv_timing.table({"layers": {"a": LAYER}}, {}, "forward").split()[-2:] == ["-", "yes"]
+    assert gpu_conv_timing.table({}, {}, "forward") == ""
+
+
+def test_layers_have_names_of_their_own_and_pytorchs_sizes():
+    torch = pytest.importorskip("torch")
+    assert len({str(shape) for shape in gpu_conv_timing.SHAPES}) == len(gpu_conv_timing.SHAPES)
+    for shape in gpu_conv_timing.SHAPES:
+        x, w = (
+            torch.empty(1, shape.c_in, shape.size, shape.size, device="meta"),
+            torch.empty(shape.c_out, shape.c_in // shape.groups, shape.kernel, shape.kernel, device="meta"),
+        )
+        y = torch.nn.functional.conv2d(x, w, stride=shape.stride, padding=shape.padding, groups=shape.groups)
+        assert y.shape[1:] == (shape.c_out, shape.out, shape.out)
+        assert shape.operations == 2 * shape.batch * y.numel() * w[0].numel()
+        assert shape.moved == 2 * (shape.batch * (x.numel() + y.numel()) + w.numel())
+
+
+def test_a_layer_is_compared_with_pytorch(monkeypatch):
+    """Its own names and results, in main memory, where ours is the twin."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpu_conv_timing, "DEVICE", "cpu")
+    monkeypatch.setattr(
+        gpu_conv_timing, "medians", lambda torch, contenders, seconds: {n: call() is not None for n, call in contenders.items()}
+    )
+    found = gpu_conv_timing._layer(torch, gpu_conv_timing.ConvShape(4, 6, 8, 3, 2, groups=2, batch=2))
+    assert found["ok"]
+    assert set(found["errors"]) == {"output", "x", "weight"}
+    assert found["forward"] == found["backward"] == {"ours": True, "torch": True}

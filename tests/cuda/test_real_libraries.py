@@ -24,6 +24,8 @@ def test_tensors():
     assert ours.trimmed(wide, 4).is_contiguous()
     assert not ours.zeros(x, (2, 2), "float16").any()
     assert ours.broadcast(x, (2, 3, 2, 4)).shape == (2, 3, 2, 4)
+    assert ours.turned(x, (2, 0, 1)).data_ptr() == x.data_ptr()
+    assert ours.turned(x, (2, 0, 1)).stride() == (1, 4, 12)
     assert torch.equal(ours.summed(x.float(), (0, 2), (1, 2)), x.float().sum((0, 2)).reshape(1, 2))
     assert ours.uploaded(np.arange(3), x).dtype == torch.int64
     before = ours.version(x)
@@ -57,6 +59,7 @@ def test_arrays_of_jax():
     assert np.array_equal(ours.trimmed(wide, 4), np.asarray(x, np.float32))
     assert not np.asarray(ours.zeros(x, (2, 2), "float16")).any()
     assert ours.broadcast(x, (2, 3, 4)).shape == (2, 3, 4)
+    assert ours.turned(x, (1, 0)) is None
     assert np.array_equal(ours.summed(wide, (1,), (3, 1)), np.asarray(wide).sum(1, keepdims=True))
     assert ours.uploaded(np.arange(3, dtype=np.int32), x).devices() == x.devices()
 

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("numba")
 
 import refattn
-from refattn_numba.cuda import driver, hopper
+from refattn_numba.cuda import cache, driver, explain, hopper
+from refattn_numba.cuda.kernel import Cubin
 from refattn_numba.cuda.tensor_map import Layout, TensorMaps, layout_of
 from tests.cuda import emulated_block, emulated_hopper, emulator, standins
 from tests.cuda.test_driver import Bindings
@@ -154,7 +155,21 @@ def test_public_calls(monkeypatch, record_property, change, name):
 
 def test_portable_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("REFATTN_CUDA_PORTABLE", "1")
-    assert hopper.fitting("bfloat16", 128, 128, has_limits=False) is None
+    assert all(hopper.fitting("bfloat16", 128, 128, has_limits=False, face=face) is None for face in hopper.FACES)
+
+
+def test_explanations_name_these_kernels(monkeypatch):
+    monkeypatch.setattr(cache, "cubin_of", lambda kernel, architecture: Cubin(b"", kernel.name, architecture, 168, 0, 0))
+    x = np.ones((1, 2, 8, 100), np.float16)
+    found = {row.face: row.kernel for row in explain(x, x, x, architecture="sm_90a", causal=True, align="upper_left")}
+    assert found == {
+        "forward": "forward_hopper_float16_128_128",
+        "delta": "delta_float16",
+        "backward_keys": "backward_keys_hopper_float16_128",
+        "backward_queries": "backward_queries_hopper_float16_128",
+    }
+    assert not any("hopper" in row.kernel for row in explain(x, x, x, architecture="sm_80"))
+    assert not any("hopper" in row.kernel for row in explain(x, x, x, architecture="sm_90a", softcap=2.0))
 
 
 def calls():
@@ -189,3 +204,40 @@ def test_public_calls_of_all_kinds(monkeypatch, record_property, name):
     assert sum("hopper" in x.kernel.name for x in recorder.launches) == launches
     np.testing.assert_allclose(found, getattr(refattn, function)(*rounded, **options), rtol=0, atol=2.0**-10 * 4)
     record_property("emulated", name)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pullbacks_of_all_kinds(monkeypatch, record_property, name):
+    """By the kernels of compute capability 9.0, both of them in each part."""
+    import refattn_numba
+
+    function, given, options, launches = CALLS[name]
+    with standins.pretending(monkeypatch, run) as recorder:
+        arrays = [x if x is None or x.dtype.kind == "i" else standins.to_device(x, dtype="float16") for x in given]
+        rounded = [standins.to_host(x) if isinstance(x, standins.Tensor) else x for x in arrays]
+        output, pullback = getattr(refattn_numba, function).vjp(*arrays, **options)
+        cotangent = standins.to_device(np.random.default_rng(5).normal(size=output.shape), dtype="float16")
+        found = {key: standins.to_host(x) for key, x in pullback(cotangent).items()}
+    assert sum("hopper" in x.kernel.name for x in recorder.launches) == 3 * launches
+    _, pullback = getattr(refattn, function).vjp(*rounded, **options)
+    for key, expected in pullback(standins.to_host(cotangent)).items():
+        np.testing.assert_allclose(found[key], expected, rtol=0, atol=2.0**-10 * max(np.abs(expected).max(initial=0), 1), err_msg=key)
+    record_property("emulated", name)
+
+
+def test_a_cotangent_that_the_hardware_does_not_know(monkeypatch):
+    """Rows of it share a place, so that the portable kernels make the gradients."""
+    import refattn_numba
+
+    random = np.random.default_rng(0)
+    with standins.pretending(monkeypatch, run) as recorder:
+        query, key, value = (standins.to_device(random.normal(size=(1, 2, 9, 40)), dtype="float16") for _ in range(3))
+        _, pullback = refattn_numba.scaled_dot_product_attention.vjp(query, key, value)
+        row = standins.to_device(random.normal(size=(1, 2, 1, 40)), dtype="float16")
+        pullback(row.expand((1, 2, 9, 40)))
+    assert [x.kernel.name for x in recorder.launches] == [
+        "forward_hopper_float16_64_128",
+        "delta_float16",
+        "backward_keys_float16_64",
+        "backward_queries_float16_64",
+    ]

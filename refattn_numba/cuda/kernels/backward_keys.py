@@ -94,7 +94,7 @@ def backward_keys(ops: Any, config: Config) -> Callable[..., None]:
     per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), np.float32(1)
 
     at_pairs = addresses_of_pairs(ops, has_options=has_options)
-    place = places(ops, tile_rows)
+    place = places(ops, tile_rows, of_keys=True)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(memory.shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
     barrier, commit, wait, wait_all = ops(memory.barrier()), ops(memory.commit()), ops(memory.wait(stages - 2)), ops(memory.wait(0))

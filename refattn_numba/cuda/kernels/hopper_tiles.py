@@ -69,6 +69,11 @@ class Config(NamedTuple):
         return ROWS * self.groups
 
     @property
+    def boxes(self) -> dict[str, int]:
+        """Rows that are copied at a time, by operand."""
+        return {"query": ROWS, "key": self.keys, "value": self.size if self.is_narrow else self.keys}
+
+    @property
     def barriers(self) -> int:
         """One for the queries, and two for each tile in the ring: that it is full, and that it is empty."""
         return 1 + 4 * self.stages

@@ -41,9 +41,9 @@ OPTIONS: Parameters = (
 """Of kernels that have all options; an address of 0 is an option that a call does not use, and so is a cap of 0."""
 
 
-def places(ops: Any, tile: int) -> Callable[..., Any]:
+def places(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
     """The function that says what a block does: its tile of rows, its head and batch, and where its sequence starts and how long it is."""
-    place_in = places_in(ops, tile)
+    place_in = places_in(ops, tile, of_keys=of_keys)
 
     def place(
         block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
@@ -53,12 +53,12 @@ def places(ops: Any, tile: int) -> Callable[..., Any]:
     return ops.function(place)
 
 
-def places_in(ops: Any, tile: int) -> Callable[..., Any]:
+def places_in(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
     """The same function, which says at last which sequence that is.
 
     Rows of packed sequences are not tiled across their borders: sequence b has the places from ``start // tile + b`` on, of which there
     are enough for any lengths, so that their number is known without reading where they start. A place may then have no rows.
-    Blocks come in reverse, so that the tiles with the most keys under a causal mask are first.
+    Blocks come in the order in which tiles have less and less to do under a causal mask: queries in reverse, keys from the first on.
     """
     load, quotient = ops(memory.load("int32")), ops(memory.quotient())
 
@@ -75,7 +75,9 @@ def places_in(ops: Any, tile: int) -> Callable[..., Any]:
         rest = quotient(block, tiles)
         batch = quotient(rest, heads)
         head = rest - batch * heads
-        index = tiles - 1 - (block - rest * tiles)
+        index = block - rest * tiles
+        if not of_keys:
+            index = tiles - 1 - index
         start, other_start, which = 0, 0, 0
         if starts != 0:
             low, high = 0, sequences - 1
