@@ -14,11 +14,13 @@ from refattn.testing.checking import compare_case
 from refattn.testing.frameworks import NumPy
 from refattn.testing.precision import Format, named_format
 
-DTYPES = ("bfloat16", "float16", "float32")
+FLOAT8 = "float8_e4m3fn"
+DTYPES = ("bfloat16", "float16", "float32", FLOAT8)
 DENSE, VARLEN = "scaled_dot_product_attention_with_lse", "varlen_attention_with_lse"
 DECODE, PAGED = "decode_attention_with_lse", "paged_attention_with_lse"
 MECHANISMS = (DENSE, VARLEN, DECODE, PAGED)
 SCALES = ("key_scale", "value_scale")
+NOT_IN_FLOAT8 = ("mask", "bias", "keep", "softcap")
 
 
 class OnCuda(NumPy):
@@ -39,8 +41,8 @@ class OnCuda(NumPy):
         return x.detach().double().cpu().numpy()
 
 
-def candidate(name: str, framework: NumPy) -> Candidate:
-    """A function of `refattn_numba` with arrays on a device; what is only for main memory is listed as skipped."""
+def candidate(name: str, framework: NumPy, dtype: str = "") -> Candidate:
+    """A function of `refattn_numba` with arrays on a device; what is only for main memory, or not in this type, is listed as skipped."""
     function = getattr(refattn_numba, name)
 
     def offered(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,13 +51,16 @@ def candidate(name: str, framework: NumPy) -> Candidate:
                 raise Unsupported("masked_rows='uniform' is for main memory")
             if not isinstance(given.get("scale"), (float, int, type(None))):
                 raise Unsupported("a scale that is an array is for main memory")
+            if dtype == FLOAT8 and (any(given.get(n) is not None for n in NOT_IN_FLOAT8) or (given.get("scale") or 1) <= 0):
+                raise Unsupported(f"no such option in {FLOAT8}")
             if any(getattr(given.get(n), "shape", ()) and given[n].shape[-1] != 1 for n in SCALES):
                 raise Unsupported("scales of channels are for main memory")
             return call(**given)
 
         return with_what_is_offered
 
-    return Candidate(offered(function), framework, vjp=None if name in {DECODE, PAGED} else offered(function.vjp))
+    has_vjp = dtype != FLOAT8 and name not in {DECODE, PAGED}
+    return Candidate(offered(function), framework, vjp=offered(function.vjp) if has_vjp else None)
 
 
 class Sizes(NamedTuple):
@@ -171,13 +176,16 @@ def _with_arrays(name: str, random: np.random.Generator) -> dict[str, Any]:
 
 
 def results(framework: NumPy, dtype: str, *, level: Any = "full") -> Iterator[Result]:
-    """The oracle's cases, and our own."""
+    """The oracle's cases, and our own. In float8 of the output alone, as that format has no infinity for a log-sum-exp."""
     target = named_format(dtype)
-    made = {name: candidate(name, framework) for name in MECHANISMS}
-    for name in MECHANISMS:
+    of_type = (DENSE, VARLEN) if dtype == FLOAT8 else MECHANISMS
+    names = {name: name.removesuffix("_with_lse") if dtype == FLOAT8 else name for name in of_type}
+    made = {name: candidate(name, framework, dtype) for name in names.values()}
+    for name in names.values():
         for case in cases(getattr(refattn, name), level=level):
             yield from compare_case(made[name], getattr(refattn, name), case, target)
-    for name, case in (*own_cases(), *decode_cases()):
+    for own, case in own_cases() if dtype == FLOAT8 else (*own_cases(), *decode_cases()):
+        name = names[own]
         yield from compare_case(made[name], getattr(refattn, name), case, target)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import gpu_conv_battery
-from benchmarks.gpu_battery import DTYPES, OnCuda, results, summary
+from benchmarks.gpu_battery import DTYPES, FLOAT8, OnCuda, results, summary
 from benchmarks.gpu_conv_timing import convolutions
 from benchmarks.gpu_decode import decode
-from benchmarks.gpu_timing import Shape, attention, limits
+from benchmarks.gpu_timing import Shape, attention, float8_forward, limits
 from benchmarks.gpu_triton import SHAPES, beside_triton
 
 START_SECONDS = 20
@@ -87,10 +87,13 @@ def rows() -> tuple[Row, ...]:
     batteries += [
         Row(f"battery of convolutions {dtype}", 150, lambda torch, d=dtype: convolution_battery(torch, d), quick=True, alone=False)
         for dtype in DTYPES
+        if dtype != FLOAT8
     ]
     portable = "battery of convolutions bfloat16 portable"
     batteries.append(Row(portable, 150, lambda torch: portable_battery(torch, convolution_battery), quick=True, alone=False))
     times = [Row(f"attention {shape}", 40, lambda torch, s=shape: attention(torch, s), quick=quick) for shape, quick in _shapes()]
+    eight = Shape(FLOAT8, 4, 16, 16, 4096, 128, False)
+    times.append(Row(f"attention {eight}", 20, lambda torch: float8_forward(torch, eight), quick=True))
     others = (
         Row("limits", 30, limits, quick=True),
         Row("decode", 40, decode, quick=True),

@@ -17,7 +17,17 @@ from refattn_numba.cuda import driver
 from refattn_numba.cuda.libraries import library_of
 from refattn_numba.cuda.library import Library, Memory, c_strides
 
-ITEM_BYTES: Mapping[str, int] = {"bool": 1, "int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+ITEM_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "float8_e4m3fn": 1,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "int64": 8,
+    "float64": 8,
+}
 ROW_BYTES = 16
 """What the instructions load that bring rows to shared memory."""
 
@@ -105,8 +115,9 @@ class Placed(NamedTuple):
     row: int = 0
     column: int = 0
 
-    def of_part(self, part: int, itemsize: int) -> Placed:
+    def of_part(self, part: int) -> Placed:
         """The same for one part of the batch."""
+        itemsize = 0 if self.array is None else ITEM_BYTES[self.array.dtype]
         return self._replace(address=self.address + part * self.batch * itemsize)
 
     def fields(self, name: str, *axes: str) -> dict[str, int]:

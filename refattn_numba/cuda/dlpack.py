@@ -21,6 +21,7 @@ TYPES = {
     (2, 64): "float64",
     (4, 16): "bfloat16",
     (6, 8): "bool",
+    (10, 8): "float8_e4m3fn",
 }
 """Names of types by code and bits."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from refattn.view.table import Table
 from refattn_numba.cuda import cache, driver
 from refattn_numba.cuda.arrays import is_on_device, read
+from refattn_numba.cuda.fragments import FLOAT8
 from refattn_numba.cuda.libraries import library_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     ValueError
         Where no kernel takes such a call.
     """
-    from refattn_numba.cuda import configurations, hopper  # noqa: PLC0415  # which brings the kernels along
+    from refattn_numba.cuda import configurations, float8, hopper  # noqa: PLC0415  # which brings the kernels along
 
     architecture, shared = target(query, "query", architecture)
     if options.get("lengths") is not None:
@@ -109,6 +110,10 @@ def explain(query: Any, key: Any, value: Any, *, architecture: str | None = None
     dtype: Any = str(query.dtype).rpartition(".")[2]
     scale = options.get("scale")
     has_options = any(options.get(name) is not None for name in PAIRS) or not (scale is None or scale > 0)
+    if dtype == FLOAT8:
+        names = [*(name for name in PAIRS if options.get(name) is not None), *([float8.NOT_POSITIVE] if has_options else [])]
+        kernels = float8.kernels(architecture, shared, query.shape[-1], value.shape[-1], names)
+        return Explanations(explained(face, kernel, architecture) for face, kernel in kernels.items())
     found = []
     for face in _faces(options):
         if face == "forward" and _is_cut(query, key, options):

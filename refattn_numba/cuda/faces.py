@@ -21,7 +21,7 @@ CONVOLUTION = "refattn_numba.cuda.convolving"
 IN_MAIN_MEMORY = frozenset({np.ndarray, type(None), bool, int, float, str, tuple})
 """Types that are not asked where they lie."""
 
-KINDS: Mapping[str, str] = {"bfloat16": "float16"}
+KINDS: Mapping[str, str] = {"bfloat16": "float16", "float8_e4m3fn": "float16"}
 """What stands for a type that NumPy lacks where shapes and kinds are checked."""
 
 
@@ -112,7 +112,7 @@ def _shape_alone(shape: tuple[int, ...], dtype: str) -> Any:
     try:
         kind = np.dtype(KINDS.get(dtype, dtype))
     except TypeError:
-        kind = np.dtype(np.float16)  # a type of 8 bits, which is refused where it is read
+        kind = np.dtype(np.float16)  # another type of 8 bits, which is refused where it is read
     return np.broadcast_to(np.zeros((), kind), shape)
 
 

@@ -17,15 +17,20 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from refattn_numba.cuda.operations import Many, Operation
 
 Element: TypeAlias = Literal["bfloat16", "float16", "float32"]
+Eight: TypeAlias = Literal["float8_e4m3fn"]
+Stored: TypeAlias = Element | Eight
+"""What operands may be made of; of 8 bits they are for compute capability 9.0 alone."""
+
+FLOAT8: Eight = "float8_e4m3fn"
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 
 
-def bytes_of(element: Element) -> int:
+def bytes_of(element: Stored) -> int:
     """Of one number."""
-    return 4 if element == "float32" else 2
+    return {"float32": 4, FLOAT8: 1}.get(element, 2)
 
 
-def stride_of(element: Element, size: int) -> int:
+def stride_of(element: Stored, size: int) -> int:
     """Bytes from one row of `size` numbers to the next in shared memory."""
     return size * bytes_of(element) + 16
 
@@ -290,11 +295,12 @@ def decays(kind: Many) -> Operation:
     return each(kind, lambda e, old, new, factor: e.exp2((old - _or_zero(e, new)) * factor), kind, "float32")
 
 
-def exponentials(tile: Tile) -> Operation:
-    """``2 ** ((score - largest) * factor)``."""
+def exponentials(tile: Tile, raised: int = 0) -> Operation:
+    """``2 ** ((score - largest) * factor + raised)``."""
 
     def run(e: Any, scores: Any, largest: Any, factor: Any) -> list[Any]:
         shifts = [_or_zero(e, x) * factor * -1.0 for x in largest]
+        shifts = [x + float(raised) for x in shifts] if raised else shifts
         return [e.exp2(e.multiply_add(x, factor, shifts[r])) for (r, _, _), x in zip(tile.places(), scores, strict=True)]
 
     return Operation(run, (tile.kind, tile.of_rows, "float32"), tile.kind)
@@ -307,6 +313,15 @@ def scale_rows(tile: Tile) -> Operation:
         return [x * factors[r] for (r, _, _), x in zip(tile.places(), values, strict=True)]
 
     return Operation(run, (tile.kind, tile.of_rows), tile.kind)
+
+
+def scale_rows_and_add(tile: Tile) -> Operation:
+    """The same, and other numbers added."""
+
+    def run(e: Any, values: Any, factors: Any, others: Any) -> list[Any]:
+        return [e.multiply_add(x, factors[r], y) for (r, _, _), x, y in zip(tile.places(), values, others, strict=True)]
+
+    return Operation(run, (tile.kind, tile.of_rows, tile.kind), tile.kind)
 
 
 def fill_empty_rows(tile: Tile) -> Operation:

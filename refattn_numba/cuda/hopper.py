@@ -12,20 +12,21 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from refattn_numba.cuda.fragments import Element
+from refattn_numba.cuda.fragments import FLOAT8, Eight, Stored
 from refattn_numba.cuda.kernel import Kernel
-from refattn_numba.cuda.kernels import hopper_backward, hopper_forward
+from refattn_numba.cuda.kernels import by_columns, hopper_backward, hopper_forward
 
 if TYPE_CHECKING:
     from refattn_numba.cuda.driver import Facts
+    from refattn_numba.cuda.fragments import Element
 
 CAPABILITY, ARCHITECTURE = (9, 0), "sm_90a"
 Short: TypeAlias = Literal["bfloat16", "float16"]
 Face: TypeAlias = Literal["forward", "backward_keys", "backward_queries"]
 SHARED_LIMIT, SIZES = 232_448, (64, 128, 256)
 
-SMALLEST = 33
-"""Numbers in a row: with fewer, half of what these kernels multiply would be padding."""
+SMALLEST, LARGEST = 33, 256
+"""Numbers in a row: with fewer, half of what these kernels multiply would be padding; of 8 bits, no other kernel takes them."""
 
 
 FACES: tuple[Face, ...] = get_args(Face)
@@ -36,7 +37,9 @@ def may_take(facts: Facts) -> bool:
     return facts.capability == CAPABILITY and facts.shared_bytes >= SHARED_LIMIT and not os.environ.get("REFATTN_CUDA_PORTABLE")
 
 
-def _forward(element: Element, size: int, *, has_limits: bool) -> hopper_forward.Config:
+def _forward(element: Stored, size: int, *, has_limits: bool) -> hopper_forward.Config:
+    if element == FLOAT8:
+        return hopper_forward.Config(element, size, groups=2, keys=128, stages=2, few=24, many=240)
     if size == 64:
         return hopper_forward.Config(element, size, groups=3, keys=128, stages=2, few=32, many=160)
     keys = 80 if size == 256 else 128 if has_limits else 176
@@ -79,7 +82,11 @@ def fitting(
     """
     most = max(head_dim, value_dim)
     size = next((size for size in SIZES if size >= most), None)
-    if dtype not in get_args(Short) or most < SMALLEST or size is None or os.environ.get("REFATTN_CUDA_PORTABLE"):
+    if dtype == FLOAT8:
+        is_taken = face == "forward"
+    else:
+        is_taken = dtype in get_args(Short) and most >= SMALLEST and not os.environ.get("REFATTN_CUDA_PORTABLE")
+    if size is None or not is_taken:
         return None
     element: Any = dtype
     if face == "forward":
@@ -93,11 +100,19 @@ def fitting(
     return Kernel(name, builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
 
+def values_by_columns(element: Eight = FLOAT8) -> Kernel:
+    """What runs before the forward kernel where operands are of 8 bits."""
+    config = by_columns.Config(element)
+    name = f"by_columns_{element}"
+    return Kernel(name, by_columns.by_columns, config, by_columns.PARAMETERS, config.threads, config.shared_bytes, by_columns.TILE)
+
+
 def shipped() -> Iterator[Kernel]:
     """The whole list."""
     found: dict[str, Kernel] = {}
-    for face, dtype, size, has_limits in itertools.product(FACES, get_args(Short), SIZES, (False, True)):
+    for face, dtype, size, has_limits in itertools.product(FACES, (*get_args(Short), FLOAT8), SIZES, (False, True)):
         kernel = fitting(dtype, size, size, has_limits=has_limits, face=face)
-        assert kernel is not None  # within the limits, as tests hold
-        found[kernel.name] = kernel
+        if kernel is not None:  # as all are but the backward pass in float8
+            found[kernel.name] = kernel
     yield from found.values()
+    yield values_by_columns()

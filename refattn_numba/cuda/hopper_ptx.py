@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from refattn_numba.cuda.warpgroups import Steps
 
 INT, FLOAT, LONG, NOTHING = ir.IntType(32), ir.FloatType(), ir.IntType(64), ir.VoidType()
-SHORT = {"bfloat16": "bf16", "float16": "f16"}
+SHORT = {"bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "e4m3"}
+DEEP = {"e4m3": 32}
+"""How many numbers a product sums over, where these are not 16."""
 
 
 def elected(text: str) -> str:
@@ -82,6 +84,18 @@ class HopperInstructions:
         """Each thread of four warps has so many from now on."""
         self.ptx(f"setmaxnreg.{'inc' if more else 'dec'}.sync.aligned.u32 {count};", NOTHING, changes=True)
 
+    # Numbers of 8 bits
+    def packed_eights(self, numbers: Sequence[Any]) -> Any:
+        """Four in e4m3, the first in the lowest bits; the largest there is, 448, for what is larger."""
+        convert = "cvt.rn.satfinite.e4m3x2.f32"
+        text = f"{{ .reg .b16 l, h; {convert} l, $2, $1; {convert} h, $4, $3; mov.b32 $0, {{l, h}}; }}"
+        return self.ptx(text, INT, *numbers)
+
+    def widened_eight(self, bits: Any) -> Any:
+        """A float32 from the lowest 8 bits, which are e4m3."""
+        text = "{ .reg .b16 l, h; .reg .b32 t; mov.b32 {l, h}, $1; cvt.rn.f16x2.e4m3x2 t, l; mov.b32 {l, h}, t; cvt.f32.f16 $0, l; }"
+        return self.ptx(text, FLOAT, bits)
+
     # Products
     def products_begin(self, sums: Sequence[Any]) -> tuple[Any, ...]:
         """Sums, and other registers, may be used by the products that follow."""
@@ -99,11 +113,13 @@ class HopperInstructions:
             a, how = f"{{{', '.join(places[4 * i : 4 * i + 4])}}}", "1, 1"
             if steps.left:
                 lines.append(f"add.s64 l, {places[0]}, {steps.left[i]};")
-                a, how = "l", f"1, 1, {0 if steps.left_is_rows else 1}"
+                a = "l"
+            if kind not in DEEP:  # whether operands are transposed, which those of 8 bits cannot be
+                how += f"{f', {0 if steps.left_is_rows else 1}' if steps.left else ''}, {0 if steps.right_is_rows else 1}"
             lines.append(f"add.s64 r, {places[-1]}, {right_step};")
             adds = "no" if steps.is_new and i == 0 else "yes"
-            name = f"wgmma.mma_async.sync.aligned.m64n{steps.columns}k16.f32.{kind}.{kind}"
-            lines.append(f"{name} {sums_text}, {a}, r, {adds}, {how}, {0 if steps.right_is_rows else 1};")
+            name = f"wgmma.mma_async.sync.aligned.m64n{steps.columns}k{DEEP.get(kind, 16)}.f32.{kind}.{kind}"
+            lines.append(f"{name} {sums_text}, {a}, r, {adds}, {how};")
         text = " ".join([*lines, "wgmma.commit_group.sync.aligned; }"])
         if steps.is_new:
             return self.ptx(text, FLOAT, *given, changes=True, count=count)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refattn._core import Pullback
 from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
-from refattn_numba.cuda import configurations, driver, hopper
+from refattn_numba.cuda import configurations, driver, float8, hopper
 from refattn_numba.cuda.arrays import ITEM_BYTES, DeviceArray, Placed, placed
+from refattn_numba.cuda.fragments import FLOAT8
 from refattn_numba.cuda.tensor_map import layouts_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ LONGEST = 1 << 29
 """Differences of positions stay below the number that says that there is no limit."""
 
 MOST_BLOCKS = (1 << 31) - 1
-TYPES = ("float32", "float16", "bfloat16")
+TYPES = ("float32", "float16", "bfloat16", FLOAT8)
 
 choose = functools.lru_cache(maxsize=256)(configurations.choose)
 
@@ -64,8 +65,12 @@ class Options(NamedTuple):
     softcap: float
     keep_scale: float = 1.0
 
+    def names(self) -> list[str]:
+        """Of those that a call has."""
+        return [*(name for name, x in self.pairs.items() if x.array is not None), *(["softcap"] if self.softcap else [])]
+
     def __bool__(self) -> bool:
-        return bool(self.softcap) or any(x.array is not None for x in self.pairs.values())
+        return bool(self.names())
 
 
 class Launcher:
@@ -97,8 +102,9 @@ class Launcher:
         self.query, self.key, self.value, self.dtype = query, key, value, query.dtype
         self.batch, self.heads, self.kv_heads = math.prod(lead), heads, kv_heads
         self.sequences = None if starts is None else starts[0].shape[0] - 1
-        self.sinks = None if sinks is None else sinks.as_type(query.dtype).contiguous()
-        self.operands = {name: placed(x, query.dtype) for name, x in (("query", query), ("key", key), ("value", value))}
+        self.is_narrow = query.dtype == FLOAT8
+        self.result = "bfloat16" if self.is_narrow else query.dtype
+        self.sinks = None if sinks is None else sinks.as_type("float32" if self.is_narrow else query.dtype).contiguous()
         self.options = options
         self.kept = [self.sinks, *(starts or ())]
         self.fields: dict[str, int | float] = {
@@ -107,6 +113,7 @@ class Launcher:
             "cu_key": 0 if starts is None else starts[1].memory.address,
             "sequences": self.sequences or 0,
             "heads": heads,
+            "kv_heads": kv_heads,
             "group": heads // max(kv_heads, 1),
             "query_len": query_len,
             "key_len": key_len,
@@ -121,16 +128,24 @@ class Launcher:
             "softcap": options.softcap,
             "keep_scale": options.keep_scale,
         }
-        for name, x in self.operands.items():
-            self.fields |= x.fields(name)
         for name, x in options.pairs.items():
             self.fields |= x.fields(name, "batch", "head", "row", "key")
         self.device, self.stream = query.memory.device, query.library.stream(query.owner)
         self.facts = driver.current().facts(self.device)
         self.architecture = self.facts.architecture  # an error where the device is too old
+        self.narrow: Mapping[str, Kernel] = {}
+        if self.is_narrow:
+            names = [*options.names(), *([] if scale > 0 else [float8.NOT_POSITIVE])]
+            self.narrow = float8.kernels(self.architecture, self.facts.shared_bytes, head_dim, value_dim, names)
+        put = float8.placed_for_boxes if self.is_narrow else functools.partial(placed, dtype=query.dtype)
+        self.operands = {name: put(x) for name, x in (("query", query), ("key", key), ("value", value))}
+        for name, x in self.operands.items():
+            self.fields |= x.fields(name)
 
     def kernel(self, face: str, places: Mapping[str, Placed] | None = None) -> Kernel:
         """The kernel of a face for these operands, and for others at some places, on this device."""
+        if face in self.narrow:
+            return self.narrow[face]
         if face in hopper.FACES and (found := self._hopper(face, places or {})) is not None:
             return found
         sizes = self.fields["head_dim"], self.fields["value_dim"]
@@ -165,8 +180,11 @@ class Launcher:
     ) -> tuple[AttendedWithLse, Pullback]:
         """Output and log-sum-exp, and the pullback, where a cotangent of None is zero. `forward` may make the first two in another way."""
         rows = self.query.shape[:-1]
-        output, lse = self.query.made((*rows, self.value.shape[-1]), self.dtype), self.query.packed(rows, "float32")
-        made = {"output": placed(output, self.dtype)}
+        output, lse = self.query.made((*rows, self.value.shape[-1]), self.result), self.query.packed(rows, "float32")
+        made = {"output": placed(output, self.result)}
+        if self.is_narrow:
+            made["columns"] = float8.columns_of(self.value, self.batch, self.sequences)
+            self._attention("by_columns", made, self.value.shape[-2], self.kv_heads)
         empty = math.nan if not_a_number else 0.0
         if forward is None:
             self._attention("forward", made, rows[-1], self.heads, lse=lse.memory.address, empty=empty)
@@ -176,6 +194,8 @@ class Launcher:
         check = watching({"query": self.query, "key": self.key, "value": self.value, "output": output, "lse": lse})
 
         def pullback(d_output: DeviceArray | None, d_lse: DeviceArray | None) -> dict[str, DeviceArray | None]:
+            if self.is_narrow:
+                raise TypeError(f"query is {FLOAT8}, of which there is no backward pass: {float8.INSTEAD}")
             check()
             grads = self._gradients(output, lse, d_output, d_lse, bias)
             self._finish()
@@ -250,7 +270,7 @@ class Launcher:
             return
         tiles = length // kernel.tile + self.sequences
         for part in range(self.batch):
-            at = {name: x.of_part(part, ITEM_BYTES[self.dtype]) for name, x in {**self.operands, **places}.items()}
+            at = {name: x.of_part(part) for name, x in {**self.operands, **places}.items()}
             rows = part * self.heads * int(self.fields["query_len"]) * ITEM_BYTES["float32"]
             moved = {name: more[name] + rows for name in ("lse", "delta") if name in more}
             self._launch(kernel, lambda _: tiles * heads if length else 0, at, **{**more, **moved, "tiles": tiles})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from refattn_numba.cuda.fragments import LN_2, LOG2_E, Element, Tile, bytes_of, each, stride_of
+from refattn_numba.cuda.fragments import LN_2, LOG2_E, Element, Stored, Tile, bytes_of, each, stride_of
 from refattn_numba.cuda.operations import Many, Operation
 
 # What there is one of
@@ -76,14 +76,14 @@ def before() -> Operation:
 
 def load(dtype: str) -> Operation:
     """A number at an address, 0 where the address is 0."""
-    kind = "float32" if dtype in {"float32", "float16", "bfloat16"} else "int32"
+    kind = "float32" if "float" in dtype else "int32"
     return Operation(lambda e, address: e.load(address, dtype, address != 0), ("int64",), kind)
 
 
 # Tiles of rows
 
 
-def copy_rows(element: Element, rows: int, size: int, threads: int, stride: int = 0) -> Operation:
+def copy_rows(element: Stored, rows: int, size: int, threads: int, stride: int = 0) -> Operation:
     """Start copies of rows from global to shared memory: zeros in place of rows from `count` on and numbers from `width` on.
 
     `address` is of the first row, `step` is in bytes, and so is the stride in shared memory, of which 0 is the usual one.
@@ -276,11 +276,14 @@ def slopes(tile: Tile) -> Operation:
     return each(tile.kind, slope, "float32", "float32")
 
 
-def natural_lse(kind: Many) -> Operation:
-    """Natural logarithm of a row's sum, from its largest score, the factor of that in base 2, and what is summed relative to it."""
+def natural_lse(kind: Many, raised: int = 0) -> Operation:
+    """Natural logarithm of a row's sum, from its largest score, the factor of that in base 2, and what is summed relative to it.
+
+    That is larger by ``2 ** raised``.
+    """
 
     def lse(e: Any, total: Any, largest: Any, factor: Any) -> Any:
-        there_is = e.multiply_add(largest, factor, e.log2(total)) * LN_2
+        there_is = e.multiply_add(largest, factor, e.log2(total * 2.0**-raised if raised else total)) * LN_2
         return e.select(total == 0.0, e.number(float("-inf")), there_is)
 
     return each(kind, lse, kind, "float32")

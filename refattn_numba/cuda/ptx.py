@@ -366,6 +366,7 @@ _LOADS: dict[str, tuple[str, Callable[[Machine, Value], Value]]] = {
     "int8": ("@p ld.global.u8 t, [$1];", lambda machine, bits: bits),
     "bfloat16": ("@p ld.global.u16 t, [$1];", partial(_of_half, "bfloat16")),
     "float16": ("@p ld.global.u16 t, [$1];", partial(_of_half, "float16")),
+    "float8_e4m3fn": ("@p ld.global.u8 t, [$1];", lambda machine, bits: machine.widened_eight(bits)),
 }
 
 

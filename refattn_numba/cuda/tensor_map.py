@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda.fragments import Element, bytes_of
-from refattn_numba.cuda.warpgroups import BLOCK_COLUMNS
+from refattn_numba.cuda.fragments import FLOAT8, Stored, bytes_of
+from refattn_numba.cuda.kernels.by_columns import TILE, tiles_of
+from refattn_numba.cuda.warpgroups import BLOCK_BYTES
 
 MAP_BYTES, IN_SLAB = 128, 4096
 _SMALLEST, _STRIDES_BELOW, _LARGEST_BOX = 16, 1 << 40, 256
@@ -33,10 +34,10 @@ class Layout(NamedTuple):
     strides : tuple of int
         In bytes, from the second axis on.
     rows : int
-        Of a box, which has `BLOCK_COLUMNS` columns of one head.
+        Of a box, which has 128 bytes of each, and is of one head.
     """
 
-    element: Element
+    element: Stored
     address: int
     sizes: tuple[int, int, int, int]
     strides: tuple[int, int, int]
@@ -45,15 +46,15 @@ class Layout(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Sizes of one."""
-        return BLOCK_COLUMNS, self.rows, 1, 1
+        return BLOCK_BYTES // bytes_of(self.element), self.rows, 1, 1
 
 
-def layout_of(element: Element, address: int, shape: tuple[int, int, int, int], strides: tuple[int, int, int], rows: int) -> Layout | None:
+def layout_of(element: Stored, address: int, shape: tuple[int, int, int, int], strides: tuple[int, int, int], rows: int) -> Layout | None:
     """The layout of an operand, if the hardware knows such.
 
     Parameters
     ----------
-    element : {"bfloat16", "float16"}
+    element : {"bfloat16", "float16", "float8_e4m3fn"}
         Of its numbers.
     address : int
         Of the first.
@@ -86,10 +87,14 @@ def layouts_of(kernel: Any, fields: Mapping[str, Any], batch: int) -> dict[str, 
     queries, keys = (fields["heads"], fields["query_len"]), (fields["heads"] // fields["group"], fields["key_len"])
     head_dim, value_dim = fields["head_dim"], fields["value_dim"]
     shapes = {"query": (*queries, head_dim), "key": (*keys, head_dim), "value": (*keys, value_dim), "d_output": (*queries, value_dim)}
-    made = {}
+    made, places = {}, {name: name for name in kernel.config.boxes}
+    if kernel.config.element == FLOAT8:  # whose values are by columns, and of whose keys no box is copied where there are none
+        shapes["columns"] = (keys[0], value_dim, tiles_of(fields["key_len"], fields["sequences"]) * TILE)
+        places |= {"value": "columns"} if fields["key_len"] else {"key": "query", "value": "query"}
     for name, rows in kernel.config.boxes.items():
-        strides = tuple(fields[f"{name}_{axis}"] for axis in ("batch", "head", "row"))
-        found = layout_of(kernel.config.element, fields[name], (batch, *shapes[name]), strides, rows)  # pyright: ignore[reportArgumentType]
+        place = places[name]
+        strides = tuple(fields[f"{place}_{axis}"] for axis in ("batch", "head", "row"))
+        found = layout_of(kernel.config.element, fields[place], (batch, *shapes[place]), strides, rows)  # pyright: ignore[reportArgumentType]
         if found is None:
             return None
         made[f"{name}_map"] = found
@@ -123,7 +128,7 @@ class TensorMaps:
     def encoded(self, layout: Layout) -> Any:
         """The driver's description: boxes swizzled by 128 bytes, zeros outside."""
         cuda = self._cuda
-        kinds, names = cuda.CUtensorMapDataType, {"bfloat16": "BFLOAT16", "float16": "FLOAT16"}
+        kinds, names = cuda.CUtensorMapDataType, {"bfloat16": "BFLOAT16", "float16": "FLOAT16", FLOAT8: "UINT8"}
         return self._call(
             "cuTensorMapEncodeTiled",
             getattr(kinds, f"CU_TENSOR_MAP_DATA_TYPE_{names[layout.element]}"),

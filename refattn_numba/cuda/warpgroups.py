@@ -1,8 +1,9 @@
 """Operations of compute capability 9.0: four warps multiply together what one warp copies for them, while they do something else.
 
-Operands lie in shared memory in blocks of 64 columns, which are 128 bytes: row after row, and within each 8 rows the 16 bytes at place c of
-row r stand at place ``c ^ r``, so that 8 rows of one column lie in different banks (the swizzle of 128 bytes; PTX ISA, "Asynchronous
-warpgroup level matrix shared memory layout"). Copies write this layout by themselves, where a block begins at a multiple of 1024 bytes.
+Operands lie in shared memory in blocks of 128 bytes, which are 64 columns, or 128 of 8 bits: row after row, and within each 8 rows the 16
+bytes at place c of row r stand at place ``c ^ r``, so that 8 rows of one column lie in different banks (the swizzle of 128 bytes; PTX ISA,
+"Asynchronous warpgroup level matrix shared memory layout"). Copies write this layout by themselves, where a block begins at a multiple of
+1024 bytes.
 Sums of 64 rows are four `Tile`s of 16, one for each warp, and so are what a product takes on its left from registers.
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda.fragments import Element, Tile
+from refattn_numba.cuda.fragments import Stored, Tile, bytes_of
 from refattn_numba.cuda.operations import Many, Operation
 
-BLOCK_COLUMNS, BLOCK_BYTES, DEPTH = 64, 128, 16
-"""Columns and bytes of a row of a block, and columns of one product's left operand."""
+BLOCK_BYTES, BLOCK_COLUMNS, STEP_BYTES, DEPTH = 128, 64, 32, 16
+"""Bytes of a row of a block and how many columns of 16 bits these are, and the same of one product's left operand."""
 
 ALIGNMENT = 1024
 _SWIZZLE, _EIGHT_ROWS = 1 << 62, (1024 >> 4) << 32
@@ -22,7 +23,7 @@ ROWS = 64
 
 
 class Steps(NamedTuple):
-    """A sum of products that are 16 deep.
+    """A sum of products, of which each is as deep as 32 bytes are numbers.
 
     Attributes
     ----------
@@ -107,15 +108,32 @@ def map_acquire() -> Operation:
     return Operation(lambda e, tensor_map: e.map_acquire(tensor_map), ("int64",), None)
 
 
-def load_rows(rows: int, size: int) -> Operation:
+def blocks_of(columns: int, width: int) -> int:
+    """In how many so many columns lie side by side, where a number has `width` bytes; the last may be filled with zeros."""
+    return -(-columns * width // BLOCK_BYTES)
+
+
+def load_rows(rows: int, size: int, width: int = 2) -> Operation:
     """Start to copy rows of one head, `size` columns of them, block after block; their bytes arrive at a barrier.
 
     Takes where to, the tensor map, the barrier, and the first row, the head and the batch. What lies outside the tensor becomes zeros.
     """
 
     def run(e: Any, to: Any, tensor_map: Any, barrier: Any, row: Any, head: Any, batch: Any) -> None:
-        for i in range(size // BLOCK_COLUMNS):
-            e.box_load(to + i * rows * BLOCK_BYTES, tensor_map, barrier, (e.integer(i * BLOCK_COLUMNS), row, head, batch))
+        for i in range(blocks_of(size, width)):
+            column = e.integer(i * BLOCK_BYTES // width)
+            e.box_load(to + i * rows * BLOCK_BYTES, tensor_map, barrier, (column, row, head, batch))
+
+    return Operation(run, ("int32", "int64", "int32", "int32", "int32", "int32"), None)
+
+
+def load_columns(rows: int, size: int, width: int) -> Operation:
+    """The same of the first rows, from a column on."""
+
+    def run(e: Any, to: Any, tensor_map: Any, barrier: Any, column: Any, head: Any, batch: Any) -> None:
+        for i in range(blocks_of(size, width)):
+            there = column + i * BLOCK_BYTES // width
+            e.box_load(to + i * rows * BLOCK_BYTES, tensor_map, barrier, (there, e.integer(0), head, batch))
 
     return Operation(run, ("int32", "int64", "int32", "int32", "int32", "int32"), None)
 
@@ -134,19 +152,20 @@ def coordinate() -> Operation:
 
 
 def _descriptor(e: Any, address: Any, block_step: int) -> Any:
-    """Of an operand in shared memory: where it is, the bytes to its next 64 columns where those are not summed over, and its swizzle."""
+    """Of an operand in shared memory: where it is, the bytes to its next block where columns are not summed over, and its swizzle."""
     return e.wide(address >> 4) | (_SWIZZLE | _EIGHT_ROWS | (block_step >> 4) << 16)
 
 
-def _along_rows(rows: int, depth: int) -> tuple[int, ...]:
+def _along_rows(element: Stored, rows: int, depth: int) -> tuple[int, ...]:
     """Steps through columns: within a block, and from block to block."""
-    in_block = BLOCK_COLUMNS // DEPTH
-    return tuple((k // in_block * rows * BLOCK_BYTES + k % in_block * DEPTH * 2) >> 4 for k in range(depth // DEPTH))
+    in_block, steps = BLOCK_BYTES // STEP_BYTES, depth * bytes_of(element) // STEP_BYTES
+    return tuple((k // in_block * rows * BLOCK_BYTES + k % in_block * STEP_BYTES) >> 4 for k in range(steps))
 
 
-def product_of_rows(element: Element, columns: int, depth: int) -> Operation:
+def product_of_rows(element: Stored, columns: int, depth: int) -> Operation:
     """Start ``left @ right.T`` of 64 rows and `columns` rows at two addresses; to be waited for."""
-    steps = Steps(columns, _along_rows(ROWS, depth), _along_rows(columns, depth), is_new=True, right_is_rows=True)
+    of_left, of_right = (_along_rows(element, rows, depth) for rows in (ROWS, columns))
+    steps = Steps(columns, of_left, of_right, is_new=True, right_is_rows=True)
     kind = Tile(16, columns).kind
 
     def run(e: Any, left: Any, right: Any) -> Any:
@@ -155,7 +174,7 @@ def product_of_rows(element: Element, columns: int, depth: int) -> Operation:
     return Operation(run, ("int32", "int32"), kind)
 
 
-def product_of_weights(element: Element, size: int, depth: int) -> Operation:
+def product_of_weights(element: Stored, size: int, depth: int) -> Operation:
     """Start ``sums + weights @ right``, whose `depth` rows of `size` columns are at an address; to be waited for."""
     steps = Steps(size, (), tuple(k * DEPTH * BLOCK_BYTES >> 4 for k in range(depth // DEPTH)), is_new=False, right_is_rows=False)
     kind = Tile(16, size).kind
@@ -166,12 +185,23 @@ def product_of_weights(element: Element, size: int, depth: int) -> Operation:
     return Operation(run, (kind, packed_kind(depth), "int32"), kind)
 
 
-def packed_kind(columns: int) -> Many:
-    """Registers of weights that are two to a register."""
-    return Many("bits", columns // 4)
+def product_of_weights_by_columns(element: Stored, size: int, depth: int, *, is_new: bool) -> Operation:
+    """The same of a right operand whose `size` columns are rows at an address; where it is new, nothing is added to the sums."""
+    steps = Steps(size, (), _along_rows(element, size, depth), is_new=is_new, right_is_rows=True)
+    kind = Tile(16, size).kind
+
+    def run(e: Any, sums: Any, weights: Any, right: Any) -> Any:
+        return e.products_start(element, steps, () if is_new else sums, weights, _descriptor(e, right, 16))
+
+    return Operation(run, (kind, packed_kind(depth, bytes_of(element)), "int32"), kind)
 
 
-def packed(element: Element, columns: int) -> Operation:
+def packed_kind(columns: int, width: int = 2) -> Many:
+    """Registers of weights of so many bytes, 4 to a register."""
+    return Many("bits", columns * width // 8)
+
+
+def packed(element: Stored, columns: int) -> Operation:
     """Weights as a product takes them on its left."""
 
     def run(e: Any, weights: Any) -> list[Any]:

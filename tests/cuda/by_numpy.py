@@ -9,6 +9,7 @@ import ctypes
 import numpy as np
 
 from refattn_numba.cuda.arrays import ROW_BYTES
+from refattn_numba.cuda.fragments import FLOAT8
 from tests.cuda.standins import numpy_type
 
 PAIR_AXES = ("batch", "head", "row", "key")
@@ -45,6 +46,7 @@ class Call:
 
     def __init__(self, kernel, blocks, arguments, buffers):
         self.kernel, self.blocks, self.memory, self.dtype = kernel, blocks, Memory(buffers), kernel.config.element
+        self.result, self.of_sinks = ("bfloat16", "float32") if self.dtype == FLOAT8 else (self.dtype, self.dtype)
         self.names = {name for name, _ in kernel.parameters}
         self.given = {**ABSENT, **arguments}
 
@@ -165,7 +167,7 @@ def _seen(weights, x):
 
 def _forward(call):
     batch, spans = _spans(call, True)
-    output = call.rows("output", batch, call.heads, call.query_len, call.value_dim)
+    output = call.rows("output", batch, call.heads, call.query_len, call.value_dim, call.result)
     made = call.numbers("lse", batch)
     for queries, keys in spans:
         lse, found = _attended(call, batch, queries, keys)
@@ -178,7 +180,7 @@ def _attended(call, batch, queries, keys):
     of = Weights(call, batch, queries, keys)
     scores = of.scores
     if call.sinks:
-        sinks = call.memory.packed(call.sinks, (call.heads,), call.dtype).astype(np.float64)
+        sinks = call.memory.packed(call.sinks, (call.heads,), call.of_sinks).astype(np.float64)
         scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))], axis=-1)
     lse = _log_sum_exp(scores)
     of.finish(lse)
@@ -251,7 +253,14 @@ def _backward(call, of_queries):
             made[name][:, :, keys] = grouped
 
 
+def _by_columns(call):
+    """Where they come to; the forward pass has the values themselves too."""
+    batch = call.blocks // max(call.tiles * call.kv_heads, 1)
+    call.rows("columns", batch, call.kv_heads, call.value_dim, call.tiles * call.kernel.tile)[...] = np.nan
+
+
 FACES = {
+    "columns": _by_columns,
     "total": _sum_bias,
     "table": _decode,
     "parts": _merge,

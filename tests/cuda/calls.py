@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refattn.testing.bits import Tensor
 from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.kernels import backward_keys as of_keys
 from refattn_numba.cuda.kernels import backward_queries as of_queries
 from refattn_numba.cuda.kernels import forward as of_forward
 from refattn_numba.cuda.kernels import sums
 from refattn_numba.cuda.kernels.place import FAR
-from tests.cuda.emulator import bits16, launch
+from tests.cuda.emulator import FLOAT8, bits8, bits16, launch
 
 
 def forward_kernel(config: of_forward.Config) -> Kernel:
@@ -22,20 +23,23 @@ def forward_kernel(config: of_forward.Config) -> Kernel:
 def stored(x: Any, element: str) -> np.ndarray:
     """As a device holds it: rows of whole multiples of 16 bytes, bits where NumPy has no such numbers."""
     x = np.asarray(x, np.float32)
-    width = -(-x.shape[-1] // 8) * 8
-    dtype = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[element]
+    granule = 16 if element == FLOAT8 else 8
+    width = -(-x.shape[-1] // granule) * granule
+    dtype = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, FLOAT8: np.uint8}[element]
     size = x.size // max(x.shape[-1], 1) * width
     whole = np.empty(size + 16, dtype)
     start = -whole.ctypes.data % 16 // whole.itemsize
     made = whole[start : start + size].reshape(*x.shape[:-1], width)
-    made.view(np.uint16)[...] = 0x7FC1  # NaN in whatever no kernel may read
+    made.view(np.uint16)[...] = 0x7FFF  # NaN in whatever no kernel may read
     made = made[..., : x.shape[-1]]
-    made[...] = bits16(x, element) if element == "bfloat16" else x
+    made[...] = bits8(x) if element == FLOAT8 else bits16(x, element) if element == "bfloat16" else x
     return made
 
 
 def numbers(x: np.ndarray) -> np.ndarray:
     """In float64."""
+    if x.dtype == np.uint8:
+        return Tensor(FLOAT8, x).values()
     return ((x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x).astype(np.float64)
 
 

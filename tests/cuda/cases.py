@@ -9,6 +9,7 @@ import numpy as np
 import refattn
 from refattn_numba.cuda.kernels.place import FAR
 from tests.cuda.calls import Band, numbers, stored
+from tests.cuda.emulator import FLOAT8
 
 ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 2.0**-21}
 """Half a unit in the last place of 16-bit types. Of float32 eight units, as a score's error of 2**-24 of its largest product goes through
@@ -69,7 +70,7 @@ def problem(
         made |= {"keep": rng.random(pairs) < 0.7, "dropout_rate": 0.3}
         reference |= {name: made[name] for name in ("keep", "dropout_rate")}
     if "sinks" in options:
-        made["sinks"] = stored(rng.standard_normal(heads), element)
+        made["sinks"] = stored(rng.standard_normal(heads), "float32" if element == FLOAT8 else element)
         reference["sinks"] = numbers(made["sinks"])
     return Problem(element, (stored(query, element), stored(key, element), stored(value, element)), made, reference)
 

@@ -123,11 +123,11 @@ def fields_of(descriptor: int) -> tuple[int, int, int]:
     return tuple((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))  # type: ignore[return-value]
 
 
-def by_columns(descriptor: int, rows: int) -> np.ndarray:
-    """Addresses of 16 numbers of each row, which stand side by side."""
+def by_columns(descriptor: int, rows: int, width: int) -> np.ndarray:
+    """Addresses of 32 bytes of each row, which stand side by side, number by number."""
     start, _, eight = fields_of(descriptor)
     row = np.arange(rows)[:, None]
-    return start + row // 8 * eight + row % 8 * 128 + 2 * np.arange(16)
+    return start + row // 8 * eight + row % 8 * 128 + width * np.arange(32 // width)
 
 
 def by_rows(descriptor: int, columns: int) -> np.ndarray:
@@ -146,8 +146,10 @@ def sum_columns(columns: int) -> np.ndarray:
 
 
 def left_of(registers: Sequence[Any], dtype: str) -> np.ndarray:
-    """16 by 16 numbers that four registers hold (PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16")."""
-    made, half = np.zeros((16, 16), np.float32), np.arange(2)
-    for i, x in enumerate(numbers_of(registers, dtype)):
-        made[(LANES // 4 + 8 * (i % 2))[:, None], (2 * (LANES % 4) + 8 * (i // 2))[:, None] + half] = x
+    """16 by 16 or 32 numbers of four registers (PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16", and "...m64nNk32")."""
+    numbers = numbers_of(registers, dtype)
+    each = numbers.shape[-1]
+    made = np.zeros((16, 8 * each), np.float32)
+    for i, x in enumerate(numbers):
+        made[(LANES // 4 + 8 * (i % 2))[:, None], (each * (LANES % 4) + 4 * each * (i // 2))[:, None] + np.arange(each)] = x
     return made

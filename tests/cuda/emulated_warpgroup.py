@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refattn.testing.bits import Tensor
 from tests.cuda.emulated_block import (
     MAP_FORMAT,
     MAP_MAGIC,
@@ -29,7 +30,7 @@ from tests.cuda.emulated_block import (
     sum_rows,
     swizzled,
 )
-from tests.cuda.emulator import Buffers, Fault, Warp
+from tests.cuda.emulator import FLOAT8, Buffers, Fault, Warp
 
 
 class HopperWarp(Warp):
@@ -134,6 +135,9 @@ class HopperWarp(Warp):
         self.waits_at = None
 
     waits_at: int | None = None
+
+    kept_bits: int | None = None
+    """That sums of products of 8 bits keep; all of float32 by default."""
 
     def announce(self, number: Any, threads: int) -> None:
         self._come(number, threads)
@@ -288,10 +292,15 @@ class HopperWarp(Warp):
     def _products(
         self, dtype: str, steps: Any, sums: tuple[Any, ...], left: Any, right: Any
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        of_left = by_columns if steps.left_is_rows else lambda descriptor, rows: by_rows(descriptor, rows).T
-        lefts = [swizzled(of_left(int(left) + step, 64))[16 * (self.place % 4) :][:16] for step in steps.left]
+        width = 1 if dtype == FLOAT8 else 2
+        if width == 1 and not (steps.right_is_rows and steps.left_is_rows):
+            raise Fault("a product of 8 bits takes rows alone")
+        of_left = by_columns if steps.left_is_rows else lambda descriptor, rows, width: by_rows(descriptor, rows).T
+        lefts = [swizzled(of_left(int(left) + step, 64, width))[16 * (self.place % 4) :][:16] for step in steps.left]
         rights = [
-            swizzled(by_columns(int(right) + step, steps.columns) if steps.right_is_rows else by_rows(int(right) + step, steps.columns))
+            swizzled(
+                by_columns(int(right) + step, steps.columns, width) if steps.right_is_rows else by_rows(int(right) + step, steps.columns)
+            )
             for step in steps.right
         ]
         touched = np.concatenate([(x - SHARED_START).reshape(-1) // 16 for x in (*lefts, *rights)])
@@ -306,6 +315,9 @@ class HopperWarp(Warp):
                 a = self._numbers(lefts[k], dtype) if lefts else left_of(left[4 * k : 4 * k + 4], dtype)
                 b = self._numbers(of_right, dtype)
                 total = total + a @ (b.T if steps.right_is_rows else b)
+                if dtype == FLOAT8 and self.kept_bits is not None:
+                    fraction, exponent = np.frexp(total)
+                    total = np.ldexp(np.trunc(np.ldexp(fraction, self.kept_bits)), exponent - self.kept_bits)
             return total[sum_rows(steps.columns), sum_columns(steps.columns)]
 
         return touched, run
@@ -313,6 +325,8 @@ class HopperWarp(Warp):
     def _numbers(self, addresses: np.ndarray, dtype: str) -> np.ndarray:
         content = self.block_of.content
         places = addresses - SHARED_START
+        if dtype == FLOAT8:
+            return Tensor(FLOAT8, content[places]).values().astype(np.float32)
         bits = content[places].astype(np.uint16) | content[places + 1].astype(np.uint16) << 8
         return bits.view(np.float16).astype(np.float32) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
 

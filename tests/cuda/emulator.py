@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from refattn.testing.bits import Tensor
+from refattn.testing.bits import stored as bits_of
+from refattn.testing.precision import FORMATS
+
 LANES = np.arange(32)
+FLOAT8 = "float8_e4m3fn"
 SHARED_START = 1024
 LARGEST_INT = 2**31 - 1
 _GROUP, _PAIR = LANES // 4, 2 * (LANES % 4)
@@ -183,6 +188,9 @@ class Warp:
         halves = [np.broadcast_to(bits16(x, dtype), 32).astype(np.uint32) for x in (low, high)]
         return (halves[0] | (halves[1] << 16)).view(np.int32)
 
+    def packed_eights(self, numbers: Sequence[Any]) -> Any:
+        return np.stack([np.broadcast_to(bits8(x), 32) for x in numbers], axis=1).copy().view(np.int32)[:, 0]
+
     def bytes_chosen(self, a: Any, b: Any, which: int) -> Any:
         both = np.stack([np.broadcast_to(x, 32).astype(np.int32) for x in (a, b)], axis=1).view(np.uint8)
         return np.ascontiguousarray(both[:, [which >> 4 * i & 7 for i in range(4)]]).view(np.int32)[:, 0]
@@ -242,11 +250,13 @@ class Warp:
     def load(self, address: Any, dtype: str, valid: Any) -> Any:
         shape = np.broadcast_shapes(np.shape(address), np.shape(valid))
         addresses, lanes = np.broadcast_to(address, shape).reshape(-1), np.broadcast_to(valid, shape).reshape(-1)
-        width = {"int8": 1, "float16": 2, "bfloat16": 2}.get(dtype, 4)
+        width = {"int8": 1, FLOAT8: 1, "float16": 2, "bfloat16": 2}.get(dtype, 4)
         content = np.zeros((len(addresses), width), np.uint8)
         if lanes.any():
             content[lanes] = self.buffers.load(addresses[lanes], width)
-        if dtype == "bfloat16":
+        if dtype == FLOAT8:
+            made = Tensor(FLOAT8, content).values().astype(np.float32)
+        elif dtype == "bfloat16":
             made = (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
             made = content.view(dtype).astype(np.float32 if dtype.startswith("float") else np.int32)
@@ -344,13 +354,21 @@ _SUMS = [(_GROUP + 8 * (i // 2)) * 8 + _PAIR + i % 2 for i in range(4)]
 
 
 def numbers_of(registers: Sequence[Any], dtype: str) -> np.ndarray:
-    """What registers hold, as float32, by register, lane and half."""
+    """What registers hold, as float32, by register, lane and part."""
     bits = np.stack([np.broadcast_to(x, 32) for x in registers]).astype(np.int32)
+    if dtype == FLOAT8:
+        return Tensor(FLOAT8, bits.view(np.uint8).reshape(-1, 32, 4)).values().astype(np.float32)
     if dtype == "float32":
         return (bits & ~0x1FFF).view(np.float32)[..., None]
     if dtype == "float16":
         return bits.view(np.float16).reshape(-1, 32, 2).astype(np.float32)
     return np.stack([bits << 16, bits & -0x10000], axis=-1).view(np.float32)
+
+
+def bits8(x: Any) -> np.ndarray:
+    """The nearest numbers of 8 bits, ties to even; the largest for what is larger."""
+    of_eights = FORMATS[FLOAT8]
+    return bits_of(of_eights.round(np.clip(np.asarray(x, np.float64), -of_eights.largest, of_eights.largest)), FLOAT8).bits
 
 
 def bits16(x: Any, dtype: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from refattn_numba.cuda import driver, libraries
+from refattn_numba.cuda.fragments import bytes_of
 from tests.cuda.emulated_block import encoded_map
 
 WHOLE = {}
@@ -18,7 +19,7 @@ SPARE = 64
 
 
 def numpy_type(name):
-    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name)
+    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" or name.startswith("float8_") else name)
 
 
 def allocated(shape, dtype, device=0, offset=0):
@@ -274,7 +275,7 @@ KEPT = []
 def capsule_of(a, kind, device, *, lanes=1, with_strides=True):
     from refattn_numba.cuda.dlpack import _Tensor
 
-    code = CODES.get(a.dtype.kind, 4)
+    code = 10 if a.dtype.name == "float8_e4m3fn" else CODES.get(a.dtype.kind, 4)
     sizes, steps = (ctypes.c_int64 * a.ndim)(*a.shape), (ctypes.c_int64 * a.ndim)(*(s // a.itemsize for s in a.strides))
     tensor = _Tensor(a.ctypes.data, kind, device, a.ndim, code, 8 * a.itemsize, lanes, sizes, steps if with_strides else None, 0)
     KEPT.append((tensor, sizes, steps, a))
@@ -283,7 +284,7 @@ def capsule_of(a, kind, device, *, lanes=1, with_strides=True):
 
 def _fake_torch():
     current = SimpleNamespace(cuda_stream=7)
-    names = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "int32", "int64")
+    names = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "int32", "int64", "float8_e4m3fn")
     return SimpleNamespace(
         strided="torch.strided",
         is_grad_enabled=lambda: True,
@@ -345,7 +346,7 @@ def _fake_jax():
 
 
 def _fake_standard():
-    names = ("float32", "float16", "float64", "bool", "int32", "int64")
+    names = ("float32", "float16", "bfloat16", "float64", "bool", "int32", "int64", "float8_e4m3fn")
     return SimpleNamespace(
         empty=lambda shape, dtype, device: StandardArray(allocated(shape, dtype, device), device),
         asarray=lambda x, device: StandardArray(_filled(x, device), device),
@@ -398,7 +399,7 @@ class Recorder:
     def tensor_map(self, device, layout):
         if layout not in self.maps:
             self.maps[layout] = allocated((128,), "uint8", device)
-            self.maps[layout][:] = list(encoded_map(2, layout.address, layout.sizes, layout.strides, layout.box))
+            self.maps[layout][:] = list(encoded_map(bytes_of(layout.element), layout.address, layout.sizes, layout.strides, layout.box))
         return self.maps[layout].ctypes.data
 
     def wait_for(self, device, stream, other):

@@ -71,7 +71,7 @@ def test_arguments_that_are_refused(capsys, arguments, match):
 def test_rows_have_names_of_their_own_and_fit_in_the_time():
     found = gpu_rows.rows()
     assert len({row.name for row in found}) == len(found)
-    assert [row.name for row in found[:4]] == ["battery bfloat16", "battery float16", "battery float32", "battery bfloat16 portable"]
+    assert [row.name for row in found[:4]] == ["battery bfloat16", "battery float16", "battery float32", "battery float8_e4m3fn"]
     assert any("causal" in row.name for row in found)
     of_row = 10 + 2 * (1 + len(gpu_timing.BACK_ENDS)) * gpu_timing.SECONDS  # to start, and for each contender forward and backward
     usual = max(row.seconds for row in found if not row.alone) + sum(of_row for row in found if row.alone)
@@ -222,6 +222,28 @@ def test_what_pytorch_is_asked_for(heads):
     assert set(errors) == {"output", "query", "key", "value"}
     assert gpu_timing._is_right(errors, "float32")
     assert all(hasattr(torch.nn.attention.SDPBackend, name) for name in gpu_timing.BACK_ENDS.values())
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.1, False)])
+def test_float8_is_timed_and_compared_with_bfloat16(monkeypatch, factor, right):
+    torch = pytest.importorskip("torch")
+    names = ("manual_seed", "float8_e4m3fn", "bfloat16")
+
+    def randn(*shape, device):
+        return torch.randn(*shape)
+
+    def attend(q, k, v, causal):
+        made = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+        return made * (factor if q.dtype == torch.float8_e4m3fn else 1)
+
+    monkeypatch.setattr(gpu_timing.refattn_numba, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(gpu_timing, "medians", lambda torch, calls: {name: dict(TIMES) for name in calls})
+    monkeypatch.setattr(gpu_timing, "host_microseconds", lambda torch, call: 5.0)
+    on_cpu = SimpleNamespace(randn=randn, **{name: getattr(torch, name) for name in names})
+    found = gpu_timing.float8_forward(on_cpu, gpu_timing.Shape("float8_e4m3fn", 1, 2, 1, 16, 8, causal=True))
+    assert list(found["forward"]) == ["ours", "ours, bfloat16"]
+    assert found["ok"] is right
+    assert "ours over ours, bfloat16" in gpu.tables({"attention x": found})
 
 
 def anywhere(make):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba")
 
 from refattn_numba.cuda import warpgroups
-from refattn_numba.cuda.kernels import hopper_forward
+from refattn_numba.cuda.kernels import hopper_forward, hopper_tiles
 from tests.cuda.cases import problem
 from tests.cuda.emulator import Fault
 from tests.cuda.hopper_calls import hopper_forward_of
@@ -39,17 +39,17 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "parity of copies stays": (hopper_forward, "slot, parity = 0, parity ^ 1", "slot, parity = 0, 1", "full", "fault"),
     "parity of products stays": (hopper_forward, "following, of_following = 0, parity ^ 1", "following, of_following = 0, 0", "full", "fault"),
     "copies do not wait": (hopper_forward, "wait_phase(is_empty + BARRIER_BYTES * slot, parity)", "pass", "full", "fault"),
-    "values where keys are": (hopper_forward, "fetch(slot + 1, parity, value_map", "fetch(slot, parity, value_map", "full", "fault"),
+    "values where keys are": (hopper_forward, "fetch_values(slot + 1, parity, value_map", "fetch_values(slot, parity, value_map", "full", "fault"),
     "keys never given back": (hopper_forward, RELEASE, "pass\n", "full", "fault"),
     "values never given back": (hopper_forward, "arrive(is_empty + BARRIER_BYTES * (slot + 1))", "pass", "full", "fault"),
-    "values given back too early": (hopper_forward, f"sums = wait_sums(sums)\n{LOOP}arrive(is_empty + BARRIER_BYTES * (slot + 1))", f"arrive(is_empty + BARRIER_BYTES * (slot + 1))\n{LOOP}sums = wait_sums(sums)", "full", "fault"),
+    "values given back too early": (hopper_forward, f"parts = wait_sums(parts)\n{LOOP}arrive(is_empty + BARRIER_BYTES * (slot + 1))", f"arrive(is_empty + BARRIER_BYTES * (slot + 1))\n{LOOP}parts = wait_sums(parts)", "full", "fault"),
     "scores not waited for": (hopper_forward, "scores = wait_older(scores)", "pass", "full", "fault"),
-    "sums not waited for": (hopper_forward, f"{LOOP}sums = wait_sums(sums)\n", "", "full", "fault"),
+    "sums not waited for": (hopper_forward, f"{LOOP}parts = wait_sums(parts)\n", "", "full", "fault"),
     "waits for too little": (hopper_forward, "products_wait(of_sums.kind, 0)", "products_wait(of_sums.kind, 1)", "full", "fault"),
     "no fence": (hopper_forward, f"meet(turn)\n{LOOP}sums = begin_products(sums)", "meet(turn)", "full", "fault"),
     "no first fence": (hopper_forward, "wait_phase(is_full, 0)\n                sums = begin_products(sums)", "wait_phase(is_full, 0)", "full", "fault"),
-    "sums not rescaled": (hopper_forward, "sums = scale_sums(sums, decay)", "pass", "full", "wrong"),
-    "rescaled before they are there": (hopper_forward, "scores = wait_older(scores)", "scores = wait_older(scores)\n" + LOOP + "sums = scale_sums(sums, totals)", "full", "fault"),
+    "sums not rescaled": (hopper_tiles, "return scale(made, decay)", "return made", "full", "wrong"),
+    "rescaled before they are there": (hopper_forward, "scores = wait_older(scores)", "scores = wait_older(scores)\n" + LOOP + "parts = scale_sums(parts, totals)", "full", "fault"),
     "turns not begun": (hopper_forward, "announce(1)", "pass", "full", "fault"),
     "turns not ended": (hopper_forward, "if of_group == 0:\n                    meet(1)", "pass", "full", "fault"),
     "a turn given to oneself": (hopper_forward, "announce(next_turn)", "announce(turn)", "full", "fault"),
@@ -57,7 +57,7 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "fewer bytes expected": (hopper_forward, "barrier_expect(tile_bytes)", "barrier_expect(tile_bytes // 2)", "full", "fault"),
     "more bytes expected": (hopper_forward, "barrier_expect(query_bytes)", "barrier_expect(query_bytes + 16)", "full", "fault"),
     "map not acquired": (hopper_forward, "acquire(value_map)", "pass", "full", "fault"),
-    "values of the keys' slot": (hopper_forward, "start_sums(sums, weights, ring + (slot + 1) * tile_bytes)\n" + LOOP, "start_sums(sums, weights, ring + slot * tile_bytes)\n" + LOOP, "full", "fault or wrong"),
+    "values of the keys' slot": (hopper_forward, "start_sums(sums, weights, ring + (slot + 1) * slot_bytes)\n" + LOOP, "start_sums(sums, weights, ring + slot * slot_bytes)\n" + LOOP, "full", "fault or wrong"),
     "same queries for all groups": (hopper_forward, "query_start + first + part * ROWS", "query_start + first", "causal", "wrong"),
     "edge of another group": (hopper_forward, "there + keys_in_tile - 1 - top > highest", "there - top > highest", "causal", "wrong"),
     "last tile left out": (hopper_forward, "for j in range(begin + 1, end):\n                    following", "for j in range(begin + 1, end - 1):\n                    following", "full", "fault"),
@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {
     "next columns too near": (warpgroups, "depth * BLOCK_BYTES)", "16)", "wide", "fault or wrong"),
     "rows for columns": (warpgroups, "is_new=False, right_is_rows=False", "is_new=False, right_is_rows=True", "full", "fault or wrong"),
     "sums begin anew": (warpgroups, "is_new=False, right_is_rows=False", "is_new=True, right_is_rows=False", "full", "fault or wrong"),
-    "steps through columns": (warpgroups, "k % in_block * DEPTH * 2", "k % in_block * DEPTH", "full", "wrong"),
+    "steps through columns": (warpgroups, "k % in_block * STEP_BYTES", "k % in_block * STEP_BYTES // 2", "full", "wrong"),
     "blocks of columns": (warpgroups, "k // in_block * rows * BLOCK_BYTES", "k // in_block * 64 * BLOCK_BYTES", "wide", "fault or wrong"),
     "steps through rows": (warpgroups, "k * DEPTH * BLOCK_BYTES >> 4", "k * DEPTH * BLOCK_BYTES >> 5", "two steps", "wrong"),
     "not finite not looked for": (hopper_forward, "has_not_finite(sums) == 0", "0 == 0", "hidden", "wrong"),
@@ -83,6 +83,9 @@ def test_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch, record_prop
     faulty = mutated(module, old, new)
     if module is warpgroups:
         monkeypatch.setattr(hopper_forward, "warpgroups", faulty)
+        monkeypatch.setattr(hopper_tiles, "warpgroups", faulty)
+    elif module is hopper_tiles:
+        monkeypatch.setattr(hopper_forward, "joins", faulty.joins)
     else:
         monkeypatch.setattr(hopper_forward, "forward", faulty.forward)
     case = problem(**PROBLEMS.get(on, PROBLEMS["full"]))

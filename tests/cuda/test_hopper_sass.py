@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda compiles kernels, and is not installed")
 
 from refattn_numba.cuda import cache, hopper, toolchain
+from refattn_numba.cuda.fragments import FLOAT8
 from refattn_numba.cuda.kernel import Cubin, Kernel
-from refattn_numba.cuda.kernels import hopper_backward, hopper_forward
+from refattn_numba.cuda.kernels import by_columns, hopper_backward, hopper_forward
 from refattn_numba.cuda.kernels.hopper_forward import Config
 from refattn_numba.cuda.warpgroups import DEPTH
 from tests.cuda import sass
@@ -23,8 +24,9 @@ from tests.cuda.hopper_calls import hopper_kernel
 from tests.cuda.test_sass import STATIC_LIMIT
 
 REGISTERS_OF_PROCESSOR, GROUP = 65_536, 128
-KERNELS = {kernel.name: kernel for kernel in hopper.shipped()}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if "float16_" in name and "bfloat16" not in name else []) for name in KERNELS]
+KERNELS = {kernel.name: kernel for kernel in hopper.shipped() if kernel.builder is not by_columns.by_columns}
+SLOW = re.compile(r"hopper_float16|float8_e4m3fn_(64|256)")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if SLOW.search(name) else []) for name in KERNELS]
 FORWARD, BACKWARD = ([x for x in NAMES if str(x.values[0]).startswith(face)] for face in ("forward", "backward"))
 
 
@@ -59,7 +61,7 @@ def products_of(kernel: Kernel) -> int:
     """Of the forward pass in the first or last tile and in those between, of the backward pass in the one loop."""
     c = kernel.config
     if kernel.builder is hopper_forward.forward:
-        return 2 * (c.size // DEPTH + c.keys // DEPTH)
+        return 2 * (c.size + c.keys) // c.depth
     return 2 * (c.size // DEPTH) + (2 if c.of_keys else 1) * (c.others // DEPTH)
 
 
@@ -71,7 +73,7 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     assert "Performance Loss" not in notes, "products are made one after the other"
     assert "ignored" not in notes
     found = Counter(x.partition(".")[0] for x in order)
-    count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
+    count = {what: found[what] for what in ("STL", "LDL", "HGMMA", "QGMMA", "UTMALDG", "USETMAXREG", "HMMA", "CALL")}
     assert (cubin.stack_bytes, count["STL"], count["LDL"]) == (0, 0, 0), "registers are spilled"
     assert cubin.registers * kernel.threads <= REGISTERS_OF_PROCESSOR
     assert 1 < registers[0] <= c.few
@@ -79,15 +81,16 @@ def test_code_is_what_was_meant(name: str, pool: dict[str, Future[Compiled]], re
     assert GROUP * (c.few + c.groups * c.many) <= REGISTERS_OF_PROCESSOR
     assert cubin.shared_bytes <= STATIC_LIMIT
     assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT
-    assert count["HGMMA"] == products_of(kernel)
-    assert count["UTMALDG"] >= len(c.boxes) * c.size // 64
+    narrow = c.element == FLOAT8
+    assert (count["HGMMA"], count["QGMMA"]) == ((0, products_of(kernel)) if narrow else (products_of(kernel), 0))
+    assert count["UTMALDG"] >= len(c.boxes) * (c.size // 128 if narrow else c.size // 64)
     assert found["SYNCS"] > c.barriers
     assert (count["USETMAXREG"], count["HMMA"], count["CALL"]) == (2, 0, 0)
 
 
 def products_and_waits(order: list[str]) -> str:
     """A letter for each product, wait and exponential, in the order of the code."""
-    signs = {"HGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
+    signs = {"HGMMA": "H", "QGMMA": "H", "WARPGROUP.DEPBAR": "w", "MUFU.EX2": "e"}
     return "".join(sign for x in order for what, sign in signs.items() if x.startswith(what))
 
 
@@ -97,7 +100,7 @@ def test_exponentials_overlap_with_products(name: str, pool: dict[str, Future[Co
     text = products_and_waits(pool[name].result().order)
     runs = re.findall(r"(H+)([^H]*)", text)
     c = KERNELS[name].config
-    (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // DEPTH]
+    (after,) = [after for products, after in runs if len(products) == (c.size + c.keys) // c.depth]
     assert re.match(rf"we{{{c.keys // 2 + 2}}}w", after), after
 
 
@@ -131,8 +134,24 @@ def test_hosts_find_their_kernel() -> None:
     assert hopper.fitting("float16", 32, 32, has_limits=False) is None
     assert hopper.fitting("float16", 257, 32, has_limits=False) is None
     assert hopper.fitting("float16", 128, 128, has_limits=False, shared_limit=101_376) is None
-    builders = {hopper_forward.forward: hopper_forward.PARAMETERS, hopper_backward.backward: hopper_backward.PARAMETERS}
+    assert hopper.fitting("float8_e4m3fn", 8, 200, has_limits=False).config.size == 256  # type: ignore[union-attr]
+    builders = {
+        hopper_forward.forward: hopper_forward.PARAMETERS,
+        hopper_backward.backward: hopper_backward.PARAMETERS,
+        by_columns.by_columns: by_columns.PARAMETERS,
+    }
     assert all(kernel.parameters == builders[kernel.builder] for kernel in hopper.shipped())
     keys, queries = (hopper.fitting("bfloat16", 100, 128, has_limits=True, face=face) for face in ("backward_keys", "backward_queries"))
     assert (keys.name, queries.name) == ("backward_keys_hopper_bfloat16_128", "backward_queries_hopper_bfloat16_128")  # type: ignore[union-attr]
     assert hopper.fitting("float32", 128, 128, has_limits=False, face="backward_keys") is None
+    assert hopper.fitting("float8_e4m3fn", 128, 128, has_limits=False, face="backward_keys") is None
+
+
+def test_values_by_columns_are_stored_in_chunks() -> None:
+    """16 bytes at a time, without local memory."""
+    kernel = hopper.values_by_columns()
+    cubin, _ = toolchain.compile_with_notes(kernel, "sm_90a")
+    stored = Counter(name for name in sass.listing(cubin.code) if name.startswith(("STG", "LDL", "STL")))
+    assert stored == {"STG.E.128": 8}, "two chunks of each of four columns"
+    assert cubin.stack_bytes == 0
+    assert cubin.shared_bytes + kernel.shared_bytes <= hopper.SHARED_LIMIT

@@ -64,6 +64,21 @@ def test_arrays_of_jax():
     assert ours.uploaded(np.arange(3, dtype=np.int32), x).devices() == x.devices()
 
 
+def test_numbers_of_8_bits():
+    """Copies with room for whole rows, as kernels need them."""
+    x, name = np.linspace(-3, 3, 10, dtype=np.float32).reshape(2, 5), "float8_e4m3fn"
+    for package, ours in (("torch", Torch()), ("jax", Jax())):
+        library = pytest.importorskip(package)
+        eight = library.from_numpy(x).to(library.float8_e4m3fn) if package == "torch" else library.numpy.asarray(x).astype(name)
+        assert ours.read("x", eight)[1:4] == ((2, 5), (5, 1), name)
+        wide = ours.copied(eight, name, 16)
+        assert ours.read("x", wide)[1:4] == ((2, 16), (16, 1), name)
+        numbers = [np.asarray(ours.copied(y, "float32")) for y in (wide, eight)]
+        assert np.array_equal(numbers[0][:, :5], numbers[1])
+        assert np.abs(numbers[1] - x).max() <= 2.0**-3
+        assert ours.read("x", ours.empty(eight, (2, 128), name)).dtype == name
+
+
 def test_types_that_numpy_lacks():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     assert library.numpy_type("bfloat16") == ml_dtypes.bfloat16

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from refattn_numba.cuda import memory
-from refattn_numba.cuda.fragments import Element, bytes_of
+from refattn_numba.cuda.fragments import Element, Stored, bytes_of
 
 
-def exact_rows(ops: Any, element: Element, rows: int, size: int) -> Callable[..., Any]:
+def exact_rows(ops: Any, element: Stored, rows: int, size: int, result: Element) -> Callable[..., Any]:
     """The function with which a warp makes its rows of the output from the log-sum-exp, looking at no key or value that is masked.
 
     In a product of tiles the weight 0 of a masked pair times NaN or infinity is NaN. `low` and `high` bound the key's place less the
-    query's; a lane has its own columns of the output.
+    query's; a lane has its own columns of the output, which is of type `result`.
     """
-    width = bytes_of(element)
+    width, of_result = bytes_of(element), bytes_of(result)
     load, load_number, lane_of = ops(memory.load_where(element)), ops(memory.load("float32")), ops(memory.lane_of())
-    total_of, exponential, store = ops(memory.whole_warp()), ops(memory.exponential()), ops(memory.store_number(element))
+    total_of, exponential, store = ops(memory.whole_warp()), ops(memory.exponential()), ops(memory.store_number(result))
     none = float("-inf")
 
     def make_rows(
@@ -42,6 +42,6 @@ def exact_rows(ops: Any, element: Element, rows: int, size: int) -> Callable[...
                     made = made + weight * load(value + place * value_step + here * width, value_dim - here)
                 if of_row == none:
                     made = load(output, 0) + empty
-                store(output + row * output_step + here * width, made, value_dim - here)
+                store(output + row * output_step + here * of_result, made, value_dim - here)
 
     return ops.function(make_rows)

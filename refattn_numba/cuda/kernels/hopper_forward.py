@@ -7,73 +7,17 @@ warps makes the weights of the next, and other groups' products fill the tensor 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refattn_numba.cuda import fragments, memory, warpgroups
-from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of
+from refattn_numba.cuda.fragments import LOG2_E, Tile, bytes_of
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.exact_rows import exact_rows
-from refattn_numba.cuda.kernels.place import OPERANDS, numbers, places, strides
+from refattn_numba.cuda.kernels.hopper_tiles import BARRIER_BYTES, WARPS, Config, first_of_values, joins
+from refattn_numba.cuda.kernels.place import OPERANDS, numbers, places_in, strides
 from refattn_numba.cuda.warpgroups import ALIGNMENT, ROWS
-
-WARPS, BARRIER_BYTES = 4, 8
-"""Of a group of warps, and of a barrier in shared memory."""
-
-
-class Config(NamedTuple):
-    """Sizes that are fixed when the kernel is compiled.
-
-    Attributes
-    ----------
-    element : str
-        Type of the operands, of 16 bits.
-    size : int
-        Numbers in a row: a multiple of 64, to which smaller ones are padded with zeros in shared memory.
-    groups : int
-        Of four warps that have 64 queries each, besides the one that copies.
-    keys : int
-        In a tile.
-    stages : int
-        Tiles of keys in shared memory, and as many of values.
-    few, many : int
-        Registers of a thread of the group that copies, and of the others.
-    """
-
-    element: Element
-    size: int
-    groups: int
-    keys: int
-    stages: int
-    few: int
-    many: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * WARPS * (1 + self.groups)
-
-    @property
-    def tile(self) -> int:
-        """Queries of a block."""
-        return ROWS * self.groups
-
-    @property
-    def boxes(self) -> dict[str, int]:
-        """Rows that are copied at a time, by operand."""
-        return {"query": ROWS, "key": self.keys, "value": self.keys}
-
-    @property
-    def barriers(self) -> int:
-        """One for the queries, and two for each tile in the ring: that it is full, and that it is empty."""
-        return 1 + 4 * self.stages
-
-    @property
-    def shared_bytes(self) -> int:
-        """Barriers, queries, and the ring of keys and values; and what aligning them may take."""
-        return 2 * ALIGNMENT + (self.tile + 2 * self.stages * self.keys) * self.size * bytes_of(self.element)
-
 
 PARAMETERS: Parameters = (
     *OPERANDS,
@@ -95,54 +39,65 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
         config.stages,
         config.tile,
     )
-    width = bytes_of(element)
-    group_bytes, tile_bytes = ROWS * size * width, keys_in_tile * size * width
+    width, of_result, of_sinks = (bytes_of(x) for x in (element, config.result, config.of_sinks))
+    group_bytes, slot_bytes = ROWS * config.row_bytes, config.slot_bytes
     query_bytes, slots, pair_of_groups = groups * group_bytes, 2 * stages, 2 * 32 * WARPS
     of_scores, of_sums = Tile(16, keys_in_tile), Tile(16, size)
-    per_row, log2_e = of_scores.of_rows, np.float32(LOG2_E)
+    per_row, log2_e, one = of_scores.of_rows, np.float32(LOG2_E), 2.0**config.raised
 
-    place = places(ops, tile_rows)
+    place, first_value = places_in(ops, tile_rows), first_of_values(ops, config)
     this_thread, this_block, shared = ops(memory.thread()), ops(memory.block()), ops(warpgroups.aligned_shared())
     warp_of, first_row, first_column = ops(memory.warp_of()), ops(memory.first_row()), ops(memory.first_column())
-    quotient, load, inverse, barrier = ops(memory.quotient()), ops(memory.load(element)), ops(memory.inverse()), ops(memory.barrier())
+    quotient, load, inverse, barrier = (
+        ops(memory.quotient()),
+        ops(memory.load(config.of_sinks)),
+        ops(memory.inverse()),
+        ops(memory.barrier()),
+    )
     init_full, init_empty, made = (
         ops(warpgroups.barrier_init(1)),
         ops(warpgroups.barrier_init(WARPS * groups)),
         ops(warpgroups.barriers_made()),
     )
     arrive, wait_phase = ops(warpgroups.barrier_arrive()), ops(warpgroups.barrier_wait())
-    expect_queries, expect_tile = ops(warpgroups.barrier_expect(query_bytes)), ops(warpgroups.barrier_expect(tile_bytes))
+    expect_queries = ops(warpgroups.barrier_expect(query_bytes))
     meet, announce = ops(warpgroups.meet(pair_of_groups)), ops(warpgroups.announce(pair_of_groups))
     acquire, coordinate = ops(warpgroups.map_acquire()), ops(warpgroups.coordinate())
-    load_queries, load_tile = ops(warpgroups.load_rows(ROWS, size)), ops(warpgroups.load_rows(keys_in_tile, size))
+    load_queries, load_keys, load_values = map(ops, config.loads())
     fewer, more = ops(warpgroups.registers(config.few, more=False)), ops(warpgroups.registers(config.many, more=True))
     start_scores = ops(warpgroups.product_of_rows(element, keys_in_tile, size))
-    start_sums = ops(warpgroups.product_of_weights(element, size, keys_in_tile))
+    start_sums = ops(config.product_of_weights())
     begin_products, wait_sums = ops(warpgroups.products_begin(of_sums.kind)), ops(warpgroups.products_wait(of_sums.kind, 0))
     wait_scores, wait_older = (ops(warpgroups.products_wait(of_scores.kind, running)) for running in (0, 1))
     made_before = ops(warpgroups.made_before(per_row))
-    pack = ops(warpgroups.packed(element, keys_in_tile))
+    pack = ops(config.packed())
     no_sums, all_rows, lane_total = ops(fragments.zeros(of_sums.kind)), ops(fragments.same(per_row)), ops(fragments.at_first_lane(per_row))
     mask_by_place, maxima = ops(fragments.masked_by_place(of_scores)), ops(fragments.row_maxima(of_scores))
     decays, exponentials, add_weights = (
         ops(fragments.decays(per_row)),
-        ops(fragments.exponentials(of_scores)),
+        ops(fragments.exponentials(of_scores, config.raised)),
         ops(fragments.row_sums(of_scores)),
     )
     scale_sums, scale_totals = ops(fragments.scale_rows(of_sums)), ops(fragments.products(per_row))
-    whole_rows, natural_lse = ops(fragments.whole_rows(per_row)), ops(memory.natural_lse(per_row))
+    joined, last_joined = joins(ops, config)
+    whole_rows, natural_lse = ops(fragments.whole_rows(per_row)), ops(memory.natural_lse(per_row, config.raised))
     inverses, fill_empty = ops(fragments.inverses(per_row)), ops(fragments.fill_empty_rows(of_sums))
-    store_lse, store_output = ops(memory.store_row_numbers(of_sums)), ops(memory.store_rows(element, of_sums))
+    store_lse, store_output = ops(memory.store_row_numbers(of_sums)), ops(memory.store_rows(config.result, of_sums))
     has_not_finite, warp_barrier = ops(warpgroups.has_not_finite(of_sums.kind)), ops(warpgroups.warp_barrier())
-    make_rows = exact_rows(ops, element, 16, size)
+    make_rows = exact_rows(ops, element, 16, size, config.result)
 
-    def fetch(slot, parity, tensor_map, row, head, batch, is_full, is_empty, ring):
-        """A tile into its slot of the ring, once that is empty."""
-        wait_phase(is_empty + BARRIER_BYTES * slot, parity)
-        expect_tile(is_full + BARRIER_BYTES * slot)
-        load_tile(ring + slot * tile_bytes, tensor_map, is_full + BARRIER_BYTES * slot, row, head, batch)
+    def fetching(load_tile, tile_bytes):
+        expect_tile = ops(warpgroups.barrier_expect(tile_bytes))
 
-    fetch = ops.function(fetch)
+        def fetch(slot, parity, tensor_map, first, head, batch, is_full, is_empty, ring):
+            """A tile into its slot of the ring, once that is empty."""
+            wait_phase(is_empty + BARRIER_BYTES * slot, parity)
+            expect_tile(is_full + BARRIER_BYTES * slot)
+            load_tile(ring + slot * slot_bytes, tensor_map, is_full + BARRIER_BYTES * slot, first, head, batch)
+
+        return ops.function(fetch)
+
+    fetch_keys, fetch_values = fetching(load_keys, config.key_bytes), fetching(load_values, config.value_bytes)
 
     def softmax(scores, there, top, lowest, highest, keys, row, column, largest, totals, factor):
         """Weights of a tile, and what they change."""
@@ -162,7 +117,7 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
         scale, output, output_batch, output_head, output_row, empty, query_map, key_map, value_map,
     ):  # fmt: skip
         thread = this_thread()
-        first, head, batch, query_start, queries, key_start, keys = place(
+        first, head, batch, query_start, queries, key_start, keys, sequence = place(
             this_block(), tiles, heads, cu_query, cu_key, query_len, key_len, sequences
         )
         if first >= queries:
@@ -200,11 +155,12 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                     )
                 key_place = coordinate(kv_head, key_head), coordinate(batch, key_batch)
                 value_place = coordinate(kv_head, value_head), coordinate(batch, value_batch)
+                value_start = first_value(key_start, sequence)
                 slot, parity = 0, 1
                 for j in range(begin, end):
-                    row = key_start + j * keys_in_tile
-                    fetch(slot, parity, key_map, row, *key_place, is_full, is_empty, ring)
-                    fetch(slot + 1, parity, value_map, row, *value_place, is_full, is_empty, ring)
+                    there = j * keys_in_tile
+                    fetch_keys(slot, parity, key_map, key_start + there, *key_place, is_full, is_empty, ring)
+                    fetch_values(slot + 1, parity, value_map, value_start + there, *value_place, is_full, is_empty, ring)
                     slot += 2
                     if slot == slots:
                         slot, parity = 0, parity ^ 1
@@ -218,14 +174,14 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
             factor = scale * log2_e
             sums, largest, totals = no_sums(), all_rows(float("-inf")), all_rows(0.0)
             if sinks != 0:
-                largest, totals = all_rows(load(sinks + head * width) * inverse(scale)), lane_total(1.0, thread)
+                largest, totals = all_rows(load(sinks + head * of_sinks) * inverse(scale)), lane_total(one, thread)
             wait_phase(has_queries, 0)
             if begin < end:
                 wait_phase(is_full, 0)
                 sums = begin_products(sums)
                 scores = wait_scores(start_scores(left, ring))
                 arrive(is_empty)
-                scores, largest, totals, decay = softmax(
+                scores, largest, totals, before = softmax(
                     scores, begin * keys_in_tile, top, lowest, highest, keys, row, column, largest, totals, factor
                 )
                 weights = pack(scores)
@@ -239,9 +195,9 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                     wait_phase(is_full + BARRIER_BYTES * following, of_following)
                     meet(turn)
                     sums = begin_products(sums)
-                    scores = start_scores(left, ring + following * tile_bytes)
+                    scores = start_scores(left, ring + following * slot_bytes)
                     wait_phase(is_full + BARRIER_BYTES * (slot + 1), parity)
-                    sums = start_sums(sums, weights, ring + (slot + 1) * tile_bytes)
+                    parts = start_sums(sums, weights, ring + (slot + 1) * slot_bytes)
                     announce(next_turn)
                     scores = wait_older(scores)
                     arrive(is_empty + BARRIER_BYTES * following)
@@ -249,31 +205,31 @@ def forward(ops: Any, config: Config) -> Callable[..., None]:
                         scores, j * keys_in_tile, top, lowest, highest, keys, row, column, largest, totals, factor
                     )
                     made_before(totals)
-                    sums = wait_sums(sums)
+                    parts = wait_sums(parts)
                     arrive(is_empty + BARRIER_BYTES * (slot + 1))
                     weights = pack(scores)
-                    sums = scale_sums(sums, decay)
+                    sums, before = joined(sums, parts, before, decay), decay
                     slot, parity = following, of_following
                 if of_group == 0:
                     meet(1)
                 wait_phase(is_full + BARRIER_BYTES * (slot + 1), parity)
                 sums = begin_products(sums)
-                sums = wait_sums(start_sums(sums, weights, ring + (slot + 1) * tile_bytes))
+                sums = last_joined(sums, wait_sums(start_sums(sums, weights, ring + (slot + 1) * slot_bytes)), before)
 
             totals = whole_rows(totals)
             lse_at = lse + (batch * lse_batch + head * lse_head + query_start) * 4
             store_lse(natural_lse(totals, largest, factor), lse_at, row, queries, thread)
             sums = scale_sums(sums, inverses(totals))
-            output_at = output + (batch * output_batch + head * output_head + query_start * output_row) * width
+            output_at = output + (batch * output_batch + head * output_head + query_start * output_row) * of_result
             if has_not_finite(sums) == 0:
-                store_output(fill_empty(sums, totals, empty), output_at, output_row * width, row, column, queries, value_dim)
+                store_output(fill_empty(sums, totals, empty), output_at, output_row * of_result, row, column, queries, value_dim)
             else:
                 warp_barrier()
                 make_rows(
                     query + (batch * query_batch + head * query_head + query_start * query_row) * width, query_row * width,
                     key + (batch * key_batch + kv_head * key_head + key_start * key_row) * width, key_row * width,
                     value + (batch * value_batch + kv_head * value_head + key_start * value_row) * width, value_row * width,
-                    output_at, output_row * width, lse_at, of_warp, queries, head_dim, value_dim,
+                    output_at, output_row * of_result, lse_at, of_warp, queries, head_dim, value_dim,
                     begin * keys_in_tile, min(end * keys_in_tile, keys), lowest, highest, scale, empty, thread,
                 )  # fmt: skip
 

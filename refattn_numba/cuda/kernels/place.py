@@ -42,7 +42,19 @@ OPTIONS: Parameters = (
 
 
 def places(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
-    """The function that says what a block does: its tile of rows, its head and batch, and where its sequence starts and how long it is.
+    """The function that says what a block does: its tile of rows, its head and batch, and where its sequence starts and how long it is."""
+    place_in = places_in(ops, tile, of_keys=of_keys)
+
+    def place(
+        block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
+    ) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+        return place_in(block, tiles, heads, starts, other_starts, length, other_length, sequences)[:7]
+
+    return ops.function(place)
+
+
+def places_in(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
+    """The same function, which says at last which sequence that is.
 
     Rows of packed sequences are not tiled across their borders: sequence b has the places from ``start // tile + b`` on, of which there
     are enough for any lengths, so that their number is known without reading where they start. A place may then have no rows.
@@ -57,16 +69,16 @@ def places(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
 
     sequence = ops.function(sequence)
 
-    def place(
+    def place_in(
         block: Any, tiles: Any, heads: Any, starts: Any, other_starts: Any, length: Any, other_length: Any, sequences: Any
-    ) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
         rest = quotient(block, tiles)
         batch = quotient(rest, heads)
         head = rest - batch * heads
         index = block - rest * tiles
         if not of_keys:
             index = tiles - 1 - index
-        start, other_start = 0, 0
+        start, other_start, which = 0, 0, 0
         if starts != 0:
             low, high = 0, sequences - 1
             while low < high:
@@ -75,12 +87,13 @@ def places(ops: Any, tile: int, *, of_keys: bool = False) -> Callable[..., Any]:
                     low = middle
                 else:
                     high = middle - 1
-            index = max(index - (load(starts + 4 * low) // tile + low), 0)
-            start, length = sequence(starts + 4 * low, length)
-            other_start, other_length = sequence(other_starts + 4 * low, other_length)
-        return index * tile, head, batch, start, length, other_start, other_length
+            which = low
+            index = max(index - (load(starts + 4 * which) // tile + which), 0)
+            start, length = sequence(starts + 4 * which, length)
+            other_start, other_length = sequence(other_starts + 4 * which, other_length)
+        return index * tile, head, batch, start, length, other_start, other_length, which
 
-    return ops.function(place)
+    return ops.function(place_in)
 
 
 def addresses_of_pairs(ops: Any, *, has_options: bool) -> Callable[..., Any]:
