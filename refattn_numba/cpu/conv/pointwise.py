@@ -31,6 +31,7 @@ from refattn_numba.cpu.conv.pointwise_planes import planes
 from refattn_numba.cpu.conv.pointwise_rows import rows
 from refattn_numba.cpu.conv.pointwise_weights import weights
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.conv.strided import gathered, spread_out
 from refattn_numba.cpu.products import LINES
 from refattn_numba.cpu.threads import run_tasks
 
@@ -89,10 +90,7 @@ def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Fini
     if not _moves(problem):
         return _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), epilogue)
     made = _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), Epilogue()).output
-    dx = problem.empty(made.shape[1], problem.size)
-    dx[...] = 0
-    _read(problem, dx, copied=False)[...] = made
-    return finish(dx, epilogue)
+    return finish(spread_out(problem, made, problem.empty(made.shape[1], problem.size)), epilogue)
 
 
 def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
@@ -137,17 +135,9 @@ def _moves(problem: Problem) -> bool:
     return problem.out != problem.size
 
 
-def _read(problem: Problem, x: Array, *, copied: bool = True) -> Array:
+def _read(problem: Problem, x: Array) -> Array:
     """The positions of x that are read, in its layout."""
-    if not _moves(problem):
-        return x
-    at = tuple(slice(0, (o - 1) * s + 1, s) for o, s in zip(problem.out, problem.stride, strict=True))
-    seen = x[(..., *at)]
-    if not copied:
-        return seen
-    made = problem.empty(x.shape[1], problem.out)
-    made[...] = seen
-    return made
+    return gathered(problem, x, problem.empty(x.shape[1], problem.out)) if _moves(problem) else x
 
 
 def _result(problem: Problem, channels: int) -> Array:
