@@ -1,7 +1,7 @@
 """One tap, where the positions of a channel lie next to one another: lanes are positions.
 
 A thread copies a block of positions, a part of the channels at a time, so that it lies in its caches whatever the size of the image;
-where an example ends within a block, the next one goes on. So do the sums, but for those that go past the caches.
+where an example ends within a block, the next one goes on. So do the sums; the last part's go to the result, where nothing follows.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
         next_k, next_first = (0, first + call.block) if is_last else (k + depth, first)
         for q in range(0, count, width):
             size, to, to_step = smaller(width, count - q), sums + q, step
-            direct = is_last and call.stream != 0 and size % lanes_of(memory) == 0 and (first + q) % positions + size <= positions
+            direct = is_last and call.direct != 0 and size % lanes_of(memory) == 0 and (first + q) % positions + size <= positions
             if direct:
                 to, to_step = out + place_of(first + q, example, positions), positions
             soon = source + (next_k * positions + place_of(next_first + q, call.groups * call.depth * positions, positions))
             product_ahead(
                 memory + q, step, b, b_line, b_step, lines, depth, sums + q, step, size, begun or k > 0,
-                to, to_step, direct, soon, positions,
+                to, to_step, direct, direct and call.stream != 0, soon, positions,
             )  # fmt: skip
-            if is_last and call.stream != 0 and not direct:
+            if is_last and call.direct != 0 and not direct:
                 scatter(sums + q, step, lines, first + q, size, out, example, positions)
-    if call.stream == 0:
+    if call.direct == 0:
         if call.before != 0:
             scatter(sums, step, lines, first, count, pointer_to(call.before, memory) + at, example, positions)
         activate_rows(call.activation, sums, step, lines, count)
