@@ -175,17 +175,17 @@ def _fields(problem: Problem, face: Linear, activation: Activation | None, threa
     """What kernels are told but for addresses: how the lines, positions and sums are cut."""
     depth, lines = (problem.c, problem.o) if face == "correlate" else (problem.o, problem.c)
     total, width, positions = problem.batch * math.prod(problem.out), tile(problem.dtype), math.prod(problem.out)
-    is_planes, most = not problem.channels_last, LINE_BLOCK if not problem.channels_last else TILES * width
-    line_block, block = evenly(lines, most, LINES if is_planes else width), TILES * width if is_planes else PART
+    is_planes, steps = not problem.channels_last, (problem.c, 1) if face == "correlate" else (1, problem.c)
+    line_block = evenly(lines, LINE_BLOCK, LINES) if is_planes else evenly(lines, TILES * width, width)
     part = evenly(depth, PART) if is_planes or lines > width else evenly(depth, width)
-    tasks = problem.groups * -(-total // block) * -(-lines // line_block)
-    while tasks < TASKS * threads and block > width:
+    block = TILES * width if is_planes else PART
+    tasks, wanted = problem.groups * -(-total // block) * -(-lines // line_block), TASKS * threads
+    while tasks < wanted and block > width:
         block, tasks = block // 2, 2 * tasks
-    task = block * max(1, min(4, tasks // (2 * TASKS * threads)))
+    task = block * max(1, min(4, tasks // (2 * wanted)))
     step, at_sums, kept = block + lanes(problem.dtype), 0, 0
     if is_planes:
-        steps = (problem.c, 1) if face == "correlate" else (1, problem.c)
-        at_sums, size = part * step, room(line_block) * step + block
+        at_sums, size = part * width, room(line_block) * step + block
         kept = room(line_block) + lanes(problem.dtype) if steps[1] * problem.dtype.itemsize >= FAR else 0
     else:
         steps = (depth * whole(lines, width), depth * width)

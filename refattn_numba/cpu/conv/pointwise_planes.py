@@ -1,6 +1,6 @@
 """One tap, where the positions of a channel lie next to one another: lanes are positions.
 
-A thread copies a block of positions, a part of the channels at a time, so that it lies in its caches whatever the size of the image;
+A thread copies a tile of positions, a part of the channels at a time, so that it lies in its first cache whatever the size of the image;
 where an example ends within a block, the next one goes on. So do the sums; the last part's go to the result, where nothing follows.
 """
 
@@ -39,6 +39,7 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
     lines, count = smaller(call.line_block, call.lines - line), smaller(call.block, call.total - first)
     source = pointer_to(call.source, memory) + group * call.depth * positions
     weight = pointer_to(call.weight, memory) + (group * call.lines * call.depth + line * call.weight_line)
+    of_example = call.groups * call.depth * positions
     at, example = (group * call.lines + line) * positions, call.groups * call.lines * positions
     out, begun = pointer_to(call.out, memory) + at, call.bias != 0
     if begun:
@@ -46,20 +47,22 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
     for k in range(0, call.depth, call.part):
         depth, b = smaller(call.part, call.depth - k), weight + k * call.weight_step
         b_line, b_step = call.weight_line, call.weight_step
-        gather(source + k * positions, call.groups * call.depth * positions, positions, first, count, depth, memory, step)
         if call.kept_step != 0:
             b, b_line, b_step = kept, 1, call.kept_step
             copy(weight + k * call.weight_step, call.weight_step, depth, lines, b, b_step)
         is_last = k + depth == call.depth
-        next_k, next_first = (0, first + call.block) if is_last else (k + depth, first)
         for q in range(0, count, width):
             size, to, to_step = smaller(width, count - q), sums + q, step
             direct = is_last and call.direct != 0 and size % lanes_of(memory) == 0 and (first + q) % positions + size <= positions
             if direct:
                 to, to_step = out + place_of(first + q, example, positions), positions
-            soon = source + (next_k * positions + place_of(next_first + q, call.groups * call.depth * positions, positions))
+            next_k, next_at = k, first + q + width
+            if q + width >= count:
+                next_k, next_at = (0, first + call.block) if is_last else (k + depth, first)
+            soon = source + (next_k * positions + place_of(next_at, of_example, positions))
+            gather(source + k * positions, of_example, positions, first + q, size, depth, memory, width)
             product_ahead(
-                memory + q, step, b, b_line, b_step, lines, depth, sums + q, step, size, begun or k > 0,
+                memory, width, b, b_line, b_step, lines, depth, sums + q, step, size, begun or k > 0,
                 to, to_step, direct, direct and call.stream != 0, soon, positions,
             )  # fmt: skip
             if is_last and call.direct != 0 and not direct:
