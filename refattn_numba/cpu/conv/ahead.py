@@ -34,12 +34,12 @@ TURNS = 8  # of lines, in which all rows of the next block are fetched: cores ha
 
 
 def _fetch_two(builder: Builder, soon: Value, step: Value, turn: Value, size: int) -> None:
-    """Half of the four cache lines of a row, in every other turn of `AT_ONCE` steps."""
+    """Half of the four cache lines of a row, in every other turn of `AT_ONCE` steps; the first cache is full of operands."""
     line = CACHE_LINE // size
     row, half = builder.ashr(turn, I64(1)), builder.and_(turn, I64(1))
     place = builder.gep(soon, [builder.add(builder.mul(row, step), builder.mul(half, I64(2 * line)))])
     for i in range(2):
-        fetch_line(builder, builder.gep(place, [I64(i * line)]))
+        fetch_line(builder, builder.gep(place, [I64(i * line)]), cache=2)
 
 
 def _strip(registers: int) -> Any:

@@ -14,6 +14,7 @@ from refattn._core import Array
 from refattn_numba.cpu.call import Record, aligned, empty
 from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.epilogue import finish
+from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.pointwise_call import (
     FAR,
     LINE_BLOCK,
@@ -68,10 +69,11 @@ def seconds(problem: Problem, face: Face) -> float:
 
 
 def pack(problem: Problem, face: Face, weight: Array) -> Any:
-    """As it is, or in strips of the channels that are made: (groups, strips, depth, tile), filled with zeros."""
+    """As it is, or transposed, or in strips of the channels that are made: (groups, strips, depth, tile), filled with zeros."""
     matrices = weight.reshape(problem.groups, problem.o, problem.c)
     if not problem.channels_last:
-        return matrices
+        far = face == "spread" and _is_far(problem) and weight.size
+        return panels(problem, matrices.reshape(1, problem.groups * problem.o, problem.c), problem.o) if far else matrices
     matrices = matrices.swapaxes(1, 2) if face == "correlate" else matrices
     width = tile(problem.dtype)
     strips = -(-matrices.shape[2] // width)
@@ -133,6 +135,11 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     return made[0] if shares == 1 else made.sum(axis=0)
 
 
+def _is_far(problem: Problem) -> bool:
+    """Whether rows of the weight, which a sum over output channels reads one after the other, would take each other's places in a cache."""
+    return problem.c * problem.dtype.itemsize >= FAR
+
+
 def _moves(problem: Problem) -> bool:
     """Whether some positions of x are not read."""
     return problem.out != problem.size
@@ -175,7 +182,7 @@ def _fields(problem: Problem, face: Linear, activation: Activation | None, threa
     """What kernels are told but for addresses: how the lines, positions and sums are cut."""
     depth, lines = (problem.c, problem.o) if face == "correlate" else (problem.o, problem.c)
     total, width, positions = problem.batch * math.prod(problem.out), tile(problem.dtype), math.prod(problem.out)
-    is_planes, steps = not problem.channels_last, (problem.c, 1) if face == "correlate" else (1, problem.c)
+    is_planes, steps = not problem.channels_last, (depth, 1) if face == "correlate" or _is_far(problem) else (1, lines)
     line_block = evenly(lines, LINE_BLOCK, LINES) if is_planes else evenly(lines, TILES * width, width)
     part = evenly(depth, PART) if is_planes or lines > width else evenly(depth, width)
     block = TILES * width if is_planes else PART
@@ -183,10 +190,9 @@ def _fields(problem: Problem, face: Linear, activation: Activation | None, threa
     while tasks < wanted and block > width:
         block, tasks = block // 2, 2 * tasks
     task = block * max(1, min(4, tasks // (2 * wanted)))
-    step, at_sums, kept = block + lanes(problem.dtype), 0, 0
+    step, at_sums = block + lanes(problem.dtype), 0
     if is_planes:
         at_sums, size = part * width, room(line_block) * step + block
-        kept = room(line_block) + lanes(problem.dtype) if steps[1] * problem.dtype.itemsize >= FAR else 0
     else:
         steps = (depth * whole(lines, width), depth * width)
         step, size = room(block), room(block) * line_block
@@ -194,8 +200,7 @@ def _fields(problem: Problem, face: Linear, activation: Activation | None, threa
         "groups": problem.groups, "depth": depth, "lines": lines, "positions": positions, "total": total, "part": part,
         "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
         "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
-        "at_kept": at_sums + size, "kept_step": kept, "memory_size": at_sums + size + kept * part, "activation": CODES[activation],
-        "direct": int(activation is None),
+        "memory_size": at_sums + size, "activation": CODES[activation], "direct": int(activation is None),
         "stream": int(activation is None and streams(problem, lines)),
     }  # fmt: skip
     return {**fields, "tasks": problem.groups * fields["tasks_each"] * fields["line_blocks"]}

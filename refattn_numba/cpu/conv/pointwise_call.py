@@ -24,7 +24,7 @@ STREAM_BYTES = 4 << 20  # results of more are not expected to be found in the co
 ADDRESSES = ("source", "weight", "bias", "out", "before")
 SIZES = (
     "groups", "depth", "lines", "positions", "total", "part", "weight_line", "weight_step",
-    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "at_kept", "kept_step", "memory_size",
+    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "memory_size",
     "activation", "direct", "stream",
 )  # fmt: skip
 
@@ -36,7 +36,6 @@ part : of the depth, at a time.
 line_block, block, task : lines of a task; positions of a block, and of a task, which is some blocks.
 direct, stream : whether nothing follows the sums, which are then written where they belong, and whether past the caches.
 step, at_sums : from row to row of a thread's blocks, and where the sums begin.
-kept_step : between rows of a copy of the matrix's part, where its own would take each other's places in a core's first cache; else 0.
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.activation import activate_rows, bias_rows
 from refattn_numba.cpu.conv.ahead import product_ahead
-from refattn_numba.cpu.conv.blocks import copy, gather, place_of, scatter
+from refattn_numba.cpu.conv.blocks import gather, place_of, scatter
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import lanes_of, next_of, pointer_to, tile_of
 from refattn_numba.cpu.sizes import smaller
@@ -35,7 +35,7 @@ def planes(calls: Any, options: Any, shared: Array, counters: Integers) -> None:
 @compiled
 def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
     """Some lines at the positions of a block."""
-    step, sums, width, positions, kept = call.step, memory + call.at_sums, tile_of(memory), call.positions, memory + call.at_kept
+    step, sums, width, positions = call.step, memory + call.at_sums, tile_of(memory), call.positions
     lines, count = smaller(call.line_block, call.lines - line), smaller(call.block, call.total - first)
     source = pointer_to(call.source, memory) + group * call.depth * positions
     weight = pointer_to(call.weight, memory) + (group * call.lines * call.depth + line * call.weight_line)
@@ -46,10 +46,6 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
         bias_rows(pointer_to(call.bias, memory) + (group * call.lines + line), lines, count, sums, step)
     for k in range(0, call.depth, call.part):
         depth, b = smaller(call.part, call.depth - k), weight + k * call.weight_step
-        b_line, b_step = call.weight_line, call.weight_step
-        if call.kept_step != 0:
-            b, b_line, b_step = kept, 1, call.kept_step
-            copy(weight + k * call.weight_step, call.weight_step, depth, lines, b, b_step)
         is_last = k + depth == call.depth
         for q in range(0, count, width):
             size, to, to_step = smaller(width, count - q), sums + q, step
@@ -62,7 +58,7 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
             soon = source + (next_k * positions + place_of(next_at, of_example, positions))
             gather(source + k * positions, of_example, positions, first + q, size, depth, memory, width)
             product_ahead(
-                memory, width, b, b_line, b_step, lines, depth, sums + q, step, size, begun or k > 0,
+                memory, width, b, call.weight_line, call.weight_step, lines, depth, sums + q, step, size, begun or k > 0,
                 to, to_step, direct, direct and call.stream != 0, soon, positions,
             )  # fmt: skip
             if is_last and call.direct != 0 and not direct:
