@@ -351,7 +351,9 @@ def fetch_line(builder: Builder, place: Value, to_write: bool = False, cache: in
     """Begin to read a cache line, which need not exist, to read it again or to write, into the first or second cache."""
     place = builder.bitcast(place, ir.IntType(8).as_pointer())
     of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-    builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(int(to_write)), I32(4 - cache), I32(1)])
+    builder.call(
+        cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(int(to_write)), I32(4 - cache), I32(1)]
+    )
 
 
 @instruction
