@@ -347,11 +347,13 @@ def transpose(typing: Any, source: Any, step: Any, out: Any, out_step: Any) -> A
     return types.void(source, types.intp, out, types.intp), build
 
 
-def fetch_line(builder: Builder, place: Value, to_write: bool = False) -> None:
-    """Begin to read a cache line, which need not exist, to read it again or to write."""
+def fetch_line(builder: Builder, place: Value, to_write: bool = False, cache: int = 1) -> None:
+    """Begin to read a cache line, which need not exist, to read it again or to write, into the first or second cache."""
     place = builder.bitcast(place, ir.IntType(8).as_pointer())
     of = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-    builder.call(cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(int(to_write)), I32(3), I32(1)])
+    builder.call(
+        cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0"), [place, I32(int(to_write)), I32(4 - cache), I32(1)]
+    )
 
 
 @instruction

@@ -83,7 +83,7 @@ BY_ALGORITHM: dict[str, tuple[Fault, ...]] = {
               f"{POINTWISE}|{ACTIVATED}"),
         Fault("bias of the first group for all", "conv/pointwise_rows.py", "pointer_to(call.bias, memory) + (group * call.lines + o)", "pointer_to(call.bias, memory) + o", f"{POINTWISE_LAST}|{RANDOM_POINTS}"),
         Fault("last strip of channels is zeros", "conv/pointwise.py", "for strip in range(strips):", "for strip in range(max(1, strips - 1)):", f"{POINTWISE_LAST}|{RANDOM_POINTS}"),
-        Fault("second share of a weight's gradient added to the first", "conv/pointwise_weights.py", "if q == first:", "if q == 0:", f"{POINTWISE}|{RANDOM_POINTS}"),
+        Fault("second share of a weight's gradient added to the first", "conv/pointwise_weights.py", "q > first)", "q > 0)", f"{POINTWISE}|{RANDOM_POINTS}"),
         Fault("last share of a weight's gradient left out", "conv/pointwise.py", "made.sum(axis=0)", "made[:-1].sum(axis=0)", f"{POINTWISE}|{RANDOM_POINTS}"),
         Fault("next example read behind one channel", "conv/blocks.py", "position // positions * example + position % positions", "position // positions * positions + position % positions",
               f"{POINTWISE}|{RANDOM_POINTS}"),

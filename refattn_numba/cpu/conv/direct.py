@@ -18,14 +18,17 @@ from refattn_numba.cpu.conv.direct_tables import inside, tables
 from refattn_numba.cpu.conv.direct_weight import weight_gradient
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.gathered import RUN
+from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
 from refattn_numba.cpu.products import REGISTERS, SPARE
 from refattn_numba.cpu.threads import run_tasks
 
-DEPTH = 192  # numbers of one sum before it is added to the result: rounding errors grow with it, and so does speed
-BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read
+DEPTH = 128  # numbers of one sum before it is added to the result: their weights take two thirds of the first cache
+BOX = 400  # positions of one task, at most: with a block of channels they fit the second cache, beside what they read,
+READ = 1536 * 2**10  # which has as many bytes at most
 TASKS = 4  # of each thread, at least, where there are positions enough
-LOCAL = 2048  # bytes from one channel to the next, from which on a task copies what it reads: pages of memory are few that a core knows
+LOCAL = 700  # bytes from one channel to the next, from which on a task copies what it reads: pages of memory are few that a core knows
+TURNED = 4  # blocks of channels that would each make such a copy: then there is one for all
 RATE = 6e11  # operations in a second times bytes of a number, and bytes: of a thread of an Xeon with AVX-512 at 2.7 GHz
 BANDWIDTH = 16e9
 RESIDENT = 2**20  # bytes of packed weights that stay in the second cache
@@ -77,7 +80,10 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
     taps, by_taps = math.prod(problem.kernel), runs_of_taps(problem, face)
     y = problem.empty(problem.groups * made, size)
     found, blocks = tables(problem, face, _together(problem, inner)), blocks_of(made, problem.dtype)
-    box, boxes = _box(problem.batch, size, problem.groups * blocks)
+    if taps > 1 and blocks >= TURNED:
+        x = _turned(problem, x)
+    read = inner * problem.dtype.itemsize * (math.prod(problem.stride) if face == "correlate" else 1)
+    box, boxes = _box(problem.batch, size, problem.groups * blocks, min(BOX, max(1, READ // max(1, read))))
     rows, width = math.prod(box) + 1, width_of(problem.dtype)
     is_local = taps > 1 and not by_taps and x.strides[1] >= LOCAL
     local = inner * box[0] * math.prod(_spans(problem, face, box[1:])) if is_local else 0
@@ -110,6 +116,14 @@ def _linear(problem: Problem, face: Linear, x: Array, weight: Array, epilogue: E
     return _finished(y, epilogue)
 
 
+def _turned(problem: Problem, x: Array) -> Array:
+    """A copy with channels last, where they lie far apart."""
+    if problem.groups > 1 or x.strides[1] < LOCAL or not x.size:
+        return x
+    batch, channels, *positions = x.shape
+    return np.moveaxis(panels(problem, x, channels).reshape(batch, *positions, channels), -1, 1)
+
+
 def _finished(y: Array, epilogue: Epilogue) -> Finished:
     """What is left of an epilogue after the bias and relu."""
     return finish(y, Epilogue(None, None if epilogue.activation == "relu" else epilogue.activation))
@@ -133,10 +147,10 @@ def _spans(problem: Problem, face: Linear, box: Sequence[int]) -> Iterator[int]:
         yield min(n, (b - 1) * s + reach + 1 if face == "correlate" else (b - 1 + reach) // s + 1)
 
 
-def _box(batch: int, size: Axes, blocks: int) -> tuple[tuple[int, ...], int]:
+def _box(batch: int, size: Axes, blocks: int, most: int) -> tuple[tuple[int, ...], int]:
     """How many positions a task has along each axis, and how many boxes there are: positions of one box lie one after another."""
     shape = (max(1, batch), *size)
-    limit = min(BOX, max(24, math.prod(shape) * blocks // (TASKS * numba.get_num_threads())))
+    limit = min(most, max(24, math.prod(shape) * blocks // (TASKS * numba.get_num_threads())))
     box = list(shape)
     for axis in range(len(shape)):
         if math.prod(box) <= limit:

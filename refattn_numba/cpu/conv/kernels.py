@@ -22,6 +22,7 @@ from refattn_numba.cpu.conv import (
     pointwise_planes,
     pointwise_rows,
     pointwise_weights,
+    strided,
     winograd_kernels,
     winograd_weight,
 )
@@ -36,6 +37,7 @@ OF_RECORDS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (DirectCall, (direct_pack.pack, direct_linear.convolve, direct_few.scatter, direct_weight.correlate_weight, direct_pack.unpack)),
     (PointwiseCall, (pointwise_planes.planes, pointwise_rows.rows)),
     (GradientCall, (pointwise_weights.weights,)),
+    (strided.StridedCall, (strided.move,)),
     (depthwise_planes.PlanesCall, (depthwise_planes.planes, depthwise_planes.plane_gradients)),
     (depthwise_pixels.PixelsCall, (depthwise_pixels.pixels, depthwise_pixels.pixel_gradients)),
     (causal_lines.LinesCall, (causal_lines.lines, causal_lines.line_gradients)),

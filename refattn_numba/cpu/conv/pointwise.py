@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 
 from refattn._core import Array
 from refattn_numba.cpu.call import Record, aligned, empty
 from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.epilogue import finish
+from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.pointwise_call import (
     FAR,
     LINE_BLOCK,
     PART,
     SHORT,
+    TASKS,
     TILES,
     GradientCall,
     evenly,
@@ -24,13 +29,13 @@ from refattn_numba.cpu.conv.pointwise_call import (
     room,
     streams,
     tile,
-    wanted_tasks,
     whole,
 )
 from refattn_numba.cpu.conv.pointwise_planes import planes
 from refattn_numba.cpu.conv.pointwise_rows import rows
 from refattn_numba.cpu.conv.pointwise_weights import weights
-from refattn_numba.cpu.conv.problem import Algorithm, Axes, Epilogue, Face, Finished, Problem
+from refattn_numba.cpu.conv.problem import Activation, Algorithm, Axes, Epilogue, Face, Finished, Linear, Problem
+from refattn_numba.cpu.conv.strided import gathered, spread_out
 from refattn_numba.cpu.products import LINES
 from refattn_numba.cpu.threads import run_tasks
 
@@ -64,10 +69,11 @@ def seconds(problem: Problem, face: Face) -> float:
 
 
 def pack(problem: Problem, face: Face, weight: Array) -> Any:
-    """As it is, or in strips of the channels that are made: (groups, strips, depth, tile), filled with zeros."""
+    """As it is, or transposed, or in strips of the channels that are made: (groups, strips, depth, tile), filled with zeros."""
     matrices = weight.reshape(problem.groups, problem.o, problem.c)
     if not problem.channels_last:
-        return matrices
+        far = face == "spread" and _is_far(problem) and weight.size
+        return panels(problem, matrices.reshape(1, problem.groups * problem.o, problem.c), problem.o) if far else matrices
     matrices = matrices.swapaxes(1, 2) if face == "correlate" else matrices
     width = tile(problem.dtype)
     strips = -(-matrices.shape[2] // width)
@@ -81,18 +87,15 @@ def pack(problem: Problem, face: Face, weight: Array) -> Any:
 
 def correlate(problem: Problem, x: Array, packed: Any, epilogue: Epilogue) -> Finished:
     """The product at each position that is read."""
-    return _product(problem, _read(problem, x), packed, problem.c, problem.o, (problem.c, 1), epilogue)
+    return _product(problem, "correlate", _read(problem, x), packed, epilogue)
 
 
 def spread(problem: Problem, dy: Array, packed: Any, epilogue: Epilogue) -> Finished:
     """The product with the transpose, at the positions that were read; elsewhere zeros."""
     if not _moves(problem):
-        return _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), epilogue)
-    made = _product(problem, dy, packed, problem.o, problem.c, (1, problem.c), Epilogue()).output
-    dx = problem.empty(made.shape[1], problem.size)
-    dx[...] = 0
-    _read(problem, dx, copied=False)[...] = made
-    return finish(dx, epilogue)
+        return _product(problem, "spread", dy, packed, epilogue)
+    made = _product(problem, "spread", dy, packed, Epilogue()).output
+    return finish(spread_out(problem, made, problem.empty(made.shape[1], problem.size)), epilogue)
 
 
 def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
@@ -132,22 +135,19 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     return made[0] if shares == 1 else made.sum(axis=0)
 
 
+def _is_far(problem: Problem) -> bool:
+    """Whether rows of the weight, which a sum over output channels reads one after the other, would take each other's places in a cache."""
+    return problem.c * problem.dtype.itemsize >= FAR
+
+
 def _moves(problem: Problem) -> bool:
     """Whether some positions of x are not read."""
     return problem.out != problem.size
 
 
-def _read(problem: Problem, x: Array, *, copied: bool = True) -> Array:
+def _read(problem: Problem, x: Array) -> Array:
     """The positions of x that are read, in its layout."""
-    if not _moves(problem):
-        return x
-    at = tuple(slice(0, (o - 1) * s + 1, s) for o, s in zip(problem.out, problem.stride, strict=True))
-    seen = x[(..., *at)]
-    if not copied:
-        return seen
-    made = problem.empty(x.shape[1], problem.out)
-    made[...] = seen
-    return made
+    return gathered(problem, x, problem.empty(x.shape[1], problem.out)) if _moves(problem) else x
 
 
 def _result(problem: Problem, channels: int) -> Array:
@@ -159,45 +159,51 @@ def _result(problem: Problem, channels: int) -> Array:
     return flat.reshape(problem.batch, channels, *size)
 
 
-def _product(
-    problem: Problem, x: Array, packed: Any, depth: int, lines: int, steps: tuple[int, int], epilogue: Epilogue
-) -> Finished:  # fmt: skip
-    """From `depth` channels of each group to `lines`; `steps` of the matrix are from line to line, and along the sum."""
-    total, width = problem.batch * math.prod(problem.out), tile(problem.dtype)
-    made = before = _result(problem, problem.groups * lines)
-    if not total:
+def _product(problem: Problem, face: Linear, x: Array, packed: Any, epilogue: Epilogue) -> Finished:
+    """The channels that a face makes, at each position of x."""
+    fields = _fields(problem, face, epilogue.activation, numba.get_num_threads())
+    made = before = _result(problem, problem.groups * fields["lines"])
+    if not fields["total"]:
         return Finished(made, made)
     if epilogue.activation in {"silu", "gelu"}:
-        before = _result(problem, problem.groups * lines)
-    is_planes, most = not problem.channels_last, LINE_BLOCK if not problem.channels_last else TILES * width
-    line_block, block = evenly(lines, most, LINES if is_planes else width), TILES * width if is_planes else PART
-    part = evenly(depth, PART) if is_planes or lines > width else evenly(depth, width)
-    tasks = problem.groups * -(-total // block) * -(-lines // line_block)
-    while tasks < wanted_tasks() and block > width:
-        block, tasks = block // 2, 2 * tasks
-    task = block * max(1, min(4, tasks // (2 * wanted_tasks())))
-    step, at_sums, kept = block + lanes(problem.dtype), 0, 0
-    if is_planes:
-        at_sums, size = part * step, room(line_block) * step + block
-        kept = room(line_block) + lanes(problem.dtype) if steps[1] * problem.dtype.itemsize >= FAR else 0
-    else:
-        step, size, steps = room(block), room(block) * line_block, (packed[0].size, packed[0, 0].size)
-    fields = {
-        "groups": problem.groups, "depth": depth, "lines": lines, "positions": math.prod(problem.out), "total": total, "part": part,
-        "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
-        "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
-        "at_kept": at_sums + size, "kept_step": kept, "memory_size": at_sums + size + kept * part, "activation": CODES[epilogue.activation],
-        "stream": int(epilogue.activation is None and streams(made, lines if problem.channels_last else math.prod(problem.out))),
-    }  # fmt: skip
-    fields["tasks"] = problem.groups * fields["tasks_each"] * fields["line_blocks"]
+        before = _result(problem, made.shape[1])
     call = record(**fields)
     call.add(source=x, weight=packed, out=made)
     if before is not made:
         call.add(before=before)
     if epilogue.bias is not None:
         call.add(bias=epilogue.bias)
-    run_tasks(planes if is_planes else rows, call, False, fields["tasks"], total * problem.groups * depth * lines, problem.dtype)
+    run_tasks(rows if problem.channels_last else planes, call, False, fields["tasks"], int(problem.operations) // 2, problem.dtype)
     return Finished(made, before)
+
+
+@lru_cache(maxsize=1024)
+def _fields(problem: Problem, face: Linear, activation: Activation | None, threads: int) -> Mapping[str, int]:
+    """What kernels are told but for addresses: how the lines, positions and sums are cut."""
+    depth, lines = (problem.c, problem.o) if face == "correlate" else (problem.o, problem.c)
+    total, width, positions = problem.batch * math.prod(problem.out), tile(problem.dtype), math.prod(problem.out)
+    is_planes, steps = not problem.channels_last, (depth, 1) if face == "correlate" or _is_far(problem) else (1, lines)
+    line_block = evenly(lines, LINE_BLOCK, LINES) if is_planes else evenly(lines, TILES * width, width)
+    part = evenly(depth, PART) if is_planes or lines > width else evenly(depth, width)
+    block = TILES * width if is_planes else PART
+    tasks, wanted = problem.groups * -(-total // block) * -(-lines // line_block), TASKS * threads
+    while tasks < wanted and block > width:
+        block, tasks = block // 2, 2 * tasks
+    task = block * max(1, min(4, tasks // (2 * wanted)))
+    step, at_sums = block + lanes(problem.dtype), 0
+    if is_planes:
+        at_sums, size = part * width, room(line_block) * step + block
+    else:
+        steps = (depth * whole(lines, width), depth * width)
+        step, size = room(block), room(block) * line_block
+    fields = {
+        "groups": problem.groups, "depth": depth, "lines": lines, "positions": positions, "total": total, "part": part,
+        "weight_line": steps[0], "weight_step": steps[1], "line_block": line_block, "line_blocks": -(-lines // line_block),
+        "block": block, "task": task, "tasks_each": -(-total // task), "step": step, "at_sums": at_sums,
+        "memory_size": at_sums + size, "activation": CODES[activation], "direct": int(activation is None),
+        "stream": int(activation is None and streams(problem, lines)),
+    }  # fmt: skip
+    return {**fields, "tasks": problem.groups * fields["tasks_each"] * fields["line_blocks"]}
 
 
 POINTWISE = Algorithm("pointwise", True, takes, seconds, pack, correlate, spread, weight_gradient)

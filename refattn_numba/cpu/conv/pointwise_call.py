@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numba
 import numpy as np
 
-from refattn._core import Array
 from refattn_numba.cpu.call import CACHE_LINE, Record
+from refattn_numba.cpu.conv.problem import Problem
 from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.products import LINES, SPARE
 from refattn_numba.cpu.simd import TILE_BYTES
@@ -17,14 +17,15 @@ PART = 128  # of a sum that is made in registers: its operands, a tile wide, fil
 LINE_BLOCK = 43 * LINES  # and the sums, with a block of positions, its second one
 TILES = 4  # of positions or channels that a block has
 FAR = 4096  # bytes between rows, of which a first cache has room for one line of a dozen at most
+TASKS = 4  # for each thread, so that none has to wait long for the last
 SHORT = 64  # of a sum over so few positions that parts would be few
 STREAM_BYTES = 4 << 20  # results of more are not expected to be found in the cores' own caches
 
 ADDRESSES = ("source", "weight", "bias", "out", "before")
 SIZES = (
     "groups", "depth", "lines", "positions", "total", "part", "weight_line", "weight_step",
-    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "at_kept", "kept_step", "memory_size",
-    "activation", "stream",
+    "line_block", "line_blocks", "block", "task", "tasks_each", "tasks", "step", "at_sums", "memory_size",
+    "activation", "direct", "stream",
 )  # fmt: skip
 
 PointwiseCall = np.dtype([(name, np.int64) for name in (*ADDRESSES, *SIZES)], align=True)
@@ -33,8 +34,8 @@ PointwiseCall = np.dtype([(name, np.int64) for name in (*ADDRESSES, *SIZES)], al
 weight : rows of a matrix for each group, or packed strips of tiles.
 part : of the depth, at a time.
 line_block, block, task : lines of a task; positions of a block, and of a task, which is some blocks.
+direct, stream : whether nothing follows the sums, which are then written where they belong, and whether past the caches.
 step, at_sums : from row to row of a thread's blocks, and where the sums begin.
-kept_step : between rows of a copy of the matrix's part, where its own would take each other's places in a core's first cache; else 0.
 """
 
 
@@ -83,15 +84,12 @@ def room(lines: int) -> int:
     return whole(lines, SPARE)
 
 
-def wanted_tasks() -> int:
-    """So many that no thread has to wait long for the last."""
-    return 4 * numba.get_num_threads()
-
-
-def streams(out: Array, row: int) -> bool:
-    """Whether a result is large, and can be stored past the caches, where its rows, or their parts, have `row` numbers."""
-    is_aligned = out.ctypes.data % CACHE_LINE == 0 and row * out.itemsize % CACHE_LINE == 0
-    return is_aligned and HOST.register_bytes <= CACHE_LINE and out.nbytes > STREAM_BYTES
+def streams(problem: Problem, lines: int) -> bool:
+    """Whether a result, which begins on a cache line, is large, and its rows are whole cache lines: it is stored past the caches then."""
+    channels, positions = problem.groups * lines, math.prod(problem.out)
+    row = lines if problem.channels_last else positions
+    size = problem.batch * channels * positions * problem.dtype.itemsize
+    return row * problem.dtype.itemsize % CACHE_LINE == 0 and HOST.register_bytes <= CACHE_LINE and size > STREAM_BYTES
 
 
 def record(**fields: int) -> Record:

@@ -12,7 +12,7 @@ from refattn_numba.cpu.conv.activation import activate_rows, bias_lanes
 from refattn_numba.cpu.conv.ahead import product_ahead
 from refattn_numba.cpu.conv.blocks import copy
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.simd import next_of, pointer_to, tile_of
+from refattn_numba.cpu.simd import lanes_of, next_of, pointer_to, tile_of
 from refattn_numba.cpu.sizes import smaller
 
 
@@ -46,12 +46,12 @@ def _block(call: Any, memory: Any, group: int, first: int, line: int) -> None:
             strip = pointer_to(call.weight, memory) + (group * call.weight_line + o // width * call.weight_step + k * width)
             if k == 0 and call.bias != 0:
                 bias_lanes(pointer_to(call.bias, memory) + (group * call.lines + o), count, size, sums, width)
-            direct, to, to_step = is_last and call.stream != 0, sums, width
+            direct, to, to_step = is_last and call.direct != 0 and size % lanes_of(memory) == 0, sums, width
             if direct:
                 to, to_step = pointer_to(call.out, memory) + (at + o), out_across
             product_ahead(
                 strip, width, source + k, across, 1, count, depth, sums, width, size, call.bias != 0 or k > 0,
-                to, to_step, direct, soon + (o - line) % call.part, across,
+                to, to_step, direct, direct and call.stream != 0, soon + (o - line) % call.part, across,
             )  # fmt: skip
             if is_last and not direct:
                 if call.before != 0:

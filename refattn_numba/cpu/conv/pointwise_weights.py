@@ -10,8 +10,8 @@ from typing import Any
 
 from refattn._core import Array, Integers
 from refattn_numba.cpu.conv.blocks import copy, gather, turn
+from refattn_numba.cpu.conv.winograd_products import multiply_lines
 from refattn_numba.cpu.jit import compiled, kernel
-from refattn_numba.cpu.products import add_product, product
 from refattn_numba.cpu.simd import next_of, pointer_to
 from refattn_numba.cpu.sizes import smaller
 
@@ -41,10 +41,7 @@ def _sum(call: Any, memory: Any, group: int, share: int, line: int, lane: int) -
         _load(call, memory, call.of_lanes, group * call.lanes + lane, call.groups * call.lanes, q, count, lanes, a, True)
         _load(call, memory, call.of_lines, group * call.lines + line, call.groups * call.lines, q, count, lines, b, False)
         b_line, b_step = (1, call.line_block) if call.by_rows else (call.part, 1)
-        if q == first:
-            product(a, call.lane_step, b, b_line, b_step, lines, count, sums, call.lane_step, lanes, sums)
-        else:
-            add_product(a, call.lane_step, b, b_line, b_step, lines, count, sums, call.lane_step, lanes, sums)
+        multiply_lines(a, call.lane_step, b, b_line, b_step, lines, count, sums, call.lane_step, lanes, q > first)
     out = pointer_to(call.out, memory) + (share * call.groups + group) * call.lines * call.lanes
     if call.turned:
         turn(sums, call.lane_step, lines, lanes, memory, call.turned)

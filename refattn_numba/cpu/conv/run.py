@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -23,6 +23,8 @@ from refattn_numba.cpu.conversion import STORED, narrowed, widened
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 How: TypeAlias = tuple[Name, Accuracy]
+
+COMPUTED = 4  # bytes of the smallest numbers that kernels compute with
 
 PACKED: ContextVar[dict[Any, Any] | None] = ContextVar("refattn_packed", default=None)
 """Where the packed weights of a plan are kept while it is called."""
@@ -43,7 +45,8 @@ def stored(convolve: Function) -> Function:
 
     @wraps(convolve)
     def single(x: Array, weight: Array, bias: Array | None = None, **options: Any) -> tuple[Any, Pullback]:
-        if (dtype := x.dtype).name not in STORED:
+        dtype = x.dtype
+        if (dtype.kind == "f" and dtype.itemsize >= COMPUTED) or dtype.name not in STORED:  # a name takes long to make
             return convolve(x, weight, bias, **options)
         y, pullback = convolve(*(None if a is None else in_order(widened, a) for a in (x, weight, bias)), **options)
         narrow = partial(in_order, partial(narrowed, dtype=dtype))
@@ -73,13 +76,12 @@ def convolve(
     layout: Layout = "channels_first",  # moved at the border
 ) -> tuple[Array, Pullback]:
     """A convolution of any number of dimensions."""
-    steps, gaps, pairs = rule.geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     pad_pullback: Any = None
     if padding_mode != "zeros":
+        *_, pairs = rule.geometry(x.shape[2:], weight.shape[2:], stride, padding, dilation)
         x, pad_pullback = pad.vjp(x, padding=pairs, mode=padding_mode)
-        pairs = ((0, 0),) * len(pairs)
-    out = rule.places(x.shape[2:], weight.shape[2:], steps, gaps, pairs)
-    problem = _problem(x, weight, x.shape[2:], out, steps, gaps, pairs, groups)
+        padding = 0
+    problem = _problem(x.dtype, is_channels_last(x), x.shape, weight.shape, stride, padding, dilation, groups)
     y, pullback = _convolved(problem, "correlate", x, weight, bias, (algorithm, accuracy), activation)
     if pad_pullback is None:
         return y, pullback
@@ -108,9 +110,7 @@ def convolve_transposed(
     layout: Layout = "channels_first",
 ) -> tuple[Array, Pullback]:
     """A transposed convolution: the convolution whose input is what is returned here, read the other way."""
-    steps, gaps, pairs, full = rule.transposed_geometry(x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation)
-    size = tuple(n - a - b for n, (a, b) in zip(full, pairs, strict=True))
-    problem = _problem(x, weight, size, x.shape[2:], steps, gaps, pairs, groups)
+    problem = _problem_transposed(x.dtype, is_channels_last(x), x.shape, weight.shape, stride, padding, output_padding, dilation, groups)
     return _convolved(problem, "spread", x, weight, bias, (algorithm, accuracy), activation)
 
 
@@ -141,10 +141,32 @@ def _reading(pullback: Any, activation: Activation | None) -> Pullback:
     return pullback
 
 
+@lru_cache(maxsize=1024)  # most calls repeat the ones before
 def _problem(
-    x: Array, weight: Array, size: Any, out: Any, stride: Any, dilation: Any, pairs: Pairs, groups: int
+    dtype: Any, channels_last: bool, x: Any, weight: Any, stride: PerAxis, padding: Padding, dilation: PerAxis, groups: int
 ) -> Problem:  # fmt: skip
-    """With three axes; those that are missing have one position."""
+    """Of arrays of these shapes."""
+    size, kernel = x[2:], weight[2:]
+    steps, gaps, pairs = rule.geometry(size, kernel, stride, padding, dilation)
+    out = rule.places(size, kernel, steps, gaps, pairs)
+    return _with_three_axes(dtype, channels_last, x[0], weight, size, out, steps, gaps, pairs, groups)
+
+
+@lru_cache(maxsize=1024)
+def _problem_transposed(
+    dtype: Any, channels_last: bool, x: Any, weight: Any, stride: PerAxis, padding: Any, output_padding: PerAxis, dilation: PerAxis,
+    groups: int,
+) -> Problem:  # fmt: skip
+    """Likewise, where x is what the convolution makes."""
+    steps, gaps, pairs, full = rule.transposed_geometry(x[2:], weight[2:], stride, padding, output_padding, dilation)
+    size = tuple(n - a - b for n, (a, b) in zip(full, pairs, strict=True))
+    return _with_three_axes(dtype, channels_last, x[0], weight, size, x[2:], steps, gaps, pairs, groups)
+
+
+def _with_three_axes(
+    dtype: Any, channels_last: bool, batch: int, weight: Any, size: Any, out: Any, stride: Any, dilation: Any, pairs: Pairs, groups: int
+) -> Problem:  # fmt: skip
+    """Those that are missing have one position."""
 
     def three(numbers: Any, missing: int) -> Axes:
         return cast("Axes", (missing,) * (AXES - len(numbers)) + tuple(numbers))
@@ -152,13 +174,15 @@ def _problem(
     before = [a for a, _ in pairs]
     groups = max(groups, 1)
     return Problem(
-        x.dtype.newbyteorder("="), is_channels_last(x), x.shape[0], groups, weight.shape[1], weight.shape[0] // groups,
-        three(size, 1), three(weight.shape[2:], 1), three(out, 1), three(stride, 1), three(dilation, 1), three(before, 0),
+        dtype.newbyteorder("="), channels_last, batch, groups, weight[1], weight[0] // groups,
+        three(size, 1), three(weight[2:], 1), three(out, 1), three(stride, 1), three(dilation, 1), three(before, 0),
     )  # fmt: skip
 
 
 def is_channels_last(x: Array) -> bool:
     """Whether the channels lie next to one another in memory, and the positions do not."""
+    if x.size and x.flags.c_contiguous:  # most are; the rest takes ten times as long
+        return False
     rows = np.moveaxis(x, 1, -1)
     return x.shape[1] > 1 and math.prod(x.shape[2:]) > 1 and rows.flags.c_contiguous
 
@@ -174,12 +198,18 @@ def _as_five(x: Array) -> Array:
 
 def _five(x: Array, channels_last: bool) -> Array:
     """With five axes, native and aligned, in one of the two layouts; itself where it is so already."""
-    x = np.require(_as_five(x), x.dtype.newbyteorder("="), "A")
+    x = _native(_as_five(x))
+    if not channels_last and x.flags.c_contiguous:
+        return x
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if channels_last else np.ascontiguousarray(x)
 
 
 def _contiguous(weight: Array) -> Array:
-    return np.require(_as_five(weight), weight.dtype.newbyteorder("="), ("C", "A"))
+    return np.ascontiguousarray(_native(_as_five(weight)))
+
+
+def _native(x: Array) -> Array:
+    return x if x.flags.aligned and x.dtype.isnative else np.require(x, x.dtype.newbyteorder("="), "A")
 
 
 def _maybe(bias: Array | None) -> Array | None:

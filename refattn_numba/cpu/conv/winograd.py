@@ -156,7 +156,7 @@ def few_tiles(problem: Problem, cut: Tiling, fields: dict[str, Any], arrays: dic
     """Panels of channels, from transformed inputs."""
     dtype, points = problem.dtype, fields["points"]
     a_channel = points * fields["panel"] * dtype.itemsize
-    chunk = next(n for n in (128, 64, 32) if n == 32 or n * a_channel + of_m * dtype.itemsize <= 3 * FAR)
+    chunk = next(n for n in (128, 64, 32) if n == 32 or n * a_channel + of_m * dtype.itemsize <= 4 * FAR)
     chunk = min(chunk, problem.c)
     fields |= of_points(fields, fields["tiles"], dtype)
     of_m = points * fields["m_point"]
@@ -179,7 +179,7 @@ def weight_gradient(problem: Problem, x: Array, dy: Array) -> Array:
     fields, width = dict(fields_of(problem, cut)), lanes(dtype)
     panel, panels, points, slabs, taps = (fields[name] for name in ("panel", "panels", "points", "slabs", "taps"))
     c_block = min(panel, problem.c)
-    block = max(1, 2 * FAR // ((panel + up(c_block, width)) * points * dtype.itemsize) // (cut.rows * cut.columns))
+    block = max(1, FAR // ((panel + up(c_block, width)) * points * dtype.itemsize) // (cut.rows * cut.columns))
     most = min(block, slabs) * cut.rows * cut.columns
     c_blocks = -(-problem.c // c_block)
     tasks = problem.groups * c_blocks * panels

@@ -10,9 +10,10 @@ from typing import Any
 
 from numba.core import cgutils, types
 
+from refattn_numba.cpu.conv.steps import add_steps
 from refattn_numba.cpu.jit import compiled
 from refattn_numba.cpu.products import LINES, REGISTERS, SPARE
-from refattn_numba.cpu.simd import I64, Builder, Value, Vector, constant, fused, instruction, lanes_of, load_from, splat, store_to
+from refattn_numba.cpu.simd import I64, Builder, Value, Vector, constant, instruction, lanes_of, load_from, store_to
 
 
 def _block(registers: int, at_a_time: int) -> Any:
@@ -23,26 +24,17 @@ def _block(registers: int, at_a_time: int) -> Any:
         typing: Any, a: Any, a_step: Any, b: Any, b_line: Any, b_step: Any, lines: Any, depth: Any, c: Any, c_step: Any, add: Any
     ) -> Any:
         vector = Vector(c.dtype)
-        size, element = c.dtype.bitwidth // 8, vector.ir.element
+        size = c.dtype.bitwidth // 8
 
         def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
             a, a_step, b, b_line, b_step, lines, depth, c, c_step, add = args
             lanes, last = [I64(i * vector.lanes) for i in range(registers)], builder.sub(lines, I64(1))
-            rows = []
-            for j in range(at_a_time):
-                line = builder.select(builder.icmp_signed("<", I64(j), last), I64(j), last)
-                rows.append(builder.gep(b, [builder.mul(line, b_line)]))
+            here = [builder.select(builder.icmp_signed("<", I64(j), last), I64(j), last) for j in range(at_a_time)]
+            rows = [builder.mul(line, b_line) for line in here]
             sums = [[cgutils.alloca_once(builder, vector.ir) for _ in lanes] for _ in rows]
             for place in (place for line in sums for place in line):
                 builder.store(constant(vector.ir, 0.0), place)
-            with cgutils.for_range(builder, depth) as loop:
-                a_row, b_at = builder.gep(a, [builder.mul(loop.index, a_step)]), builder.mul(loop.index, b_step)
-                operands = [load_from(builder, builder.gep(a_row, [lane]), vector.ir, size) for lane in lanes]
-                for row, line in zip(rows, sums, strict=True):
-                    number = builder.load(builder.bitcast(builder.gep(row, [b_at]), element.as_pointer()), align=size)
-                    number = splat(builder, vector.ir, number)
-                    for operand, place in zip(operands, line, strict=True):
-                        builder.store(fused(builder, operand, number, builder.load(place)), place)
+            add_steps(builder, sums, vector.ir, size, a, a_step, b, rows, b_step, depth)
             with builder.if_else(add) as (more, first):
                 for branch, adds in ((more, True), (first, False)):
                     with branch:
