@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import types
 
 from refattn_numba.cpu.attention_stages import Block, largest_line
-from refattn_numba.cpu.call import aligned
 from refattn_numba.cpu.exponential import exp, rough_exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.matrix_tiles import HAS_TILES, SIDE, TILED
@@ -224,8 +223,7 @@ def _made_of_rows(kernel: Callable[..., None], x: np.ndarray[Any, Any], *made: i
     if x.size and x.strides[-1] != x.itemsize:
         x = np.ascontiguousarray(x)
     view = x.reshape(math.prod(batch), heads, rows, size)
-    shape = math.prod(batch) * heads, *made
-    out = aligned(math.prod(shape), np.uint32).reshape(shape)  # else each row of a tile would lie on two cache lines
+    out = np.empty((math.prod(batch) * heads, *made), np.uint32)
     steps = (step // x.itemsize for step in view.strides[:-1])
     if out.size:
         run(kernel, view.ctypes.data, *steps, heads, rows, size, out.reshape(out.shape[0], -1), tasks=out.shape[0], cost=out.size)
