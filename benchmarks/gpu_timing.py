@@ -133,7 +133,7 @@ def float8_forward(torch: Any, shape: Shape) -> dict[str, Any]:
     errors = {"output": float((got - wanted).norm() / wanted.norm())}
     return {
         "shape": shape._asdict(),
-        "forward": _with_rates(medians(torch, calls), shape.operations),
+        "forward": with_rates(medians(torch, calls), shape.operations),
         "host_us": host_microseconds(torch, calls["ours"]),
         "errors": errors,
         "ok": _is_right(errors, shape.dtype),

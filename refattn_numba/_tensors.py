@@ -19,6 +19,8 @@ from refattn._core.mechanism import outputs
 
 CODED = np.dtype(np.float16)
 """What bits of bfloat16 pass the checks of shapes and types as."""
+NO_TENSORS = frozenset({np.ndarray, type(None), bool, int, float, str})
+"""Types that need no second look."""
 
 
 def is_tensor(x: Any) -> bool:
@@ -141,11 +143,14 @@ def _all_bfloat16(arguments: Mapping[str, Any]) -> bool:
 
 
 def _any_tensor(x: Any) -> bool:
-    if "torch" not in sys.modules:
+    if type(x) in NO_TENSORS or "torch" not in sys.modules:
         return False
-    if isinstance(x, dict):
-        return any(map(_any_tensor, x.values()))
-    return any(map(_any_tensor, x)) if isinstance(x, (tuple, list)) else is_tensor(x)
+    if isinstance(x, (tuple, list, dict)):
+        for part in x.values() if isinstance(x, dict) else x:  # noqa: SIM110  # a generator takes a microsecond to begin
+            if type(part) not in NO_TENSORS and _any_tensor(part):
+                return True
+        return False
+    return is_tensor(x)
 
 
 def _map(function: Callable[[Any], Any], x: Any) -> Any:

@@ -23,4 +23,5 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> tuple[Array, Pull
 @twin_of(reference_with_lse, like=attend, narrow=True, finished=on_device)
 def scaled_dot_product_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
-    return attend(*args, **kwargs)
+    attended, pullback = attend(*args, **kwargs)
+    return AttendedWithLse(attended.output, attended.lse()), pullback

@@ -47,14 +47,15 @@ def attend(
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     attended, pullback = attend_within(query, key, value, None, sinks, spans=spans, scale=factor, softcap=softcap)
     if masked_rows == "nan":
-        attended.output[np.isneginf(attended.lse)] = np.nan
+        attended.output[np.isneginf(attended.lse())] = np.nan
     return attended, pullback
 
 
 @twin_of(refattn.varlen_attention_with_lse, like=attend, narrow=True, finished=on_device)
 def varlen_attention_with_lse(*args: Any, **kwargs: Any) -> tuple[AttendedWithLse, Pullback]:
     """The docstring is the reference's."""
-    return attend(*args, **kwargs)
+    attended, pullback = attend(*args, **kwargs)
+    return AttendedWithLse(attended.output, attended.lse()), pullback
 
 
 @twin_of(refattn.varlen_attention, like=attend, narrow=True, finished=on_device)

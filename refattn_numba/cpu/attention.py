@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from refattn import masks
 from refattn._core import Array, Booleans, unbroadcast
-from refattn.attention.dot_product.scaled_dot_product import AttendedWithLse
 from refattn.primitives.attention_stages import MaskedRows
 from refattn_numba.cpu.attention_backward import backward, backward_sizes
 from refattn_numba.cpu.attention_bias import backward_bias, bias_memory
@@ -25,10 +24,19 @@ from refattn_numba.cpu.instructions import HOST
 from refattn_numba.cpu.packing import cap_of, packed
 from refattn_numba.cpu.plain import attention as plain
 from refattn_numba.cpu.simd import TILE_BYTES
-from refattn_numba.cpu.threads import run_tasks
+from refattn_numba.cpu.threads import Repeated, run_tasks
 
 Window: TypeAlias = tuple[int | None, int | None]
-Outcome: TypeAlias = tuple[AttendedWithLse, Callable[[Array | None, Array | None], dict[str, Array | None]]]
+
+
+class Attended(NamedTuple):
+    """The output, and a function that makes the log-sum-exp, which few ask for."""
+
+    output: Array
+    lse: Callable[[], Array]
+
+
+Outcome: TypeAlias = tuple[Attended, Callable[[Array | None, Array | None], dict[str, Array | None]]]
 
 TASKS = 2 * (os.cpu_count() or 1)  # of a backward pass, where it can be cut so far; not the threads, so that they change no bit
 MOST_BYTES = 1 << 28  # of the parts of gradients, which are as many as tasks where few heads meet many cores
@@ -60,14 +68,18 @@ def attend(
     dropout_rate: float = 0.0,
     masked_rows: MaskedRows = "zero",
 ) -> Outcome:
-    """`refattn.scaled_dot_product_attention_with_lse` and its pullback, where a cotangent of None is zero."""
+    """The output of `refattn.scaled_dot_product_attention_with_lse`, the other where it is called, and the pullback of both.
+
+    A cotangent of None is zero.
+    """
     plain.check_shapes(query, key, value, sinks)
     query_len, key_len = query.shape[-2], key.shape[-2]
     pairs = {"mask": mask, "keep": keep}
     of_queries = isinstance(scale, np.ndarray) and scale.shape[-1:] in {(), (1,)}
     if (isinstance(scale, np.ndarray) and not of_queries) or (keep is not None and masked_rows == "uniform"):
         options = {**pairs, "causal": causal, "align": align, "window": window, "scale": scale, "softcap": softcap}
-        return plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
+        made, pullback = plain.attend(query, key, value, bias, sinks, **options, dropout_rate=dropout_rate, masked_rows=masked_rows)
+        return Attended(made.output, lambda: made.lse), pullback
     before, after = plain.band(query_len, key_len, causal, align, window)
     given = query * scale if isinstance(scale, np.ndarray) else query
     factor = 1.0 if of_queries else 1 / math.sqrt(query.shape[-1]) if scale is None else float(cast("float", scale))
@@ -112,49 +124,62 @@ def attend_within(
     wide = _of_sums(dtype)
     output = empty((*lead, query_len, value_dim), dtype)
     shift, inverse = (np.empty((*lead, query_len), wide) for _ in range(2))
-    tile, group, pairs = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1), (*lead, query_len, key_len)
-    call = Record(
-        {
-            "heads": lead[-1],
-            "count": count,
-            "group": group,
-            "query_len": query_len,
-            "query_rows": query_len,
-            "key_len": key_len,
-            "key_rows": key_len,
-            "head_dim": head_dim,
-            "value_dim": value_dim,
-            "before": before,
-            "after": after,
-            "scale": scale,
-            "softcap": cap_of(softcap, wide),
-            "keep_factor": 1 / (1 - dropout_rate),
-            "memory_size": forward_memory(head_dim, value_dim, tile),
-        }
-    )
-    call.add(output=output, shift=shift, inverse=inverse)
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        call.add_strided(name, x, x.shape, dtype)
-    if dtype == np.uint16:
-        call.add(value_couples=couples_for_sums(value))
-    if bias is not None and 0 in bias.strides:
-        bias = bias.copy()  # a stride of 0 says that the gradient is shared
-    for name, x, kind in (("bias", bias, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
-        if x is not None:
-            call.add_strided(name, x, pairs, kind)
-    if sinks is not None:
-        call.add(sinks=packed(sinks, wide))
-    has_options = any(x is not None for x in (softcap, bias, mask, keep))
+    tile, group = TILE_BYTES // wide.itemsize, lead[-1] // max(kv_heads, 1)
+    of_pairs = not (bias is mask is keep is None)
+    has_options = of_pairs or softcap is not None
     cost = count * (query_len * key_len if spans is None else int(spans.queries @ spans.keys)) * (head_dim + value_dim)
-    of_pairs = any(x is not None for x in (bias, mask, keep))
+
+    @cache
+    def recorded() -> Record:
+        """What kernels are told, made when one asks."""
+        call = Record(
+            {
+                "heads": lead[-1],
+                "count": count,
+                "group": group,
+                "query_len": query_len,
+                "query_rows": query_len,
+                "key_len": key_len,
+                "key_rows": key_len,
+                "head_dim": head_dim,
+                "value_dim": value_dim,
+                "before": before,
+                "after": after,
+                "scale": scale,
+                "softcap": cap_of(softcap, wide),
+                "keep_factor": 1 / (1 - dropout_rate),
+                "memory_size": forward_memory(head_dim, value_dim, tile),
+            }
+        )
+        call.add(output=output, shift=shift, inverse=inverse)
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            call.add_strided(name, x, x.shape, dtype)
+        if dtype == np.uint16:
+            call.add(value_couples=couples_for_sums(value))
+        pairs, copied = (*lead, query_len, key_len), bias.copy() if bias is not None and 0 in bias.strides else bias
+        for name, x, kind in (("bias", copied, wide), ("mask", mask, np.bool_), ("keep", keep, np.bool_)):
+            if x is not None:
+                call.add_strided(name, x, pairs, kind)  # of a bias, a stride of 0 says that the gradient is shared
+        if sinks is not None:
+            call.add(sinks=packed(sinks, wide))
+        return call
+
     if spans is None and not of_pairs and 1 <= query_len <= FEW and kv_heads:
         few = attended_in_place(query, key, value, before, after, scale=scale, softcap=softcap, sinks=sinks)
         for x, result in ((output, few.output), (shift, few.shift), (inverse, few.inverse)):
             x[...] = result.reshape(x.shape)
     else:
         tasks = count * -(-(query_len if spans is None else spans.queries) // tile)
-        run_tasks(forward, call, has_options, tasks, cost, dtype, spans)
-    lse = np.where(inverse == 0, -np.inf, shift - np.log(inverse))
+        told: Record | Repeated
+        if spans is sinks is None and not of_pairs and dtype == wide:
+            told = Repeated(recorded, (query, key, value, output, shift, inverse), (before, after, scale, softcap))
+        else:
+            told = recorded()
+        run_tasks(forward, told, has_options, tasks, cost, dtype, spans)
+
+    def lse() -> Array:
+        return np.where(inverse == 0, -np.inf, shift - np.log(inverse))
+
     # the policy is that of weights, of which there are none without keys
     nowhere = (inverse == 0)[..., None] if masked_rows != "zero" and key_len else None
     if nowhere is not None and nowhere.any():
@@ -163,7 +188,7 @@ def attend_within(
         )
 
     def pullback(d_output: Array | None, d_lse: Array | None) -> dict[str, Array | None]:
-        made, d = call.more(), np.zeros_like(output) if d_output is None else d_output
+        made, d = recorded().more(), np.zeros_like(output) if d_output is None else d_output
         made.add_strided("d_output", d, output.shape, dtype)
         if d_lse is not None:
             made.add(d_lse=packed(d_lse, wide))
@@ -174,7 +199,7 @@ def attend_within(
             grads["value"] += d_mean.reshape(*lead[:-1], kv_heads, group, 1, value_dim).sum(axis=-3)
         return {**grads, "sinks": None if sinks is None else plain.d_sinks(sinks, shift, inverse, centre)}
 
-    return AttendedWithLse(output, lse), pullback
+    return Attended(output, lse), pullback
 
 
 def _of_sums(stored: np.dtype[Any]) -> np.dtype[Any]:

@@ -24,7 +24,7 @@ from refattn_numba.cpu.couples import (
 from refattn_numba.cpu.jit import by_type, compiled
 from refattn_numba.cpu.matrix_tiles import HAS_TILES, SIDE, TILED, add_tiles_product, fits, tiles_product
 from refattn_numba.cpu.products import add_product, decay_and_add_product, product
-from refattn_numba.cpu.simd import codes_at, tile_of
+from refattn_numba.cpu.simd import codes_at, lanes_of, tile_of
 from refattn_numba.cpu.sizes import ceil_to
 from refattn_numba.cpu.tiles import all_one, load_rows, load_tile, scale_lines
 
@@ -149,8 +149,9 @@ def add_values(stored: Any, call: Any, block: Any, weights: Any, decay: Any, sum
             couple_lines(weights, block, weights)
         rows = couples_of_rows(call, block, call.value_couples, size)
         if fits(size // 2):
-            if not all_one(decay, block.queries):
-                scale_lines(sums, size, block.queries, decay)
+            for r in range(0, block.queries, lanes_of(sums)):
+                if not all_one(decay + r, 1):  # one register
+                    scale_lines(sums + r, size, 1, decay + r)
             add_tiles_product(weights, width, rows, SIDE, size * SIDE, size, depth, sums, width, block.queries)
         else:
             decay_and_add_product(weights, width, rows, 1, size, size, depth, sums, width, block.queries, decay)

@@ -21,7 +21,7 @@ from numba import types
 
 from refattn_numba.cpu.attention_stages import Block, largest_line
 from refattn_numba.cpu.call import empty
-from refattn_numba.cpu.exponential import exp
+from refattn_numba.cpu.exponential import exp, rough_exp
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.matrix_tiles import HAS_TILES, SIDE, TILED
 from refattn_numba.cpu.simd import (
@@ -35,7 +35,6 @@ from refattn_numba.cpu.simd import (
     instruction,
     lanes_of,
     load,
-    maximum,
     multiply_add,
     pointer_to,
     put,
@@ -48,6 +47,8 @@ from refattn_numba.cpu.simd import (
 from refattn_numba.cpu.sizes import ceil_to, smaller
 from refattn_numba.cpu.threads import run
 from refattn_numba.cpu.tiles import fill
+
+GROWTH = 2.0  # of scores; the weight of the largest is 1, which is not rounded, but for so much
 
 
 @instruction
@@ -134,21 +135,24 @@ def couple_lines(tile: Any, block: Block, out: Any) -> None:
 
 @compiled
 def advance_in_couples(tile: Any, block: Block, scale: float, largest: Any, total: Any, decay: Any) -> None:
-    """`attention_stages.advance` of scores before a scale above 0, whose weights become couples of two lines, in place."""
+    """`attention_stages.advance` of scores before a scale above 0, whose weights become couples of two lines, in place.
+
+    `largest` is only nearly so: it stays until it is too small by `GROWTH`, since a decay other than 1 costs a pass over all sums.
+    """
     width, lanes, end = tile_of(tile), lanes_of(tile), block.keys * tile_of(tile)
-    nothing, zero, by = filled(tile, -math.inf), filled(tile, 0.0), filled(tile, scale)
+    nothing, zero, by, growth = filled(tile, -math.inf), filled(tile, 0.0), filled(tile, scale), filled(tile, GROWTH)
     for r in range(0, block.queries, lanes):
-        before = load(largest, r)
-        now = maximum(before, largest_line(tile, r, end) * by)
+        before, now = load(largest, r), largest_line(tile, r, end) * by
+        now = select(before + growth < now, now, before)
         less = select(now == nothing, zero, zero - now)
         i, added = r, zero
         while i < end - width:
-            low, high = exp(multiply_add(load(tile, i), by, less)), exp(multiply_add(load(tile, i + width), by, less))
+            low, high = rough_exp(multiply_add(load(tile, i), by, less)), rough_exp(multiply_add(load(tile, i + width), by, less))
             store_couples(tile, i // (2 * width) * width + r, low, high)
             added = added + (low + high)
             i += 2 * width
         if i < end:
-            low = exp(multiply_add(load(tile, i), by, less))
+            low = rough_exp(multiply_add(load(tile, i), by, less))
             store_couples(tile, i // (2 * width) * width + r, low, zero)
             added = added + low
         shrunk = exp(before + less)

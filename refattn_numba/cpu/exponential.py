@@ -36,6 +36,9 @@ DOUBLE = (
 # for what is nearest to it of the form a f, so that 5.3e-8 is the largest error, at a Chebyshev polynomial's four extremes
 SINGLE_NEAR = (0.5, 1.0 + LN2**2 / (8 * 64**2))
 
+# what centres the error of 1 + f there, which is f**2 / 2
+ROUGH = 1.0 + LN2**2 / (4 * 64**2)
+
 # the same for f up to ln(2) / 16, where a register holds 8 of them, by the Chebyshev points again
 DOUBLE_NEAR = (
     0.0001984217493849779,
@@ -48,21 +51,15 @@ DOUBLE_NEAR = (
 )
 
 
-def _by_table(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
-    """``2**n`` and ``e**f - 1`` with ``n ln(2) + f = x`` and n a multiple of 1/32 or 1/8, the powers of which between 1 and 2 are known.
-
-    Nine instructions in float32; that two of them begin in each cycle is all that limits them.
-    """
-    series, mantissa, points = (SINGLE_NEAR, 23, 5) if of.element.bitwidth == 32 else (DOUBLE_NEAR, 52, 3)
+def _powers(builder: Builder, of: Vector, x: Value, factor: float = 1.0) -> tuple[Value, Value]:
+    """``2**n``, times a factor, and f with ``n ln(2) + f = x`` and n a multiple of 1/32 or 1/8, the powers of which are known."""
+    mantissa, points = (23, 5) if of.element.bitwidth == 32 else (52, 3)
     shift = constant(of.ir, 1.5 * 2.0 ** (mantissa - points))
     shifted = fused(builder, x, constant(of.ir, 1 / LN2), shift)
     f = fused(builder, builder.fsub(shifted, shift), constant(of.ir, -LN2), x)
-    polynomial = constant(of.ir, series[0])
-    for coefficient in series[1:]:
-        polynomial = fused(builder, polynomial, f, constant(of.ir, coefficient))
     # the last bits of `bits` choose a power; moved to the exponent's place they stand below it, so that the table has them taken away
     bits, place = builder.bitcast(shifted, of.bits), mantissa - points
-    powers = np.array([2.0 ** (i / 2**points) for i in range(2**points)], f"f{of.element.bitwidth // 8}")
+    powers = np.array([factor * 2.0 ** (i / 2**points) for i in range(2**points)], f"f{of.element.bitwidth // 8}")
     table = powers.view(f"i{powers.itemsize}") - (np.arange(len(powers)) << place)
     halves = [builder.bitcast(ir.Constant(of.bits, [int(x) for x in half]), of.ir) for half in table.reshape(-1, of.lanes)]
     if of.element.bitwidth == 32:
@@ -70,7 +67,20 @@ def _by_table(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
     else:
         between = call_llvm(builder, "llvm.x86.avx512.permvar.df.512", of.ir, halves[0], bits)
     power = builder.add(builder.bitcast(between, of.bits), builder.shl(bits, constant(of.bits, place)))
-    return builder.bitcast(power, of.ir), builder.fmul(polynomial, f)
+    return builder.bitcast(power, of.ir), f
+
+
+def _by_table(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
+    """``2**n`` and ``e**f - 1`` of `_powers`.
+
+    Nine instructions in float32; that two of them begin in each cycle is all that limits them.
+    """
+    power, f = _powers(builder, of, x)
+    series = SINGLE_NEAR if of.element.bitwidth == 32 else DOUBLE_NEAR
+    polynomial = constant(of.ir, series[0])
+    for coefficient in series[1:]:
+        polynomial = fused(builder, polynomial, f, constant(of.ir, coefficient))
+    return power, builder.fmul(polynomial, f)
 
 
 def _parts(builder: Builder, of: Vector, x: Value) -> tuple[Value, Value]:
@@ -92,13 +102,29 @@ def _is_small(builder: Builder, of: Vector, x: Value) -> Value:
     return builder.fcmp_ordered("<", x, constant(of.ir, (-126 if of.element.bitwidth == 32 else -1022) * LN2))
 
 
+def _exponential(builder: Builder, of: Vector, x: Value, power: Value, less_one: Value) -> Value:
+    """``power * (1 + less_one)``, which is ``e**x``; 0 below the normal numbers."""
+    return builder.select(_is_small(builder, of, x), constant(of.ir, 0.0), fused(builder, power, less_one, power))
+
+
 @instruction
 def exp(typing: Any, x: Any) -> Any:
-    """Exponential of numbers that are not above 0; 0 below the normal numbers."""
+    """Exponential of numbers that are not far above 0; 0 below the normal numbers."""
 
     def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
         power, less_one = (_by_table if HOST.has_permute else _parts)(builder, x, args[0])
-        return builder.select(_is_small(builder, x, args[0]), constant(x.ir, 0.0), fused(builder, power, less_one, power))
+        return _exponential(builder, x, args[0], power, less_one)
+
+    return x(x), build
+
+
+@instruction
+def rough_exp(typing: Any, x: Any) -> Any:
+    """The same to 3e-5 in float32, for what is rounded to bfloat16; two instructions less, where there is a table."""
+
+    def build(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+        power, less_one = _powers(builder, x, args[0], ROUGH) if HOST.has_permute else _parts(builder, x, args[0])
+        return _exponential(builder, x, args[0], power, less_one)
 
     return x(x), build
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from functools import cache
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
 from refattn._core import Integers
-from refattn_numba.cpu.call import Call, Record, Spans, aligned
+from refattn_numba.cpu.call import ALWAYS, Call, Record, Spans, address_of, aligned, moved
 from refattn_numba.cpu.jit import compile_once
 
 SHARES = 4  # for each thread, so that a core which is busy elsewhere holds nobody up
@@ -129,9 +129,41 @@ def _compile(kernel: Any, dtype: Any, has_options: bool, layout: Any) -> None:
     compile_once(kernel, *kernel_types(dtype, has_options=has_options, layout=layout))
 
 
+class Repeated(NamedTuple):
+    """The record of a call without options of pairs, of which most are as an earlier one was, but for where its arrays lie.
+
+    `arrays` are those that are there `ALWAYS`, of which the first three are given; all else in the record follows from their shapes and
+    `options`.
+    """
+
+    make: Callable[[], Record]
+    arrays: tuple[Any, ...]
+    options: tuple[Any, ...]
+
+    def packed(self, tasks: int) -> tuple[np.ndarray[Any, Any], int]:
+        """As the kernel takes it, and how many numbers a thread works on."""
+        given = self.arrays[:3]
+        face = (self.options, *((x.dtype, x.shape, x.strides, x.flags.aligned) for x in given))
+        known = _KNOWN.get(face)
+        if known is not None:
+            return moved(known[0], *self.arrays), known[1]
+        call = self.make()
+        calls, memory_size = call.packed(), int(call.fields["memory_size"])
+        calls["end_task"] = tasks
+        if all(call.fields[name] == address_of(x) for name, x in zip(ALWAYS, given, strict=False)):  # none was copied
+            if len(_KNOWN) >= MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[face] = calls.view(np.int64).copy(), memory_size
+        return calls, memory_size
+
+
+MOST_KNOWN = 256  # records that are kept
+_KNOWN: dict[Any, tuple[Integers, int]] = {}
+
+
 def run_tasks(
     kernel: Callable[..., Any],
-    call: Record,
+    call: Record | Repeated,
     has_options: bool,
     tasks: int | Integers,
     cost: int,
@@ -139,20 +171,25 @@ def run_tasks(
     spans: Spans | None = None,
 ) -> None:
     """Call a kernel on each thread, which takes tasks until none is left; with `spans` it has `tasks` of each of them."""
-    if spans is None:
-        calls, total = call.packed(), int(tasks)
-        if "end_task" in call.layout.fields:
-            calls["end_task"] = total
+    if isinstance(call, Repeated):
+        total = int(tasks)
+        calls, memory_size = call.packed(total)
     else:
-        calls, ends = call.packed_spans(spans, np.dtype(dtype).itemsize), np.cumsum(tasks)
-        calls["end_task"], total = ends, int(ends[-1]) if ends.size else 0
+        memory_size = int(call.fields["memory_size"])
+        if spans is None:
+            calls, total = call.packed(), int(tasks)
+            if "end_task" in call.layout.fields:
+                calls["end_task"] = total
+        else:
+            calls, ends = call.packed_spans(spans, np.dtype(dtype).itemsize), np.cumsum(tasks)
+            calls["end_task"], total = ends, int(ends[-1]) if ends.size else 0
     if not total:
         return
     counters = np.zeros(2, np.int64)
     threads = max(1, min(numba.get_num_threads(), total)) if cost > SMALL else 1
-    if "threads" in call.layout.fields:
+    if "threads" in (calls.dtype.fields or {}):
         calls["threads"] = threads
-    memory = aligned(int(call.fields["memory_size"]) * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
+    memory = aligned(memory_size * threads * (2 if dtype == np.uint16 else 1), dtype)  # bfloat16 is summed in float32
     given = calls, calls if has_options else None, memory, counters
-    _compile(kernel, dtype, has_options, call.layout)
+    _compile(kernel, dtype, has_options, calls.dtype)
     on_threads(threads, kernel, *given)

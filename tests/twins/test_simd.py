@@ -9,7 +9,7 @@ pytest.importorskip("numba")
 
 import numba
 
-from refattn_numba.cpu import exponential
+from refattn_numba.cpu import couples, exponential
 from refattn_numba.cpu.call import aligned
 from refattn_numba.cpu.products import SPARE, add_product, decay_and_add_product, product
 from refattn_numba.cpu.simd import between, lanes_of, largest_of, load, pointer_to, select, store, total_of, transpose
@@ -41,7 +41,7 @@ def elementwise(function):
     return call
 
 
-EXP, TANH = elementwise(exponential.exp), elementwise(exponential.tanh)
+EXP, ROUGH, TANH = (elementwise(f) for f in (exponential.exp, exponential.rough_exp, exponential.tanh))
 
 
 def units(got, exact, dtype):
@@ -60,6 +60,14 @@ def test_the_exponential(dtype):
     assert units(EXP(x[x > -8]), exact[x > -8], dtype) < 3
     assert EXP(np.array([0.0], dtype))[0] == 1
     np.testing.assert_array_equal(EXP(np.array([-np.inf, lowest * 1.001, -1e30, np.nan], dtype)), [0, 0, 0, np.nan])
+
+
+def test_the_rough_exponential():
+    """To 3e-5, which is the half of what the square of a 128th of ln(2) leaves out; of numbers somewhat above 0 too."""
+    x = np.concatenate([np.linspace(-80, couples.GROWTH, 100_001), [0.0]]).astype(np.float32)
+    exact = np.exp(x.astype(np.longdouble))
+    assert 0 < np.max(np.abs(ROUGH(x) / exact - 1)) < 3.1e-5
+    np.testing.assert_array_equal(ROUGH(np.array([-np.inf, -88, -1e30, np.nan], np.float32)), [0, 0, 0, np.nan])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

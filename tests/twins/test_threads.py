@@ -18,6 +18,7 @@ pytest.importorskip("numba")
 
 import numba
 
+import refattn
 import refattn_numba
 from refattn_numba.cpu import attention, cached, scan, threads
 from refattn_numba.cpu.call import Record
@@ -121,6 +122,16 @@ def test_one_head_is_work_for_many_cores(tasks, monkeypatch):
     both(SCAN, [x[:, :100], x[:, :100], values[:, :100], -np.abs(x[:, :100])])
     attention.attend(x[:, :1], *(random.standard_normal((2, 1, 1 << 14, 16)).astype(np.float32)))
     assert tasks == {"attention_forward": 32, "attention_backward": 8, "scan_forward": 4, "scan_backward": 4, "decode": 32}
+
+
+def test_a_call_like_an_earlier_one_reads_its_own_arrays():
+    """Where they lie in another way, or at another place, or options differ, too."""
+    random = np.random.default_rng(2)
+    wide = random.standard_normal((4, 2, 40, 32)).astype(np.float32)
+    for x in (wide[0, :, :, :16], wide[1, :, :, :16], wide[2, :, :, 16:], np.ascontiguousarray(wide[3, :, :, :16]), wide[0, :, :, ::2]):
+        for options in ({}, {"causal": True}, {"scale": 0.5}, {"softcap": 2.0}):
+            expected = refattn.scaled_dot_product_attention(x, x[:, ::-1], x, **options)
+            np.testing.assert_allclose(ATTENTION(x, x[:, ::-1], x, **options), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_all_helpers_are_waited_for():
