@@ -156,15 +156,15 @@ def _descriptor(e: Any, address: Any, block_step: int) -> Any:
     return e.wide(address >> 4) | (_SWIZZLE | _EIGHT_ROWS | (block_step >> 4) << 16)
 
 
-def _along_rows(element: Stored, rows: int, depth: int) -> tuple[int, ...]:
+def _along_rows(rows: int, depth: int, width: int = 2) -> tuple[int, ...]:
     """Steps through columns: within a block, and from block to block."""
-    in_block, steps = BLOCK_BYTES // STEP_BYTES, depth * bytes_of(element) // STEP_BYTES
+    in_block, steps = BLOCK_BYTES // STEP_BYTES, depth * width // STEP_BYTES
     return tuple((k // in_block * rows * BLOCK_BYTES + k % in_block * STEP_BYTES) >> 4 for k in range(steps))
 
 
 def product_of_rows(element: Stored, columns: int, depth: int) -> Operation:
     """Start ``left @ right.T`` of 64 rows and `columns` rows at two addresses; to be waited for."""
-    of_left, of_right = (_along_rows(element, rows, depth) for rows in (ROWS, columns))
+    of_left, of_right = (_along_rows(rows, depth, bytes_of(element)) for rows in (ROWS, columns))
     steps = Steps(columns, of_left, of_right, is_new=True, right_is_rows=True)
     kind = Tile(16, columns).kind
 
@@ -187,7 +187,7 @@ def product_of_weights(element: Stored, size: int, depth: int) -> Operation:
 
 def product_of_weights_by_columns(element: Stored, size: int, depth: int, *, is_new: bool) -> Operation:
     """The same of a right operand whose `size` columns are rows at an address; where it is new, nothing is added to the sums."""
-    steps = Steps(size, (), _along_rows(element, size, depth), is_new=is_new, right_is_rows=True)
+    steps = Steps(size, (), _along_rows(size, depth, bytes_of(element)), is_new=is_new, right_is_rows=True)
     kind = Tile(16, size).kind
 
     def run(e: Any, sums: Any, weights: Any, right: Any) -> Any:
