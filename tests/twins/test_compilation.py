@@ -73,7 +73,7 @@ def test_the_specialisations_are_a_closed_list():
         listed[s.kernel].add(tuple(map(str, s.types)))
     for kernel, types in listed.items():
         assert {tuple(map(str, given)) for given in kernel.signatures} <= types, kernel.__module__
-    assert sum(len(types) for types in listed.values()) == 78 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
+    assert sum(len(types) for types in listed.values()) == 80 + 5 * HOST.has_bfloat16_dot + HOST.has_tiles
 
 
 def test_every_kernel_is_on_the_list():
