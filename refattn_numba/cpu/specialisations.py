@@ -37,8 +37,10 @@ convolution."""
 Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
 
-LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight"})
-"""Modules whose kernels are chosen for large arrays alone: by no quick check, which a test holds."""
+LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight", "depthwise_planes.plane_gradients"})
+"""Modules whose kernels, and kernels that, are chosen for large arrays alone: by no quick check, which a test holds."""
+FUSED = frozenset({"epilogue.finish_rows", "epilogue.pull_back", "epilogue.sum_columns"})
+"""Kernels for activations after a convolution, and for a bias of channels that lie last: no mechanism has these, so that no check reaches them."""
 
 
 class Specialisation(NamedTuple):
@@ -160,8 +162,14 @@ def _full_name(kernel: Any) -> str:
 
 def _asked(groups: frozenset[Group], precisions: frozenset[Precision], large: bool) -> Iterator[Specialisation]:
     for s in specialisations():
-        if s.group in groups and s.precision in precisions and (large or s.kernel.__module__.rpartition(".")[2] not in LARGE):
+        if s.group in groups and s.precision in precisions and (large or not _parts(s.kernel) & (LARGE | FUSED)):
             yield s
+
+
+def _parts(kernel: Any) -> set[str]:
+    """The last name of its module, and the kernel's own with it."""
+    module = kernel.__module__.rpartition(".")[2]
+    return {module, f"{module}.{kernel.__name__}"}
 
 
 def _by_kernel(*asked: Any) -> list[list[Specialisation]]:
