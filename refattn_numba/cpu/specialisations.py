@@ -124,7 +124,7 @@ def warm_up(
     jobs : int, optional
         How many processes compile. With more than one, kernels are on disk afterwards, and this process has read none of them.
     large : bool, optional
-        Whether to compile kernels that are chosen for large arrays alone.
+        Whether to compile, too, what no quick check reaches: kernels for large arrays, and for activations after a convolution.
     executor : concurrent.futures.Executor or None, optional
         Whose processes compile, in place of `jobs` new ones: what they have compiled they need not read.
 
