@@ -63,7 +63,7 @@ def choose(face: ConvFace, dtype: Element, c_out: int, c_in: int, *, is_odd: boo
     is_odd = is_odd or (c_out | c_in) * bytes_of(dtype) % 16 != 0
     on_hopper = on_hopper and not is_odd and dtype != "float32"
     if face == "conv_weight" and on_hopper and c_out > SMALL < c_in:
-        config = hopper_convolution_weight.Config(dtype, groups=2, columns=_width(c_in, (2 * LARGE, LARGE)), stages=4, few=136, many=184)
+        config = hopper_convolution.Config(dtype, groups=2, columns=_width(c_in, (2 * LARGE, LARGE)), stages=4, few=136, many=184)
         name, builder = f"conv_weight_hopper_{dtype}_{config.columns}", hopper_convolution_weight.hopper_weight_gradient
         return _kernel(name, builder, config, convolution_weight.PARAMETERS)
     if face == "conv_weight":
@@ -93,7 +93,7 @@ def _gathering(face: str, dtype: Element, channels: int, *, is_odd: bool) -> Ker
 
 def _hopper(face: str, dtype: Element, made: int) -> Kernel:
     columns = _width(made, (2 * LARGE, LARGE, SMALL))
-    config = hopper_convolution.Config(dtype, face == "conv_input", groups=2, columns=columns, stages=4, few=136, many=184)
+    config = hopper_convolution.Config(dtype, groups=2, columns=columns, stages=4, few=136, many=184, is_input=face == "conv_input")
     return _kernel(f"{face}_hopper_{dtype}_{columns}", hopper_convolution.hopper_convolution, config, convolution.PARAMETERS)
 
 

@@ -23,7 +23,7 @@ ORDERS: list[dict[str, bool]] = [{"last_first": False}, {"last_first": True}]
 def small_hopper(element: Any, *, is_input: bool, **more: Any) -> Kernel:
     """A kernel with the shipped ones' source and small tiles, so that a case has several."""
     sizes: dict[str, Any] = {"groups": 2, "columns": 64, "stages": 3, "few": 120, "many": 192, **more}
-    config = hopper_convolution.Config(element, is_input, **sizes)
+    config = hopper_convolution.Config(element, **sizes, is_input=is_input)
     builder, parameters = hopper_convolution.hopper_convolution, convolution.PARAMETERS
     return Kernel("hopper_convolution", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 
@@ -38,7 +38,7 @@ def check(face: str, name: str, order: dict[str, bool], **more: Any) -> None:
 def check_weights(name: str, order: dict[str, bool], **more: Any) -> None:
     given = case(**{**CASES, **WIDE}[name])
     sizes: dict[str, Any] = {"groups": 2, "columns": 64, "stages": 3, "few": 120, "many": 192, **more}
-    config = hopper_convolution_weight.Config(given.element, **sizes)
+    config = hopper_convolution.Config(given.element, **sizes)
     builder, parameters = hopper_convolution_weight.hopper_weight_gradient, convolution_weight.PARAMETERS
     kernel = Kernel("hopper_weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
     got = weight_gradient(kernel, choose("conv_sum", given.element, 1, 1), given, splits=2, launch=partial(launch, **order))

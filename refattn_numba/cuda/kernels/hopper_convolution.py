@@ -24,28 +24,28 @@ class Config(NamedTuple):
     ----------
     element : str
         Type of the operands, of 16 bits.
-    is_input : bool
-        Whether the gradient of the input is made, and not the output.
     groups : int
-        Of four warps that have 64 positions each, besides the one that copies.
+        Of four warps that have 64 rows each, positions or channels of y, besides the one that copies.
     columns : int
         Channels of a block: a multiple of 64.
     stages : int
         Pairs of tiles in shared memory, of which one is used while the others are filled.
     few, many : int
         Registers of a thread of the group that copies, and of the others.
+    is_input : bool
+        Whether the gradient of the input is made, and not the output or the gradient of the weight.
     """
 
     element: Element
-    is_input: bool
     groups: int
     columns: int
     stages: int
     few: int
     many: int
+    is_input: bool = False
 
     depth = BLOCK_COLUMNS
-    """Channels in a tile of operands."""
+    """Of a tile of operands: channels, or positions for the gradient of the weight."""
 
     is_odd = False
     """Whether rows may begin at any number, and not at multiples of 16 bytes alone."""
@@ -57,7 +57,7 @@ class Config(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Positions of a block."""
+        """Of a block."""
         return ROWS * self.groups
 
     @property

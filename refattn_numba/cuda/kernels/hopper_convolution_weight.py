@@ -7,73 +7,18 @@ operands lie in shared memory with their depth first, and products turn them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from refattn_numba.cuda import fragments, memory, pixels, swizzled, warpgroups
-from refattn_numba.cuda.fragments import Element, Tile, bytes_of
+from refattn_numba.cuda.fragments import Tile, bytes_of
 from refattn_numba.cuda.kernels.convolution_weight import weights_work
+from refattn_numba.cuda.kernels.hopper_convolution import Config
 from refattn_numba.cuda.kernels.hopper_forward import BARRIER_BYTES, WARPS
 from refattn_numba.cuda.warpgroups import ALIGNMENT, BLOCK_BYTES, BLOCK_COLUMNS, ROWS
 
 
-class Config(NamedTuple):
-    """Sizes that are fixed when the kernel is compiled.
-
-    Attributes
-    ----------
-    element : str
-        Type of the operands, of 16 bits.
-    groups : int
-        Of four warps that have 64 channels of y each, besides the one that copies.
-    columns : int
-        Channels of x of a block: a multiple of 64.
-    stages : int
-        Pairs of tiles in shared memory, of which one is used while the others are filled.
-    few, many : int
-        Registers of a thread of the group that copies, and of the others.
-    """
-
-    element: Element
-    groups: int
-    columns: int
-    stages: int
-    few: int
-    many: int
-
-    depth = BLOCK_COLUMNS
-    """Positions in a tile of operands."""
-
-    is_odd = False
-    """Whether rows may begin at any number, and not at multiples of 16 bytes alone."""
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * WARPS * (1 + self.groups)
-
-    @property
-    def rows(self) -> int:
-        """Channels of y of a block."""
-        return ROWS * self.groups
-
-    @property
-    def tile(self) -> int:
-        """The same."""
-        return self.rows
-
-    @property
-    def stage_bytes(self) -> int:
-        """Of a pair of tiles."""
-        return (self.rows + self.columns) * BLOCK_BYTES
-
-    @property
-    def shared_bytes(self) -> int:
-        """Barriers and the ring, and what aligning them may take."""
-        return 2 * ALIGNMENT + self.stages * self.stage_bytes
-
-
 def hopper_weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
-    """The kernel; its parameters are those of `convolution_weight`."""
+    """The kernel; its parameters are those of `convolution_weight`. Rows are channels of y, columns those of x, and the depth is positions."""
     element, tile_rows, tile_columns, depth, stages = config.element, config.rows, config.columns, config.depth, config.stages
     stage_bytes, width, ahead, copying = config.stage_bytes, bytes_of(config.element), max(config.stages - 2, 1), 32 * WARPS
     tile, rows_bytes, block_bytes = Tile(16, tile_columns), tile_rows * BLOCK_BYTES, depth * BLOCK_BYTES
