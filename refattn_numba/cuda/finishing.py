@@ -1,10 +1,10 @@
-"""What follows the sums of a convolution: a bias, an activation, and rows that go to their positions."""
+"""What follows the sums of a convolution: a bias, and rows that go to their positions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refattn_numba.cuda.fragments import LOG2_E, Element, Tile, bytes_of, each
+from refattn_numba.cuda.fragments import Element, Tile, bytes_of
 from refattn_numba.cuda.operations import Operation
 from refattn_numba.cuda.pixels import GRID, STEPS, TRIPLE, address_of, is_inside, place_of
 
@@ -19,22 +19,6 @@ def add_bias(element: Element, tile: Tile) -> Operation:
         return [x + found[right // 8 * 2 + right % 2] for (_, _, right), x in zip(tile.places(), values, strict=True)]
 
     return Operation(run, (tile.kind, "int64", "int32", "int32"), tile.kind)
-
-
-def rectified(tile: Tile) -> Operation:
-    """The positive part."""
-    return each(tile.kind, lambda e, x: e.select(x < 0.0, e.number(0.0), x))
-
-
-def gated(tile: Tile) -> Operation:
-    """``x * sigmoid(slope * x + cubic * x**3)``: silu, and gelu in its tanh form."""
-
-    def gate(e: Any, x: Any, slope: Any, cubic: Any) -> Any:
-        z = x * e.multiply_add(x * x, cubic, slope)
-        made = x * e.reciprocal(e.exp2(z * -LOG2_E) + 1.0)
-        return e.select(x == float("-inf"), e.number(0.0), made)
-
-    return each(tile.kind, gate, "float32", "float32")
 
 
 def store_positions(element: Element, tile: Tile, *, is_odd: bool) -> Operation:

@@ -124,12 +124,12 @@ def test_gradient_of_bias(name: str, splits: int, record_property: Any) -> None:
     compare(got, given.reference()[1]["bias"], sizes_of(given)[1]["bias"], given.element)
 
 
-@pytest.mark.parametrize(("activation", "name"), [(1, "relu"), (2, "silu"), (3, "gelu")])
+@pytest.mark.parametrize(("activation", "name"), [(1, "relu"), (2, "silu")])
 def test_activations(activation: int, name: str, record_property: Any) -> None:
     given = case(element="float32", c_in=8, c_out=8, bias=True, size=(4, 4))
     record_property("emulated", "conv_forward")
     y, _ = given.reference()
-    expected = {"relu": refattn.relu, "silu": refattn.silu, "gelu": lambda x: refattn.gelu(x, approximate="tanh")}[name](y)
+    expected = getattr(refattn, name)(y)
     got = gathered(small("float32", is_input=False), given, activation)
     np.testing.assert_allclose(got, expected, rtol=2.0**-18, atol=2.0**-18 * np.abs(y).max())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import finishing, fragments, memory, pixels, products
+from refattn_numba.cuda import activations, finishing, fragments, memory, pixels, products
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of, stride_of
 from refattn_numba.cuda.kernel import Parameters
 from refattn_numba.cuda.kernels.geometry import GEOMETRY, TILES, blocks_work, sides
@@ -104,7 +104,7 @@ def convolution(ops: Any, config: Config) -> Callable[..., None]:
     copy_weights = ops(memory.copy_rows(element, weights_in_tile, weights_in_row, threads, weight_stride))
     no_sums = ops(fragments.zeros(tile.kind))
     multiply = ops(products.product(element, tile, depth, stride, weight_stride, is_right_deep=is_input))
-    add_bias, finish = ops(finishing.add_bias(element, tile)), activations(ops, tile)
+    add_bias, finish = ops(finishing.add_bias(element, tile)), activations.fused(ops, tile.kind)
     store = ops(finishing.store_positions(element, tile, is_odd=False))
     work, read_and_written, next_tap = blocks_work(ops, config), sides(ops, config), taps_in_turn(ops)
 
@@ -198,23 +198,3 @@ def taps_in_turn(ops: Any) -> Callable[..., Any]:
         return part, i, j, k
 
     return ops.function(following)
-
-
-def activations(ops: Any, tile: Tile) -> Callable[..., Any]:
-    """The function that applies 0 none, 1 relu, 2 silu, 3 gelu in its tanh form."""
-    rectified, gated = ops(finishing.rectified(tile)), ops(finishing.gated(tile))
-
-    def finish(sums: Any, activation: Any) -> Any:
-        if activation == 1:
-            sums = rectified(sums)
-        elif activation != 0:
-            sums = gated(sums, 1.0 if activation == 2 else GELU_SLOPE, 0.0 if activation == 2 else GELU_CUBIC)
-        return sums
-
-    return ops.function(finish)
-
-
-GELU_SLOPE = 1.5957691216057308
-"""Twice the square root of 2 / pi."""
-
-GELU_CUBIC = GELU_SLOPE * 0.044715

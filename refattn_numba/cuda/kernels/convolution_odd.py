@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import finishing, fragments, memory, pixels, products
+from refattn_numba.cuda import activations, finishing, fragments, memory, pixels, products
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of, stride_of
-from refattn_numba.cuda.kernels.convolution import activations
 from refattn_numba.cuda.kernels.geometry import blocks_work, sides
 
 
@@ -83,7 +82,7 @@ def odd_convolution(ops: Any, config: Config) -> Callable[..., None]:
     load_row, load_weights = ops(pixels.load_taps(element, depth)), ops(pixels.load_taps(element, of_part))
     store_row, store_weights = ops(pixels.store_bits(element, depth)), ops(pixels.store_bits(element, of_part))
     no_sums, multiply = ops(fragments.zeros(tile.kind)), ops(products.product(element, tile, depth, stride, stride))
-    add_bias, finish = ops(finishing.add_bias(element, tile)), activations(ops, tile)
+    add_bias, finish = ops(finishing.add_bias(element, tile)), activations.fused(ops, tile.kind)
     store = ops(finishing.store_positions(element, tile, is_odd=True))
     work, read_and_written = blocks_work(ops, config), sides(ops, config)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from refattn_numba.cuda import finishing, fragments, memory, pixels, swizzled, warpgroups
+from refattn_numba.cuda import activations, finishing, fragments, memory, pixels, swizzled, warpgroups
 from refattn_numba.cuda.fragments import Element, Tile, bytes_of
-from refattn_numba.cuda.kernels.convolution import activations, taps_in_turn
+from refattn_numba.cuda.kernels.convolution import taps_in_turn
 from refattn_numba.cuda.kernels.geometry import blocks_work, sides
 from refattn_numba.cuda.kernels.hopper_forward import BARRIER_BYTES, WARPS
 from refattn_numba.cuda.warpgroups import ALIGNMENT, BLOCK_BYTES, BLOCK_COLUMNS, ROWS
@@ -97,7 +97,7 @@ def hopper_convolution(ops: Any, config: Config) -> Callable[..., None]:
     fewer, more = ops(warpgroups.registers(config.few, more=False)), ops(warpgroups.registers(config.many, more=True))
     no_sums, begin_products = ops(fragments.zeros(tile.kind)), ops(warpgroups.products_begin(tile.kind))
     wait_sums = ops(warpgroups.products_wait(tile.kind, 0))
-    add_bias, finish = ops(finishing.add_bias(element, tile)), activations(ops, tile)
+    add_bias, finish = ops(finishing.add_bias(element, tile)), activations.fused(ops, tile.kind)
     store = ops(finishing.store_positions(element, tile, is_odd=False))
     work, read_and_written, next_tap = blocks_work(ops, config), sides(ops, config), taps_in_turn(ops)
 
