@@ -37,7 +37,7 @@ convolution."""
 Precision: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
 """As arrays are stored; float16, and bfloat16 where the processor does not multiply it, are those of float32 and conversions."""
 
-LARGE = frozenset({"depthwise_pixels", "winograd_kernels", "winograd_weight", "depthwise_planes.plane_gradients"})
+LARGE = frozenset({"depthwise_pixels", "strided", "winograd_kernels", "winograd_weight", "depthwise_planes.plane_gradients"})
 """Modules whose kernels, and kernels that, are chosen for large arrays alone: by no quick check, which a test holds."""
 FUSED = frozenset({"epilogue.finish_rows", "epilogue.pull_back", "epilogue.sum_columns"})
 """Kernels for activations after a convolution, and for a bias of channels that lie last: no mechanism has these, so that no check reaches them."""

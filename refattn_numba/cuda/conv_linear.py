@@ -16,7 +16,7 @@ from refattn_numba.cuda.kernel import Kernel
 from refattn_numba.cuda.library import c_strides
 
 FUSED: frozenset[Activation | None] = frozenset({None, "relu", "silu"})
-"""Activations that the kernels of products make as the reference does; GELU there is another formula."""
+"""Activations that the kernels of products make; GELU has a kernel of its own."""
 
 THREADS_OF_SUM, MOST_SPLITS = 1 << 17, 1024
 """Threads that make the parts of a sum of single channels, as long as the parts are not too many."""

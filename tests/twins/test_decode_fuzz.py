@@ -96,6 +96,7 @@ def run(seed, monkeypatch):
     name, given = draw(np.random.default_rng(seed))
     guarded = Guarded()
     monkeypatch.setattr(cached, "np", guarded)
+    monkeypatch.setattr(cached, "empty", guarded.empty)
     monkeypatch.setattr(threads, "aligned", guarded.aligned)
     got, want = getattr(refattn_numba, name)(**given), getattr(refattn, name)(**exact(given))
     guarded.check()

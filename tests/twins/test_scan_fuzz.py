@@ -63,6 +63,7 @@ def run(random):
     arguments = draw(random, name, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "np", guarded)
+        patch.setattr(scan, "empty", guarded.empty)
         patch.setattr(threads, "aligned", guarded.aligned)
         compare(random, name, dtype, arguments, guarded)
 
