@@ -45,9 +45,10 @@ def call_epilogue(seed):
 
 
 if __name__ == "__main__":
+    from refattn_numba.cpu import call as calls
     from refattn_numba.cpu import threads
 
-    threads.aligned = Fenced().aligned
+    calls.aligned = threads.aligned = Fenced().aligned
     call = {"pointwise": call_pointwise, "epilogue": call_epilogue}[sys.argv[1]]
     for number in range(*map(int, sys.argv[2:])):
         call(number)

@@ -156,9 +156,10 @@ def read_outside(_):
 
 
 if __name__ == "__main__":
+    from refattn_numba.cpu import call as calls
     from refattn_numba.cpu import threads
 
-    threads.aligned = Fenced().aligned
+    calls.aligned = threads.aligned = Fenced().aligned
     call = {
         "decode": call_decode,
         "attention": call_attention,

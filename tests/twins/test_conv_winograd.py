@@ -269,10 +269,11 @@ def test_random_calls_stay_inside_arrays():
 
 
 if __name__ == "__main__":
-    from refattn_numba.cpu import threads
+    from refattn_numba.cpu import call, threads
     from tests.twins.guard_pages import Fenced, fenced
 
-    threads.aligned, winograd.np = Fenced().aligned, Fenced()
+    threads.aligned = winograd.aligned = call.aligned = Fenced().aligned
+    winograd.np = Fenced()
     calls = [*HARD.values(), *(draw(np.random.default_rng(seed)) for seed in range(int(sys.argv[1])))]
     for number, (name, shape, kernel, options) in enumerate(calls):
         for at_start in (False, True):
