@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from refattn_numba.cpu.conv.activation import CODES, DENSITY, SINGLE, SINGLE_K
+from refattn_numba._activations import CODES, DENSITY, SINGLE, SINGLE_K
 from refattn_numba.cuda.fragments import LOG2_E, each
 from refattn_numba.cuda.operations import Many
 
@@ -40,7 +40,7 @@ def _silu(e: Any, x: Any) -> Any:
 
 
 def _normal(e: Any, x: Any) -> tuple[Any, Any, Any]:
-    """Size of x, ``exp(-size**2 / 2)``, and the upper tail of the normal distribution there (see `cpu.conv.activation`)."""
+    """Size of x, ``exp(-size**2 / 2)``, and the upper tail of the normal distribution there (see `_activations`)."""
     t = _size(e, x, FAR)
     bell = e.exp2(t * t * (-0.5 * LOG2_E))
     u = (t - SINGLE_K) * e.reciprocal(t + SINGLE_K)

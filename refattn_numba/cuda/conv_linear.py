@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from refattn_numba.cpu.conv.activation import CODES
+from refattn_numba._activations import CODES
 from refattn_numba.cpu.conv.problem import Activation
 from refattn_numba.cuda import conv_configurations, conv_small_configurations, hopper
 from refattn_numba.cuda.arrays import ROW_BYTES, DeviceArray, read

@@ -5,7 +5,7 @@ import numpy as np
 import refattn
 from refattn.convolution import rule
 from refattn.primitives.padding import NUMPY_MODES
-from refattn_numba.cpu.conv.activation import CODES
+from refattn_numba._activations import CODES
 from refattn_numba.cuda.vectors import BORDERS
 from tests.cuda.by_numpy import Memory
 from tests.cuda.standins import numpy_type

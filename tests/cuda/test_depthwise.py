@@ -16,7 +16,7 @@ from benchmarks.gpu_conv_battery import candidate
 from refattn.testing import Case
 from refattn.testing.checking import compare_case
 from refattn.testing.precision import named_format
-from refattn_numba.cpu.conv.activation import CODES
+from refattn_numba._activations import CODES
 from refattn_numba.cuda import conv_linear, conv_small_configurations
 from refattn_numba.cuda.conv_small_configurations import choose, shipped
 from refattn_numba.cuda.kernels import conv_place, depthwise, depthwise_weight

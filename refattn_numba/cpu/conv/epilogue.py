@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from refattn._core import Array
-from refattn_numba.cpu.conv.activation import CODES, activated, before_activated
+from refattn_numba._activations import CODES
+from refattn_numba.cpu.conv.activation import activated, before_activated
 from refattn_numba.cpu.conv.problem import Activation, Epilogue, Finished
 from refattn_numba.cpu.jit import compiled, kernel
 from refattn_numba.cpu.simd import filled, lanes_of, largest_of, load, pointer_to, store, total_of

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 
 from refattn._core import Array
+from refattn_numba._activations import CODES
 from refattn_numba.cpu.call import Record, aligned, empty
-from refattn_numba.cpu.conv.activation import CODES
 from refattn_numba.cpu.conv.epilogue import finish
 from refattn_numba.cpu.conv.layouts import panels
 from refattn_numba.cpu.conv.pointwise_call import (

@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from refattn._core import Array
+from refattn_numba._activations import Activation
 from refattn_numba.cpu.call import empty
 
 Axes: TypeAlias = tuple[int, int, int]
 Linear: TypeAlias = Literal["correlate", "spread"]
 Face: TypeAlias = Linear | Literal["weight_gradient"]
 Accuracy: TypeAlias = Literal["fast", "strict"]
-Activation: TypeAlias = Literal["relu", "silu", "gelu"]
 Layout: TypeAlias = Literal["channels_first", "channels_last"]
 
 AXES = 3
