@@ -174,16 +174,16 @@ def write(about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], into
     return path
 
 
-def build(into: Path, architectures: Sequence[str]) -> str:
+def build(into: Path, architectures: Sequence[str], jobs: int) -> str:
     """Compile all kernels, which needs no GPU."""
     from refattn_numba.cuda import configurations, conv_configurations, conv_small_configurations, hopper  # noqa: PLC0415  # the kernels
 
     start = time.monotonic()
     portable = (*configurations.shipped(), *conv_configurations.shipped(), *conv_small_configurations.shipped())
-    made = cache.build(portable, architectures, into)
+    made = cache.build(portable, architectures, into, jobs)
     if hopper.ARCHITECTURE in architectures:
-        made += cache.build((*hopper.shipped(), *conv_configurations.shipped_for_hopper()), [hopper.ARCHITECTURE], into)
-    size = sum(path.stat().st_size for path, _ in made) / 2**20
+        made += cache.build((*hopper.shipped(), *conv_configurations.shipped_for_hopper()), [hopper.ARCHITECTURE], into, jobs)
+    size = sum(path.stat().st_size for path in made) / 2**20
     return f"{len(made)} kernels for {' and '.join(architectures)}, {size:.1f} MiB, in {into}: {time.monotonic() - start:.0f} seconds"
 
 
@@ -197,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--build", type=Path, metavar="FOLDER", help="compile all kernels into a folder, without a GPU, and do nothing else"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that build; default: one for each core")
     parser.add_argument("--triton", type=Path, metavar="FILE", help="Triton's tutorial 06-fused-attention.py, to be timed too")
     parser.add_argument("--architecture", action="append", choices=ARCHITECTURES, help="to build for; default: all")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(MARK + json.dumps(run(given.row)))
         return 0
     if given.build:
-        print(build(given.build, given.architecture or ARCHITECTURES))
+        print(build(given.build, given.architecture or ARCHITECTURES, max(given.jobs, 1)))
         return 0
     if given.carry:
         if not given.carry.is_dir():

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,22 +81,22 @@ def cubin_of(kernel: Kernel, architecture: str) -> Cubin:
     return found
 
 
-def build(kernels: Iterable[Kernel], architectures: Iterable[str], into: Path) -> list[tuple[Path, Cubin]]:
-    """Compile kernels into a folder that can be carried to another machine; needs no GPU."""
+def build(kernels: Iterable[Kernel], architectures: Iterable[str], into: Path, jobs: int = 1) -> list[Path]:
+    """Compile kernels into a folder that can be carried to another machine, in some processes; needs no GPU."""
+    wanted = [(kernel, architecture, into) for kernel, architecture in itertools.product(kernels, architectures)]
+    if jobs == 1:
+        return [_built(*each) for each in wanted]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as workers:
+        return list(workers.map(_built, *zip(*wanted, strict=True)))
+
+
+def _built(kernel: Kernel, architecture: str, into: Path) -> Path:
     from refattn_numba.cuda import toolchain  # noqa: PLC0415  # as above
 
-    wanted = list(architectures)
-    made = []
-    for kernel in kernels:
-        source = source_of(kernel)
-        for architecture in wanted:
-            path = into / file_name(kernel, architecture, source)
-            cubin = read(path)
-            if cubin is None:
-                cubin = toolchain.compile(kernel, architecture)
-                write(path, cubin)
-            made.append((path, cubin))
-    return made
+    path = into / file_name(kernel, architecture, source_of(kernel))
+    if read(path) is None:
+        write(path, toolchain.compile(kernel, architecture))
+    return path
 
 
 @functools.cache

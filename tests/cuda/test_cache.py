@@ -193,7 +193,7 @@ def test_prebuilt_files_need_no_compiler(compiler, monkeypatch, tmp_path):
 
 
 def test_a_broken_prebuilt_file_is_compiled_into_the_users_folder(compiler, monkeypatch, tmp_path):
-    ((path, _),) = cache.build([kernel()], ["sm_80"], tmp_path / "carried")
+    (path,) = cache.build([kernel()], ["sm_80"], tmp_path / "carried")
     path.write_bytes(b"broken")
     monkeypatch.setenv("REFATTN_PREBUILT", str(tmp_path / "carried"))
     assert cache.cubin_of(kernel(), "sm_80").code == b"k64 2"

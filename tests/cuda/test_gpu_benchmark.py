@@ -148,7 +148,7 @@ def test_build_and_carry(monkeypatch, capsys, tmp_path):
     from refattn_numba.cuda import toolchain
 
     monkeypatch.setattr(toolchain, "compile", lambda kernel, architecture: Cubin(b"code", kernel.name, architecture, 100, 0, 0))
-    assert gpu.main(["--build", str(tmp_path / "made"), "--architecture", "sm_80"]) == 0
+    assert gpu.main(["--build", str(tmp_path / "made"), "--architecture", "sm_80", "--jobs", "1"]) == 0
     count = sum(len(list(part.shipped())) for part in (configurations, conv_configurations, conv_small_configurations))
     assert capsys.readouterr().out.startswith(f"{count} kernels for sm_80, ")
     assert len(list((tmp_path / "made").iterdir())) == count
