@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import refattn_numba
-from benchmarks.gpu_timing import ALLOWED, Call, medians
+from benchmarks.gpu_timing import Call, distance, is_right, medians
 from benchmarks.tables import Rows, aligned
 
 SECONDS = 0.25
@@ -102,7 +102,7 @@ def _layer(torch: Any, shape: ConvShape) -> dict[str, Any]:
     }
     got, wanted = pullback(d), backward["torch"]()
     pairs = {"output": (ours, output.detach()), "x": (got["x"], wanted[0]), "weight": (got["weight"], wanted[1])}
-    errors = {name: float((a.float() - b.float()).norm() / b.float().norm()) for name, (a, b) in pairs.items()}
+    errors = {name: distance(*pair) for name, pair in pairs.items()}
     return {
         "shape": shape._asdict(),
         "operations": shape.operations,
@@ -110,7 +110,7 @@ def _layer(torch: Any, shape: ConvShape) -> dict[str, Any]:
         "forward": medians(torch, forward, seconds=SECONDS),
         "backward": medians(torch, backward, seconds=SECONDS),
         "errors": errors,
-        "ok": all(error < ALLOWED["bfloat16"] for error in errors.values()),
+        "ok": is_right(errors, "bfloat16"),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import refattn_numba
-from benchmarks.gpu_timing import ALLOWED, BACK_ENDS, Call, host_microseconds, medians
+from benchmarks.gpu_timing import BACK_ENDS, Call, distance, host_microseconds, is_right, medians
 
 SECONDS = 0.3
 PAGE_SIZE = 16
@@ -75,7 +75,7 @@ def _measured(torch: Any, shape: CacheShape) -> dict[str, Any]:
         "share_of_copy": {name: r["tb_per_s"] / copied for name, r in rates.items() if copied and name.startswith("ours")},
         "host_us": host_microseconds(torch, calls["ours"]),
         "errors": errors,
-        "ok": bool(errors) and all(x < ALLOWED[shape.dtype] for x in errors.values()),
+        "ok": is_right(errors, shape.dtype),
     }
 
 
@@ -139,8 +139,8 @@ def _errors(calls: Mapping[str, Call]) -> dict[str, float]:
     """The distance from the first back end that takes such a call, in root mean squares."""
     for name in ("math", "efficient", "flash", "cudnn"):
         try:
-            wanted = calls[name]().float()
+            wanted = calls[name]()
         except RuntimeError:
             continue
-        return {ours: float((calls[ours]().float() - wanted).norm() / wanted.norm()) for ours in ("ours", "ours, pages")}
+        return {ours: distance(calls[ours](), wanted) for ours in ("ours", "ours, pages")}
     return {}

@@ -115,7 +115,7 @@ def attention(torch: Any, shape: Shape) -> dict[str, Any]:
         **made,
         "host_us": host_microseconds(torch, forward["ours"]),
         "errors": errors,
-        "ok": _is_right(errors, shape.dtype),
+        "ok": is_right(errors, shape.dtype),
     }
 
 
@@ -129,14 +129,13 @@ def float8_forward(torch: Any, shape: Shape) -> dict[str, Any]:
         name: lambda x=x: refattn_numba.scaled_dot_product_attention(*x, causal=shape.causal)
         for name, x in (("ours", narrow), ("ours, bfloat16", wide))
     }
-    got, wanted = (call().float() for call in calls.values())
-    errors = {"output": float((got - wanted).norm() / wanted.norm())}
+    errors = {"output": distance(*(call() for call in calls.values()))}
     return {
         "shape": shape._asdict(),
         "forward": with_rates(medians(torch, calls), shape.operations),
         "host_us": host_microseconds(torch, calls["ours"]),
         "errors": errors,
-        "ok": _is_right(errors, shape.dtype),
+        "ok": is_right(errors, shape.dtype),
     }
 
 
@@ -172,11 +171,18 @@ def _errors(torch: Any, peers: Mapping[str, tuple[Call, Call]], output: Any, gra
         except (RuntimeError, KeyError):
             continue
         got = {"output": output, **grads}
-        return {n: float((got[n].float() - x.float()).norm() / x.float().norm()) for n, x in wanted.items()}
+        return {n: distance(got[n], x) for n, x in wanted.items()}
     return {}
 
 
-def _is_right(errors: Mapping[str, float], dtype: str) -> bool:
+def distance(got: Any, wanted: Any) -> float:
+    """Of two tensors, in root mean squares of the second."""
+    got, wanted = got.detach().float(), wanted.detach().float()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def is_right(errors: Mapping[str, float], dtype: str) -> bool:
+    """Whether times of such results are believed."""
     return bool(errors) and all(math.isfinite(x) and x < ALLOWED[dtype] for x in errors.values())
 
 

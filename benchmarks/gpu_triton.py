@@ -7,14 +7,13 @@ it offers ``attention(q, k, v, causal, scale)``. flex_attention comes with PyTor
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import refattn_numba
-from benchmarks.gpu_timing import ALLOWED, Call, Shape, medians, with_rates
+from benchmarks.gpu_timing import Call, Shape, distance, is_right, medians, with_rates
 
 FILE = "REFATTN_TRITON_TUTORIAL"
 """The environment's name for the tutorial's file, which processes of single rows get so."""
@@ -44,15 +43,13 @@ def beside_triton(torch: Any, shape: Shape) -> dict[str, Any]:
         backward[name] = lambda y=theirs, leaves=leaves: torch.autograd.grad(y, leaves, d, retain_graph=True)
         made = {"output": output, **pullback(d)}
         wanted = {"output": theirs, **dict(zip(("query", "key", "value"), grads, strict=True))}
-        errors |= {
-            f"{n}, {name}": float((made[n].float() - x.detach().float()).norm() / x.detach().float().norm()) for n, x in wanted.items()
-        }
+        errors |= {f"{n}, {name}": distance(made[n], x) for n, x in wanted.items()}
     return {
         "shape": shape._asdict(),
         "forward": with_rates(medians(torch, forward), shape.operations),
         "backward": with_rates(medians(torch, backward), 2.5 * shape.operations),
         "errors": errors,
-        "ok": bool(errors) and all(math.isfinite(x) and x < ALLOWED[shape.dtype] for x in errors.values()),
+        "ok": is_right(errors, shape.dtype),
     }
 
 

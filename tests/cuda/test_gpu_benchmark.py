@@ -206,7 +206,7 @@ def test_operations_are_of_visible_pairs():
     ("errors", "right"), [({"output": 0.001}, True), ({"output": 0.5}, False), ({"output": np.nan}, False), ({}, False)]
 )
 def test_times_of_wrong_results_are_not_believed(errors, right):
-    assert gpu_timing._is_right(errors, "bfloat16") is right
+    assert gpu_timing.is_right(errors, "bfloat16") is right
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
@@ -220,7 +220,7 @@ def test_what_pytorch_is_asked_for(heads):
     forward, backward = peers["math"]
     errors = gpu_timing._errors(torch, peers, forward(), dict(zip(("query", "key", "value"), backward(), strict=True)))
     assert set(errors) == {"output", "query", "key", "value"}
-    assert gpu_timing._is_right(errors, "float32")
+    assert gpu_timing.is_right(errors, "float32")
     assert all(hasattr(torch.nn.attention.SDPBackend, name) for name in gpu_timing.BACK_ENDS.values())
 
 
