@@ -12,7 +12,7 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 
 import refattn  # noqa: E402
 import refattn_numba  # noqa: E402
-from refattn_numba.cpu import cached, threads  # noqa: E402
+from refattn_numba.cpu import cached, call, threads  # noqa: E402
 from tests.twins.test_fuzz import GUARD, Guarded, broadcast_shape  # noqa: E402
 
 STORED = ["float32", "float64", "float16", ml_dtypes.bfloat16, "int8", ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, "int16"]
@@ -96,7 +96,7 @@ def run(seed, monkeypatch):
     name, given = draw(np.random.default_rng(seed))
     guarded = Guarded()
     monkeypatch.setattr(cached, "np", guarded)
-    monkeypatch.setattr(cached, "empty", guarded.empty)
+    monkeypatch.setattr(call, "aligned", guarded.aligned)
     monkeypatch.setattr(threads, "aligned", guarded.aligned)
     got, want = getattr(refattn_numba, name)(**given), getattr(refattn, name)(**exact(given))
     guarded.check()

@@ -15,7 +15,7 @@ pytest.importorskip("ml_dtypes")
 import refattn
 import refattn_numba
 from refattn.testing.precision import named_format
-from refattn_numba.cpu import attention, couples, threads
+from refattn_numba.cpu import attention, call, couples, threads
 from tests.twins.drawing import Drawn
 
 GUARD = 64
@@ -206,7 +206,7 @@ def run(random):
     with pytest.MonkeyPatch.context() as patch:
         for module in (attention, couples):  # no kernel of theirs, compiled meanwhile, knows NumPy by this name
             patch.setattr(module, "np", guarded)
-            patch.setattr(module, "empty", guarded.empty)
+        patch.setattr(call, "aligned", guarded.aligned)
         patch.setattr(threads, "aligned", guarded.aligned)
         for what, error in differences(twin, given, dtype, guarded):
             # what n pairs share has the sum of their errors, which have either sign
@@ -228,7 +228,7 @@ def test_the_guards_see_a_write_outside(monkeypatch):
     with pytest.raises(AssertionError):
         guarded.check()
     monkeypatch.setattr(attention, "np", guarded)
-    monkeypatch.setattr(attention, "empty", guarded.empty)
+    monkeypatch.setattr(call, "aligned", guarded.aligned)
     x = np.ones((1, 5, 7), np.float32)
     refattn_numba.scaled_dot_product_attention(x, x, x)
     assert len(guarded.wholes) > 3

@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 
 import refattn
 import refattn_numba
-from refattn_numba.cpu import scan, threads
+from refattn_numba.cpu import call, scan, threads
 from tests.twins.drawing import Drawn
 from tests.twins.test_fuzz import Guarded, inside
 
@@ -63,7 +63,7 @@ def run(random):
     arguments = draw(random, name, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "np", guarded)
-        patch.setattr(scan, "empty", guarded.empty)
+        patch.setattr(call, "aligned", guarded.aligned)
         patch.setattr(threads, "aligned", guarded.aligned)
         compare(random, name, dtype, arguments, guarded)
 
