@@ -105,7 +105,7 @@ def _width(channels: int, sizes: tuple[int, ...]) -> int:
 def _weight(dtype: Element, channels: int, *, is_odd: bool) -> Kernel:
     parameters = convolution_weight.PARAMETERS
     if is_odd:
-        config = convolution_weight_odd.Config(dtype, SMALL, 16 if dtype == "float32" else 32)
+        config = convolution_weight.Config(dtype, SMALL, 16 if dtype == "float32" else 32, stages=2, is_odd=True)
         return _kernel(f"conv_weight_{dtype}_odd", convolution_weight_odd.odd_weight_gradient, config, parameters)
     config = convolution_weight.Config(dtype, channels, 64 if dtype != "float32" and channels == SMALL else 32, 3)
     return _kernel(f"conv_weight_{dtype}_{channels}", convolution_weight.weight_gradient, config, parameters)

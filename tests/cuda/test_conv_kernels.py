@@ -100,7 +100,8 @@ def small_weight(element: Any, **more: Any) -> Kernel:
 
 def small_odd_weight(element: Any, row_warps: int = 1) -> Kernel:
     """The same for any number of channels."""
-    config = convolution_weight_odd.Config(element, 16 * row_warps, 8 if element == "float32" else 16, row_warps, 1)
+    depth = 8 if element == "float32" else 16
+    config = convolution_weight.Config(element, 16 * row_warps, depth, stages=2, row_warps=row_warps, column_warps=1, is_odd=True)
     builder, parameters = convolution_weight_odd.odd_weight_gradient, convolution_weight.PARAMETERS
     return Kernel("odd_weight", builder, config, parameters, config.threads, config.shared_bytes, config.tile)
 

@@ -24,13 +24,15 @@ class Config(NamedTuple):
     element : str
         Type of the operands.
     size : int
-        Channels of y, and of x, of a block.
+        Channels of y, and columns, of a block: channels of x, or taps times these.
     depth : int
         Positions in a tile of operands.
     stages : int
         Pairs of such tiles in shared memory, of which one is used while the others are filled.
     row_warps, column_warps : int
-        Warps that share the channels of y, and those of x.
+        Warps that share the channels of y, and the columns.
+    is_odd : bool
+        Whether rows may begin at any number, and not at multiples of 16 bytes alone.
     """
 
     element: Element
@@ -39,9 +41,7 @@ class Config(NamedTuple):
     stages: int
     row_warps: int = 2
     column_warps: int = 2
-
-    is_odd = False
-    """Whether rows may begin at any number, and not at multiples of 16 bytes alone."""
+    is_odd: bool = False
 
     @property
     def threads(self) -> int:

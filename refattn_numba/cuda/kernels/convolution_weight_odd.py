@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from refattn_numba.cuda import fragments, memory, pixels, products
-from refattn_numba.cuda.fragments import Element, Tile, bytes_of
-
-
-class Config(NamedTuple):
-    """Sizes that are fixed when the kernel is compiled.
-
-    Attributes
-    ----------
-    element : str
-        Type of the operands.
-    size : int
-        Channels of y, and taps times channels of x, of a block.
-    depth : int
-        Positions in a tile of operands.
-    row_warps, column_warps : int
-        Warps that share the channels of y, and the columns.
-    """
-
-    element: Element
-    size: int
-    depth: int
-    row_warps: int = 2
-    column_warps: int = 2
-
-    is_odd = True
-    """Whether rows may begin at any number, and not at multiples of 16 bytes alone."""
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * self.row_warps * self.column_warps
-
-    @property
-    def tile(self) -> int:
-        """Channels of y of a block."""
-        return self.size
-
-    @property
-    def columns(self) -> int:
-        """Columns of a block."""
-        return self.size
-
-    @property
-    def stride(self) -> int:
-        """Bytes from one position to the next in shared memory."""
-        return products.deep_stride_of(self.element, self.size)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Two pairs of tiles."""
-        return 4 * self.depth * self.stride
+from refattn_numba.cuda.fragments import Tile, bytes_of
+from refattn_numba.cuda.kernels.convolution_weight import Config
 
 
 def odd_weight_gradient(ops: Any, config: Config) -> Callable[..., None]:
-    """The kernel; its parameters are those of `convolution_weight`."""
+    """The kernel; its parameters are those of `convolution_weight`, its columns taps times channels of x, and its stages two."""
     element, size, depth, stride, threads = config.element, config.size, config.depth, config.stride, config.threads
     width, tile_bytes, column_warps = bytes_of(element), config.depth * config.stride, config.column_warps
     tile, of_part = Tile(size // config.row_warps, size // column_warps), size * depth // threads
